@@ -1,0 +1,76 @@
+"""StableLmConfig: what is read from a checkpoint's config, and what is refused."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import attrs
+
+from pilotfish import ModelConfig, PipelineConfig
+from pilotfish.errors import ConfigError
+from pilotfish.layers.rope import RopeParameters
+from pilotfish.state import KVCacheParams, StateSpec
+
+# Options that would change the maths and are not read: the value that changes nothing.
+NEUTRAL = {"hidden_act": "silu", "qk_layernorm": False, "use_parallel_residual": False}
+
+
+@attrs.frozen(kw_only=True)
+class StableLmConfig:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_heads: int
+    norm_eps: float
+    qkv_bias: bool
+    rope: RopeParameters
+    kv: KVCacheParams
+    max_seq_len: int
+    dtype: str
+    tied: bool = False
+
+    @classmethod
+    def initialize(
+        cls, pipeline_config: PipelineConfig, model_config: ModelConfig | None = None
+    ) -> Self:
+        model = model_config or pipeline_config.model
+        hf, dtype = model.huggingface_config, pipeline_config.runtime.dtype
+        for name, neutral in NEUTRAL.items():
+            if (got := getattr(hf, name, neutral)) != neutral:
+                raise ConfigError(f"the checkpoint has {name} = {got!r}; wanted {neutral!r}")
+        head_dim = hf.hidden_size // hf.num_attention_heads
+        rope = RopeParameters.from_hf(hf, head_dim)
+        if rope.depends_on_length:
+            raise ConfigError(f"rope_type is {rope.rope_type!r}; wanted 'default'")
+        if (model.max_length or 1) > rope.max_positions:
+            raise ConfigError(f"max_length is {model.max_length}; at most {rope.max_positions}")
+        return cls(
+            vocab_size=hf.vocab_size,
+            hidden_size=hf.hidden_size,
+            intermediate_size=hf.intermediate_size,
+            num_hidden_layers=hf.num_hidden_layers,
+            num_heads=hf.num_attention_heads,
+            norm_eps=hf.layer_norm_eps,
+            qkv_bias=hf.use_qkv_bias,
+            rope=rope,
+            kv=KVCacheParams(
+                num_layers=hf.num_hidden_layers,
+                num_kv_heads=hf.num_key_value_heads,
+                head_dim=head_dim,
+                dtype=dtype,
+            ),
+            max_seq_len=model.max_length or rope.max_positions,
+            dtype=dtype,
+        )
+
+    def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
+        return attrs.evolve(self, tied="lm_head.weight" not in state_dict)
+
+    def get_kv_params(self) -> KVCacheParams:
+        return self.kv
+
+    def get_state_specs(self) -> tuple[StateSpec, ...]:
+        return (self.kv.spec,)
+
+    def get_max_seq_len(self) -> int:
+        return self.max_seq_len

@@ -1,0 +1,76 @@
+"""Pilotfish: model architectures and the drafters that swim ahead of them, as plugins.
+
+The public names, nothing else. They are resolved on first use: importing this package imports
+no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pilotfish.config import (
+        CacheConfig,
+        ModelConfig,
+        PipelineConfig,
+        RuntimeConfig,
+        SamplingParams,
+        SpeculativeConfig,
+    )
+    from pilotfish.engine import LLM, RequestOutput
+    from pilotfish.errors import PilotfishError, UserError
+    from pilotfish.hookspecs import hookimpl
+    from pilotfish.plugins import load_registry
+    from pilotfish.registry import ArchitectureSpec, Registry, Route, SpeculatorSpec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArchitectureSpec": "registry",
+    "CacheConfig": "config",
+    "LLM": "engine",
+    "ModelConfig": "config",
+    "PilotfishError": "errors",
+    "PipelineConfig": "config",
+    "Registry": "registry",
+    "RequestOutput": "engine",
+    "Route": "registry",
+    "RuntimeConfig": "config",
+    "SamplingParams": "config",
+    "SpeculativeConfig": "config",
+    "SpeculatorSpec": "registry",
+    "UserError": "errors",
+    "hookimpl": "hookspecs",
+    "load_registry": "plugins",
+}
+
+__all__ = [
+    "ArchitectureSpec",
+    "CacheConfig",
+    "LLM",
+    "ModelConfig",
+    "PilotfishError",
+    "PipelineConfig",
+    "Registry",
+    "RequestOutput",
+    "Route",
+    "RuntimeConfig",
+    "SamplingParams",
+    "SpeculativeConfig",
+    "SpeculatorSpec",
+    "UserError",
+    "__version__",
+    "hookimpl",
+    "load_registry",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,40 @@
+"""Timing: rounds that alternate between the sides, and the median of each.
+
+Knows: clocks and rounds. Does not know: what is run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def timed(run: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds that one call took, and what it returned."""
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def alternate(
+    sides: Sequence[Callable[[int], float]], *, rounds: int, warmup: int = 1
+) -> list[float]:
+    """Calls every side once a round and returns each side's median.
+
+    A side takes the number of the round and returns its own figure, so that it can leave its
+    preparation out of it. The order turns round by round: noise that lasts hits all sides.
+    """
+    figures: list[list[float]] = [[] for _ in sides]
+    for round_number in range(-warmup, rounds):
+        order = list(range(len(sides)))
+        if round_number % 2:
+            order.reverse()
+        for index in order:
+            figure = sides[index](round_number)
+            if round_number >= 0:
+                figures[index].append(figure)
+    return [statistics.median(values) for values in figures]

@@ -1,0 +1,50 @@
+"""Peak memory of a fresh process that loads a model and generates.
+
+Knows: how a process measures itself. Does not know: other rows.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from pilotfish.bench.report import BenchRow
+
+ALLOWANCE_BYTES = 700 * 10**6
+"""What Python, torch and activations may take beside weights and planned state."""
+
+
+def peak_memory_row(model: str, dtype: str) -> BenchRow:
+    """Ours: peak resident bytes. Theirs: weights + planned state + the allowance."""
+    command = [sys.executable, "-m", "pilotfish.bench.memory", model, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    return BenchRow.cost(
+        "peak memory",
+        figures["peak_bytes"] / 1e6,
+        (figures["weights_bytes"] + figures["state_bytes"] + ALLOWANCE_BYTES) / 1e6,
+        peer="weights + planned state + 700 MB",
+        unit="MB",
+        equal=None,
+    )
+
+
+def _measure(model: str, dtype: str) -> dict[str, int]:
+    import resource
+
+    from pilotfish.config import SamplingParams
+    from pilotfish.engine import LLM
+
+    llm = LLM(model, dtype=dtype, device="cpu")
+    llm.generate([list(range(1000, 1100))], SamplingParams(max_tokens=16, temperature=0))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "weights_bytes": sum(llm.memory_plan.weights.values()),
+        "state_bytes": sum(llm.memory_plan.state.values()),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1], sys.argv[2])))

@@ -1,0 +1,122 @@
+"""The sides of a comparison: Pilotfish, and transformers on the same weights.
+
+Knows: how to make each side generate greedily from token ids. Does not know: what is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pilotfish.config import CacheConfig, SamplingParams
+from pilotfish.config.runtime import Arithmetic
+from pilotfish.engine import LLM
+from pilotfish.errors import CheckpointError, ConfigError
+
+TokenIds = list[int]
+
+
+class Side(Protocol):
+    """One system under test."""
+
+    name: str
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        """Exactly num_tokens greedy tokens for every prompt, all prompts at once."""
+        ...
+
+
+class PilotfishSide:
+    """Our own public `LLM`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        arithmetic: Arithmetic = "invariant",
+        prefix_caching: bool = False,
+    ) -> None:
+        self.name = "pilotfish" if arithmetic == "invariant" else f"pilotfish {arithmetic}"
+        self.llm = LLM(
+            model,
+            dtype=dtype,
+            device="cpu",
+            arithmetic=arithmetic,
+            cache=CacheConfig(prefix_caching=prefix_caching),
+            max_batch_tokens=512,
+        )
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        """See Side."""
+        params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+        return [list(out.token_ids) for out in self.llm.generate(list(prompts), params)]
+
+
+class TransformersSide:
+    """transformers' `generate`, prompts padded on the left."""
+
+    name = "transformers"
+
+    def __init__(self, directory: str, *, dtype: str) -> None:
+        self.model = load_transformers(directory, dtype)
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        """See Side."""
+        import torch
+
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        with torch.inference_mode():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=num_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        rows: list[TokenIds] = out[:, width:].tolist()
+        return rows
+
+
+def load_transformers(directory: str, dtype: str) -> Any:
+    """The model of a safetensors directory, ready to generate."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    model.eval()
+    return model
+
+
+def as_safetensors_directory(path: str, dtype: str, scratch: str) -> str:
+    """A safetensors directory with the checkpoint's weights, for sides that read no GGUF.
+
+    transformers itself dequantizes a GGUF file, so its weights are its own.
+    """
+    if Path(path).is_dir():
+        return path
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        source = AutoModelForCausalLM.from_pretrained(
+            str(Path(path).parent), gguf_file=Path(path).name, dtype=torch.float32
+        )
+    except (ValueError, ImportError) as error:
+        if "accelerate" in str(error):
+            raise ConfigError(
+                "transformers reads a GGUF file only with accelerate; got none installed; "
+                "run: pip install accelerate"
+            ) from error
+        raise CheckpointError(f"transformers cannot read {path}: {error}") from error
+    config = source.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(source)(config).to(torch.float32)
+    plain.load_state_dict(source.state_dict())
+    plain.to(getattr(torch, dtype)).save_pretrained(scratch)
+    return scratch

@@ -1,0 +1,137 @@
+"""BenchRow and BenchReport: figures of one run, the machine, and how they are shown.
+
+Knows: names, units, ratios. Does not know: how a figure was measured.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class BenchRow:
+    """One comparison.
+
+    ratio: how many times better ours is: above 1 we win, whatever the unit.
+    tokens_equal: True, False, a sentence about a near-tie, or None where no text is made.
+    """
+
+    name: str
+    ours: float
+    theirs: float
+    peer: str
+    ratio: float
+    unit: str
+    tokens_equal: bool | str | None
+
+    @classmethod
+    def rate(
+        cls,
+        name: str,
+        ours: float,
+        theirs: float,
+        *,
+        peer: str,
+        unit: str,
+        equal: bool | str | None,
+    ) -> BenchRow:
+        """A figure where more is better."""
+        return cls(
+            name=name,
+            ours=ours,
+            theirs=theirs,
+            peer=peer,
+            ratio=ours / theirs,
+            unit=unit,
+            tokens_equal=equal,
+        )
+
+    @classmethod
+    def cost(
+        cls,
+        name: str,
+        ours: float,
+        theirs: float,
+        *,
+        peer: str,
+        unit: str,
+        equal: bool | str | None,
+    ) -> BenchRow:
+        """A figure where less is better."""
+        return cls(
+            name=name,
+            ours=ours,
+            theirs=theirs,
+            peer=peer,
+            ratio=theirs / ours,
+            unit=unit,
+            tokens_equal=equal,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class BenchReport:
+    """All rows of one run. sample: text that our side produced, so that a loop would show."""
+
+    model: str
+    dtype: str
+    threads: int
+    rows: tuple[BenchRow, ...]
+    sample: str
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The rows, then one object that describes the machine."""
+        rows = [attrs.asdict(row) for row in self.rows]
+        return [*rows, {"machine": self.machine(), "model": self.model, "sample": self.sample}]
+
+    def machine(self) -> dict[str, Any]:
+        """What the figures depend on."""
+        return {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": self.threads,
+            "dtype": self.dtype,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "transformers", "pilotfish")},
+        }
+
+    def to_markdown(self) -> str:
+        """A table for people and for docs/benchmarks."""
+        lines = [
+            "| what | ours | theirs | peer | ratio | unit | tokens equal |",
+            "|---|---:|---:|---|---:|---|---|",
+        ]
+        for row in self.rows:
+            equal = {True: "yes", False: "NO", None: "-"}
+            shown = (
+                row.tokens_equal if isinstance(row.tokens_equal, str) else equal[row.tokens_equal]
+            )
+            lines.append(
+                f"| {row.name} | {row.ours:.4g} | {row.theirs:.4g} | {row.peer} | "
+                f"{row.ratio:.2f} | {row.unit} | {shown} |"
+            )
+        machine = ", ".join(f"{key} {value}" for key, value in self.machine().items())
+        return "\n".join([*lines, "", f"Machine: {machine}", "", f"Sample: {self.sample!r}"])
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

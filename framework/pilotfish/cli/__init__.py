@@ -1,0 +1,5 @@
+"""The command line, one file a verb."""
+
+from pilotfish.cli.main import main
+
+__all__ = ["main"]

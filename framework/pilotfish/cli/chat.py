@@ -1,0 +1,79 @@
+"""`pilotfish chat`: a conversation in the terminal.
+
+Knows: the dialogue. Does not know: how an answer is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from pilotfish.cli.options import add_model_flags, add_sampling_flags, load_llm, sampling_params
+from pilotfish.errors import CapacityError, RequestError
+
+_HELP = "Enter a message; /clear forgets the conversation, /exit or Ctrl-D ends it."
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declares the verb."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "chat", help="talk to a model", description="Talk to a model in the terminal."
+    )
+    add_model_flags(parser)
+    parser.add_argument("--system", metavar="P", help="system message")
+    add_sampling_flags(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    params = sampling_params(args)
+    opening = [{"role": "system", "content": args.system}] if args.system else []
+    with load_llm(args) as llm:
+        messages = list(opening)
+        llm.chat_prompt([*messages, {"role": "user", "content": "hello"}])  # has it a template?
+        print(_HELP, file=sys.stderr)
+        while (message := _read_message()) is not None:
+            if message == "/clear":
+                messages = list(opening)
+                continue
+            messages.append({"role": "user", "content": message})
+            try:
+                answer = _answer(llm.stream(llm.chat_prompt(messages), params))
+            except (RequestError, CapacityError) as error:
+                messages.pop()
+                print(f"pilotfish: {error}; /clear starts again", file=sys.stderr)
+                continue
+            messages.append({"role": "assistant", "content": answer})
+    return 0
+
+
+def _read_message() -> str | None:
+    """The next line that is not empty; None at the end."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return None
+        if line in ("/exit", "/quit"):
+            return None
+        if line:
+            return line
+
+
+def _answer(deltas: Any) -> str:
+    """Prints the answer as it comes; Ctrl-C cuts it and keeps what was said."""
+    said: list[str] = []
+    try:
+        for delta in deltas:
+            if delta.output is not None and delta.output.error is not None:
+                raise RequestError(delta.output.error)
+            said.append(delta.text)
+            sys.stdout.write(delta.text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        deltas.close()
+    sys.stdout.write("\n")
+    return "".join(said)

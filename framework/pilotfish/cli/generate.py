@@ -1,0 +1,104 @@
+"""`pilotfish generate`: text for one prompt, or for every line of a file.
+
+Knows: where prompts come from and how answers are printed. Does not know: how they are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pilotfish.cli.options import (
+    add_model_flags,
+    add_sampling_flags,
+    load_llm,
+    sampling_fields,
+    sampling_params,
+)
+from pilotfish.cli.requests import FileRequest, read_requests
+from pilotfish.errors import RequestError
+
+if TYPE_CHECKING:
+    from pilotfish.engine import LLM, RequestOutput
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declares the verb."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "generate", help="generate text", description="Generate text from a prompt."
+    )
+    add_model_flags(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", metavar="P", help="text to continue; - reads standard input")
+    source.add_argument("--chat", metavar="P", help="a user's message, in the chat template")
+    source.add_argument("--input-file", metavar="F.jsonl", help="one JSON request a line")
+    add_sampling_flags(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object per request")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    requests = _requests(args)
+    with load_llm(args) as llm:
+        prompts = [_prompt(llm, request) for request in requests]
+        if len(prompts) == 1 and not args.json:
+            return _stream(llm, prompts[0], requests[0])
+        outputs = llm.generate(prompts, [request.params for request in requests])
+    for output in outputs:
+        _print_output(output, as_json=args.json)
+    return 2 if any(output.finish_reason == "error" for output in outputs) else 0
+
+
+def _requests(args: argparse.Namespace) -> list[FileRequest]:
+    """The requests that the flags name, checked before a model is loaded."""
+    if args.input_file is not None:
+        return read_requests(args.input_file, sampling_fields(args))
+    params = sampling_params(args)
+    if args.chat is not None:
+        return [FileRequest(chat=args.chat, params=params)]
+    if args.prompt is None:
+        raise RequestError(
+            "no prompt; give --prompt TEXT, --chat TEXT or --input-file F.jsonl "
+            "(--prompt - reads standard input)"
+        )
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    return [FileRequest(prompt=prompt, params=params)]
+
+
+def _prompt(llm: LLM, request: FileRequest) -> str | list[int]:
+    if request.prompt_token_ids is not None:
+        return request.prompt_token_ids
+    if request.chat is None:
+        assert request.prompt is not None
+        return request.prompt
+    messages = (
+        [{"role": "user", "content": request.chat}]
+        if isinstance(request.chat, str)
+        else request.chat
+    )
+    return llm.chat_prompt(messages)
+
+
+def _stream(llm: LLM, prompt: str | list[int], request: FileRequest) -> int:
+    error = None
+    for delta in llm.stream(prompt, request.params):
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+        if delta.output is not None:
+            error = delta.output.error
+    sys.stdout.write("\n")
+    if error is not None:
+        raise RequestError(error)
+    return 0
+
+
+def _print_output(output: RequestOutput, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(output.to_json(), ensure_ascii=False))
+    elif output.error is not None:
+        print(f"[{output.index}] error: {output.error}", file=sys.stderr)
+    else:
+        print(f"[{output.index}] {output.text}")

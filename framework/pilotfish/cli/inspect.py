@@ -1,0 +1,69 @@
+"""`pilotfish inspect`: what a model is and what it will take. Reads headers, never weights.
+
+Knows: how to show what `engine.loading.prepare` decided. Does not know: how it was decided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from pilotfish.cli.options import add_model_flags, engine_options
+
+if TYPE_CHECKING:
+    from pilotfish.engine.loading import Prepared
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Declares the verb."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "inspect",
+        help="show route, kernels and memory plan",
+        description="Show what a model is, how it runs and what it takes. Reads no weights.",
+    )
+    add_model_flags(parser)
+    parser.add_argument("--json", action="store_true", help="one object")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    from pilotfish.engine.loading import prepare_from_options
+
+    prepared = prepare_from_options(args.model, **engine_options(args))
+    facts = describe(prepared)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for name, value in facts.items():
+        if name != "memory":
+            print(f"{name}: {value}")
+    print(prepared.memory_plan)
+    return 0
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """The facts as plain data."""
+    from pilotfish.engine.arithmetic import probe_arithmetic
+
+    checkpoint, route, config = prepared.checkpoint, prepared.route, prepared.model.config
+    arithmetic = probe_arithmetic(prepared)
+    return {
+        "model": checkpoint.model,
+        "path": str(checkpoint.path),
+        "format": checkpoint.weight_format,
+        "architecture": route.hf_architecture,
+        "plugin": str(route.plugin),
+        "speculative": None if route.speculator is None else route.speculator.method,
+        "parameters": prepared.num_parameters,
+        "dtype": prepared.dtype,
+        "device": str(prepared.device),
+        "kernels": prepared.backend.name,
+        "linear_weights": arithmetic.linear_kinds,
+        "arithmetic": arithmetic.described,
+        "row_multiple": arithmetic.row_multiple,
+        "max_seq_len": config.get_max_seq_len(),
+        "vocab_size": prepared.vocab_size,
+        "memory": prepared.memory_plan.to_json(),
+    }

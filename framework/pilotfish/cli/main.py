@@ -1,0 +1,81 @@
+"""The console script: finds the verb, runs it, and turns errors into lines and exit codes.
+
+Knows: the list of verbs. Does not know: what a verb does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+import pilotfish
+from pilotfish.cli.parser import Parser, UsageError
+from pilotfish.errors import UserError
+from pilotfish.nearest import did_you_mean
+
+VERBS = ("generate", "chat", "inspect", "bench", "plugins")
+"""Modules of this package, in the order of the help. Each is import-light and offers
+`add_parser(subparsers) -> ArgumentParser` and `run(args) -> int` (the exit code)."""
+
+_WANTED = f"wanted a verb: {', '.join(VERBS)}; see pilotfish --help"
+
+DONE, OURS, USERS, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+"""Exit codes: done; a bug; the user's mistake; Ctrl-C; nobody reads the output any more."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code.
+
+    argv: the arguments without the program's name; None means `sys.argv[1:]`.
+    A `UserError` becomes one line on stderr and 2; anything else a traceback and 1.
+    """
+    try:
+        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
+        sys.stdout.flush()
+    except SystemExit as stop:  # argparse leaves this way after --help and --version
+        return stop.code if isinstance(stop.code, int) else DONE
+    except KeyboardInterrupt:
+        print("pilotfish: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it exits; give it something that takes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except UserError as error:
+        print(f"pilotfish: error: {_one_line(error)}", file=sys.stderr)
+        return USERS
+    except Exception:
+        traceback.print_exc()
+        print(
+            "pilotfish: this is a bug in Pilotfish or in a plugin; "
+            "please report it with the lines above",
+            file=sys.stderr,
+        )
+        return OURS
+    return code
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        raise UsageError(
+            f"unknown verb {argv[0]!r}{did_you_mean(argv[0], VERBS)}; "
+            f"verbs: {', '.join(VERBS)}; see pilotfish --help"
+        )
+    parser = Parser(prog="pilotfish", description=pilotfish.__doc__.partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"pilotfish {pilotfish.__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
+    for verb in VERBS:
+        import_module(f"pilotfish.cli.{verb}").add_parser(subparsers)
+    args = parser.parse_args(argv)
+    if args.verb is None:
+        raise UsageError(_WANTED)
+    return args
+
+
+def _one_line(error: UserError) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,97 @@
+"""Flags that several verbs share, and how they become the records of `pilotfish.config`.
+
+Knows: flag names and their help. Does not know: what a verb does with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pilotfish.config import SamplingParams
+    from pilotfish.engine import LLM
+
+_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "ignore_eos")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """MODEL and everything that decides how it runs."""
+    parser.add_argument("model", metavar="MODEL", help="directory, .gguf file, hub id, or 'demo'")
+    group = parser.add_argument_group("model")
+    group.add_argument("--draft", metavar="D", help="draft checkpoint for speculation")
+    group.add_argument("--speculative", metavar="METHOD", help="speculation method")
+    group.add_argument(
+        "--dtype", default="auto", metavar="D", help="auto, float32, bfloat16, float16"
+    )
+    group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N")
+    group.add_argument(
+        "--backend", default="auto", metavar="B", help="kernels: auto, torch, triton"
+    )
+    group.add_argument(
+        "--arithmetic", default="invariant", metavar="A", help="invariant (default) or fastest"
+    )
+    group.add_argument("--max-length", type=int, metavar="N", help="longest context in tokens")
+    group.add_argument("--max-batch-size", type=int, metavar="N", help="requests run at once")
+    group.add_argument("--max-batch-tokens", type=int, metavar="N", help="rows of one pass")
+    group.add_argument("--page-size", type=int, metavar="N", help="tokens in a cache page")
+    group.add_argument("--num-pages", type=int, metavar="N", help="pages in the cache")
+    group.add_argument("--no-prefix-caching", action="store_true", help="share no pages")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of SamplingParams; a flag that is not given keeps the default there."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of the answer (128)")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (1.0)")
+    group.add_argument("--top-k", type=int, metavar="K", help="-1 keeps all (-1)")
+    group.add_argument("--top-p", type=float, metavar="P", help="in (0, 1] (1.0)")
+    group.add_argument("--min-p", type=float, metavar="P", help="in [0, 1] (0.0)")
+    group.add_argument("--seed", type=int, metavar="S", help="drawn when not given")
+    group.add_argument("--stop", action="append", metavar="STR", help="may be given several times")
+    group.add_argument("--ignore-eos", action="store_true", default=None)
+
+
+def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of SamplingParams that were given."""
+    given = {name: getattr(args, name) for name in _SAMPLING}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """The flags as SamplingParams. Raises RequestError naming a bad one."""
+    from pilotfish.config import SamplingParams
+
+    return SamplingParams(**sampling_fields(args))
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags as keyword arguments of `LLM`. Raises ConfigError naming a bad one."""
+    from pilotfish.config import CacheConfig
+
+    cache: dict[str, Any] = {"prefix_caching": not args.no_prefix_caching}
+    if args.page_size is not None:
+        cache["page_size_tokens"] = args.page_size
+    if args.num_pages is not None:
+        cache["num_pages"] = args.num_pages
+    options: dict[str, Any] = {
+        "draft": args.draft,
+        "speculative": args.speculative,
+        "dtype": args.dtype,
+        "device": args.device,
+        "backend": args.backend,
+        "arithmetic": args.arithmetic,
+        "max_length": args.max_length,
+        "cache": CacheConfig(**cache),
+    }
+    for name in ("max_batch_size", "max_batch_tokens"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    return options
+
+
+def load_llm(args: argparse.Namespace) -> LLM:
+    """The model that the flags describe, ready to generate."""
+    from pilotfish.engine import LLM
+
+    return LLM(args.model, **engine_options(args))

@@ -1,0 +1,26 @@
+"""CacheConfig: how much state there is, and how it is cut into pages."""
+
+from __future__ import annotations
+
+import attrs
+
+from pilotfish.config.checks import boolean, one_of, optional_int_at_least
+
+PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Page sizes in tokens: they divide the smallest key partition of the attention kernels."""
+
+
+@attrs.frozen(kw_only=True)
+class CacheConfig:
+    """Sizes of the paged state.
+
+    page_size_tokens: tokens in a page, a power of two up to 128.
+    num_pages: pages in the pool; None lets the memory plan choose.
+    memory_bytes: bytes that all state may take; None lets the memory plan choose.
+    prefix_caching: whether full pages are shared between requests with equal beginnings.
+    """
+
+    page_size_tokens: int = attrs.field(default=16, validator=one_of(PAGE_SIZES))
+    num_pages: int | None = attrs.field(default=None, validator=optional_int_at_least(1))
+    memory_bytes: int | None = attrs.field(default=None, validator=optional_int_at_least(1))
+    prefix_caching: bool = attrs.field(default=True, validator=boolean())

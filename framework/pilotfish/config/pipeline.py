@@ -1,0 +1,21 @@
+"""PipelineConfig: everything that one engine is made from."""
+
+from __future__ import annotations
+
+import attrs
+
+from pilotfish.config.cache import CacheConfig
+from pilotfish.config.model import ModelConfig
+from pilotfish.config.runtime import RuntimeConfig
+from pilotfish.config.speculative import SpeculativeConfig
+
+
+@attrs.frozen(kw_only=True)
+class PipelineConfig:
+    """The user's options and the resolved checkpoints."""
+
+    model: ModelConfig
+    draft_model: ModelConfig | None = None
+    cache: CacheConfig = attrs.field(factory=CacheConfig)
+    runtime: RuntimeConfig = attrs.field(factory=RuntimeConfig)
+    speculative: SpeculativeConfig | None = None

@@ -1,0 +1,39 @@
+"""RuntimeConfig: where and how the arithmetic runs, and how large a pass may be."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from pilotfish.config.checks import int_at_least, one_of
+
+Arithmetic = Literal["invariant", "fastest"]
+BackendName = Literal["auto", "torch", "triton"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeConfig:
+    """How to run.
+
+    dtype: of weights and activations; "auto" takes the checkpoint's.
+    device: "auto" takes a GPU where there is one; else a torch device such as "cpu" or "cuda:0".
+    backend: kernels; "auto" is triton on a GPU and torch on a CPU.
+    arithmetic: "invariant" gives each row the same bits whatever is computed beside it;
+        "fastest" does without.
+    max_batch_size: requests that run at once.
+    max_batch_tokens: rows of one pass; longer prompts are cut into chunks.
+    """
+
+    dtype: str = attrs.field(default="auto", validator=one_of(DTYPES))
+    device: str = attrs.field(default="auto", converter=str)
+    backend: BackendName = attrs.field(
+        default="auto", validator=one_of(("auto", "torch", "triton"))
+    )
+    arithmetic: Arithmetic = attrs.field(
+        default="invariant", validator=one_of(("invariant", "fastest"))
+    )
+    max_batch_size: int = attrs.field(default=16, validator=int_at_least(1))
+    max_batch_tokens: int = attrs.field(default=512, validator=int_at_least(1))

@@ -1,0 +1,136 @@
+"""SamplingParams: what one request asks of the sampler and of the stop rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from pilotfish.config.checks import (
+    boolean,
+    int_at_least,
+    is_int,
+    is_number,
+    number,
+)
+from pilotfish.errors import RequestError
+
+MAX_LOGPROBS = 100
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy."""
+
+
+def _check_top_k(instance: Any, attribute: Any, value: Any) -> None:
+    if not is_int(value) or value < -1 or value == 0:
+        raise RequestError(f"top_k is {value!r}; wanted -1 (all tokens) or a whole number >= 1")
+
+
+def _check_seed(instance: Any, attribute: Any, value: Any) -> None:
+    if value is not None and not (is_int(value) and 0 <= value < 2**63):
+        raise RequestError(f"seed is {value!r}; wanted None or a whole number in [0, 2**63)")
+
+
+def _check_logit_bias(instance: Any, attribute: Any, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"logit_bias is {value!r}; wanted a mapping of token ids to numbers")
+    for token, bias in value.items():
+        if not is_int(token) or token < 0 or not is_number(bias):
+            raise RequestError(
+                f"logit_bias has {token!r}: {bias!r}; wanted token ids >= 0 with finite numbers"
+            )
+
+
+def _check_stop(instance: Any, attribute: Any, value: Any) -> None:
+    for text in value:
+        if not isinstance(text, str) or not text:
+            raise RequestError(f"stop has {text!r}; wanted strings that are not empty")
+
+
+def _check_stop_token_ids(instance: Any, attribute: Any, value: Any) -> None:
+    for token in value:
+        if not is_int(token) or token < 0:
+            raise RequestError(f"stop_token_ids has {token!r}; wanted token ids >= 0")
+
+
+def _check_logprobs(instance: Any, attribute: Any, value: Any) -> None:
+    if value is not None and not (is_int(value) and 0 <= value <= MAX_LOGPROBS):
+        raise RequestError(
+            f"{attribute.name} is {value!r}; wanted None or a whole number from 0 to {MAX_LOGPROBS}"
+        )
+
+
+def _as_texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else _listed("stop", value)
+
+
+def _as_ids(value: Sequence[int]) -> tuple[int, ...]:
+    return _listed("stop_token_ids", value)
+
+
+def _listed(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise RequestError(f"{name} is {value!r}; wanted a list")
+    return tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class SamplingParams:
+    """How one request is sampled and when it stops. Raises RequestError naming the field.
+
+    max_tokens, min_tokens: of the answer; before min_tokens nothing but max_tokens ends it.
+    temperature: 0 is greedy. top_k: -1 keeps all. top_p, min_p: see `sampling.truncation`.
+    seed: of the request's noise; None draws one, which the output reports.
+    presence_penalty, frequency_penalty, repetition_penalty: see `sampling.penalties`.
+    logit_bias: token id -> number added to its logit.
+    stop: strings that end the answer and are cut from it. stop_token_ids: ids that end it.
+    ignore_eos: go on past the model's own end tokens.
+    logprobs, prompt_logprobs: how many of the likeliest tokens to report beside the token itself.
+    """
+
+    max_tokens: int = attrs.field(default=128, validator=int_at_least(1, error=RequestError))
+    min_tokens: int = attrs.field(default=0, validator=int_at_least(0, error=RequestError))
+    temperature: float = attrs.field(
+        default=1.0, validator=number("a number >= 0", lambda v: v >= 0, error=RequestError)
+    )
+    top_k: int = attrs.field(default=-1, validator=_check_top_k)
+    top_p: float = attrs.field(
+        default=1.0,
+        validator=number("a number in (0, 1]", lambda v: 0 < v <= 1, error=RequestError),
+    )
+    min_p: float = attrs.field(
+        default=0.0,
+        validator=number("a number in [0, 1]", lambda v: 0 <= v <= 1, error=RequestError),
+    )
+    seed: int | None = attrs.field(default=None, validator=_check_seed)
+    presence_penalty: float = attrs.field(
+        default=0.0,
+        validator=number("a number in [-2, 2]", lambda v: -2 <= v <= 2, error=RequestError),
+    )
+    frequency_penalty: float = attrs.field(
+        default=0.0,
+        validator=number("a number in [-2, 2]", lambda v: -2 <= v <= 2, error=RequestError),
+    )
+    repetition_penalty: float = attrs.field(
+        default=1.0, validator=number("a number > 0", lambda v: v > 0, error=RequestError)
+    )
+    logit_bias: Mapping[int, float] = attrs.field(factory=dict, validator=_check_logit_bias)
+    stop: Sequence[str] = attrs.field(default=(), converter=_as_texts, validator=_check_stop)
+    stop_token_ids: Sequence[int] = attrs.field(
+        default=(), converter=_as_ids, validator=_check_stop_token_ids
+    )
+    ignore_eos: bool = attrs.field(default=False, validator=boolean(error=RequestError))
+    logprobs: int | None = attrs.field(default=None, validator=_check_logprobs)
+    prompt_logprobs: int | None = attrs.field(default=None, validator=_check_logprobs)
+
+    def __attrs_post_init__(self) -> None:
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}; "
+                "lower min_tokens or raise max_tokens"
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken, without noise."""
+        return self.temperature < GREEDY_BELOW

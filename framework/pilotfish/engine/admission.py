@@ -1,0 +1,152 @@
+"""Admission: turns a prompt and its options into a request, or refuses it before any work.
+
+Knows: the vocabulary, the context and how much state there is. Does not know: what runs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+
+from pilotfish.batch import RequestContext
+from pilotfish.config import SamplingParams
+from pilotfish.engine.detokenizer import Detokenizer
+from pilotfish.engine.request import Request
+from pilotfish.engine.stopping import StopRules
+from pilotfish.engine.tokenizer import Tokenizer, need_tokenizer
+from pilotfish.errors import CapacityError, RequestError
+from pilotfish.sampling import TokenHistory
+
+Prompt: TypeAlias = str | Sequence[int]
+
+
+@attrs.define(kw_only=True)
+class Admission:
+    """What a request must fit.
+
+    vocab_size: ids that the model knows. max_seq_len: tokens of a context, prompt and answer.
+    eos_token_ids: tokens that end an answer. max_cached_tokens: rows that the whole state holds.
+    tokenizer: None for a checkpoint without one. prefix_salt: number of prompt tokens -> salt of
+        its shared pages. load_s: reported in each output.
+    """
+
+    vocab_size: int
+    max_seq_len: int
+    eos_token_ids: tuple[int, ...]
+    max_cached_tokens: int
+    tokenizer: Tokenizer | None = None
+    prefix_salt: Callable[[int], bytes] | None = None
+    load_s: float = 0.0
+    _num_admitted: int = 0
+
+    def admit(
+        self, prompt: Prompt, params: SamplingParams, *, index: int = 0, streams: bool = False
+    ) -> Request:
+        """A request for an answer.
+
+        prompt: text, or token ids. max_tokens is cut to what the context leaves; then the answer
+        ends with "length". Raises RequestError for an empty prompt, a token id out of range, a
+        prompt that leaves no room for an answer, text or stop strings without a tokenizer;
+        CapacityError when the state could not hold it even alone.
+        """
+        tokens = self._tokens(prompt)
+        self._check_params(params)
+        if len(tokens) >= self.max_seq_len:
+            raise RequestError(
+                f"the prompt has {len(tokens)} tokens; wanted at most {self.max_seq_len - 1}: the "
+                f"context of {self.max_seq_len} holds prompt and answer. Shorten the prompt, or "
+                "raise max_length if the model allows it"
+            )
+        rules = StopRules.of(
+            params,
+            num_prompt_tokens=len(tokens),
+            eos_token_ids=[token for token in self.eos_token_ids if 0 <= token < self.vocab_size],
+            max_seq_len=self.max_seq_len,
+        )
+        # The last token of an answer is never computed, so it takes no row.
+        self._check_capacity(len(tokens), rules.max_total_tokens - 1)
+        detokenizer = None
+        if self.tokenizer is not None:
+            detokenizer = Detokenizer(self.tokenizer, params.stop)
+        request = self._request(tokens, params, rules)
+        request.index, request.streams = index, streams
+        request.detokenizer, request.history = detokenizer, TokenHistory(tokens)
+        return request
+
+    def admit_scoring(self, prompt: Prompt) -> Request:
+        """A request for the logits of every token of a prompt, which may fill the context."""
+        tokens = self._tokens(prompt)
+        if len(tokens) > self.max_seq_len:
+            raise RequestError(
+                f"the text has {len(tokens)} tokens; wanted at most {self.max_seq_len}, the context"
+            )
+        self._check_capacity(len(tokens), len(tokens))
+        rules = StopRules(end_ids=frozenset(), min_tokens=0, max_total_tokens=len(tokens))
+        request = self._request(tokens, SamplingParams(seed=0), rules)
+        request.keeps_logits = True
+        return request
+
+    def _request(self, tokens: list[int], params: SamplingParams, rules: StopRules) -> Request:
+        self._num_admitted += 1
+        context = RequestContext(
+            request_id=f"request-{self._num_admitted}",
+            tokens=tokens,
+            num_prompt_tokens=len(tokens),
+        )
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        salt = b"" if self.prefix_salt is None else self.prefix_salt(len(tokens))
+        return Request(
+            context=context,
+            index=0,
+            params=params,
+            seed=seed,
+            rules=rules,
+            salt=salt,
+            load_s=self.load_s,
+        )
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids, in a list of our own."""
+        tokens: list[Any]
+        if isinstance(prompt, str):
+            tokens = need_tokenizer(self.tokenizer).encode(prompt)
+        elif isinstance(prompt, Sequence):
+            tokens = list(prompt)
+        else:
+            raise RequestError(
+                f"a prompt is {type(prompt).__name__}; wanted text or a list of token ids"
+            )
+        if not tokens:
+            raise RequestError("the prompt is empty; wanted at least one token")
+        for place, token in enumerate(tokens):
+            if type(token) is not int or not 0 <= token < self.vocab_size:
+                raise RequestError(
+                    f"token {place} of the prompt is {token!r}; wanted a whole number from 0 to "
+                    f"{self.vocab_size - 1}, the model's vocabulary"
+                )
+        return tokens
+
+    def _check_params(self, params: SamplingParams) -> None:
+        if params.stop and self.tokenizer is None:
+            raise RequestError(
+                "stop strings need a tokenizer and the checkpoint has none; use stop_token_ids"
+            )
+        ids = {"logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
+        for name, tokens in ids.items():
+            for token in tokens:
+                if token >= self.vocab_size:
+                    raise RequestError(
+                        f"{name} has token id {token}; wanted ids from 0 to {self.vocab_size - 1}, "
+                        "the model's vocabulary"
+                    )
+
+    def _check_capacity(self, num_prompt_tokens: int, num_rows: int) -> None:
+        if num_rows > self.max_cached_tokens:
+            raise CapacityError(
+                f"a prompt of {num_prompt_tokens} tokens with its answer takes {num_rows} rows and "
+                f"the cache has {self.max_cached_tokens}, so it could never run; lower max_tokens, "
+                "shorten the prompt, or raise num_pages"
+            )

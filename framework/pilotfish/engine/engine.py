@@ -1,0 +1,92 @@
+"""Engine: the loop that joins requests, scheduler, runner and state.
+
+Knows: the order of the four. Does not know: how any of them does its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pilotfish.engine.outputs import FinishReason
+from pilotfish.engine.request import Request
+from pilotfish.engine.runner import Runner, StepResult
+from pilotfish.engine.scheduler import Scheduler
+
+
+class Engine:
+    """Runs requests together until each has had its one terminal event.
+
+    Not for several threads at once. After an exception from `step` every request is intact: step
+    again, or abort.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._ended: list[Request] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request has not ended."""
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Puts an admitted request in the queue."""
+        self.scheduler.add(request)
+
+    def step(self) -> list[Request]:
+        """Runs one pass; returns the requests that ended since the last call that returned.
+
+        A request whose own part fails ends with "error" and does not disturb the others. An
+        exception that concerns the whole pass is raised; nothing that was not committed counts.
+        """
+        batch = self.scheduler.schedule()
+        if not batch:
+            return []
+        for request in batch:
+            request.start()
+        results = self._runner.compute(batch)
+        for request, result in zip(batch, results, strict=True):
+            self._apply(request, result)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def abort(self, requests: Iterable[Request]) -> None:
+        """Ends requests that have not ended; gives back what they hold, whatever fails."""
+        failure: Exception | None = None
+        for request in requests:
+            if not request.is_finished:
+                request.finish("abort")
+            try:
+                self.scheduler.remove(request)
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _apply(self, request: Request, result: StepResult) -> None:
+        """Commits one request's rows, hands it its tokens, and ends it if it is done."""
+        if result.error is not None:
+            self._end(request, "error", str(result.error))
+            return
+        try:
+            self._runner.commit(request, result)
+        except BaseException:
+            self.scheduler.requeue(request)  # how much was kept is not known: compute it again
+            raise
+        reason: FinishReason | None = None
+        error: str | None = None
+        if request.keeps_logits:
+            reason = None if request.num_wanted_rows else "stop"
+        elif result.tokens:
+            try:
+                reason = request.accept(result.tokens, result.logprobs)
+            except Exception as failure:
+                reason, error = "error", f"{type(failure).__name__}: {failure}"
+        if reason is not None:
+            self._end(request, reason, error)
+
+    def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
+        request.finish(reason, error)
+        self._ended.append(request)
+        self.scheduler.remove(request)

@@ -1,0 +1,321 @@
+"""LLM: the public way to run a model from Python.
+
+Knows: prompts in, outputs out. Does not know: how a pass is scheduled or computed.
+Axis letters: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from pilotfish.config import (
+    CacheConfig,
+    PipelineConfig,
+    SamplingParams,
+    SpeculativeConfig,
+)
+from pilotfish.config.runtime import Arithmetic, BackendName
+from pilotfish.engine.admission import Admission, Prompt
+from pilotfish.engine.engine import Engine
+from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.outputs import Delta, RequestOutput
+from pilotfish.engine.progress import Progress
+from pilotfish.engine.request import Request
+from pilotfish.engine.runner import Runner
+from pilotfish.engine.scheduler import Scheduler
+from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
+from pilotfish.errors import PilotfishError, RequestError, UserError
+from pilotfish.registry import Registry
+from pilotfish.sampling import Sampler
+from pilotfish.state import MemoryPlan, StateManager
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A loaded model that generates text. A context manager; not for several threads at once.
+
+    model: a directory, a `.gguf` file, a hub id, or "demo".
+    draft, speculative: a draft checkpoint and the method (or SpeculativeConfig) that uses it.
+    dtype, device, backend, arithmetic, max_batch_size, max_batch_tokens: see RuntimeConfig.
+    cache: see CacheConfig. max_length: limit on the context in tokens; None takes the model's own.
+    registry: the plugins; None discovers the installed ones.
+
+    tokenizer: None for a checkpoint without one. pipeline_config: every option, "auto" resolved.
+    memory_plan: bytes of every part, and the size of the page pool. load_s: seconds it took.
+
+    Raises a UserError (CheckpointError, RouteError, ConfigError, WeightsError, CapacityError) that
+    says what to do; nothing is allocated before it is known to fit.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        draft: str | None = None,
+        speculative: str | SpeculativeConfig | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        *,
+        max_batch_size: int = 16,
+        max_batch_tokens: int = 512,
+        cache: CacheConfig | None = None,
+        arithmetic: Arithmetic = "invariant",
+        max_length: int | None = None,
+        backend: BackendName = "auto",
+        registry: Registry | None = None,
+    ) -> None:
+        start = perf_counter()
+        prepared = prepare_from_options(
+            str(model),
+            registry=registry,
+            draft=draft,
+            speculative=speculative,
+            cache=cache,
+            max_length=max_length,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            arithmetic=arithmetic,
+            max_batch_size=max_batch_size,
+            max_batch_tokens=max_batch_tokens,
+        )
+        self.pipeline_config: PipelineConfig = prepared.pipeline_config
+        self.memory_plan: MemoryPlan = prepared.memory_plan
+        self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
+        self._state: StateManager | None = prepared.load()
+        if arithmetic == "invariant" and not getattr(prepared.model, "is_invariant", True):
+            warnings.warn(
+                "no row padding makes arithmetic invariant on this machine: with one seed a text "
+                "may differ between batches; arithmetic='fastest' says so on purpose",
+                stacklevel=2,
+            )
+        scheduler = Scheduler(
+            self._state,
+            max_batch_size=max_batch_size,
+            max_batch_tokens=max_batch_tokens,
+            on_release=prepared.model.release,
+        )
+        self._engine: Engine | None = Engine(
+            scheduler, Runner(prepared.model, self._state, Sampler())
+        )
+        self._admission = Admission(
+            vocab_size=prepared.vocab_size,
+            max_seq_len=prepared.model.config.get_max_seq_len(),
+            eos_token_ids=prepared.checkpoint.eos_token_ids or _eos_of(self.tokenizer),
+            max_cached_tokens=prepared.memory_plan.max_cached_tokens,
+            tokenizer=self.tokenizer,
+            prefix_salt=getattr(prepared.model.config, "prefix_salt", None),
+        )
+        self.load_s = perf_counter() - start
+        self._admission.load_s = self.load_s
+
+    # What was loaded
+
+    @property
+    def model_path(self) -> str:
+        """The directory or file on disk."""
+        return self.pipeline_config.model.path
+
+    @property
+    def dtype(self) -> str:
+        """Of weights and activations, "auto" resolved."""
+        return self.pipeline_config.runtime.dtype
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a request had to give its pages back and start again, since loading."""
+        return self._running().scheduler.num_preemptions
+
+    # Running it
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: Params = None,
+        *,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Answers all prompts together, in their order.
+
+        prompts: a text, a list of token ids, or a list of these.
+        params: for all prompts, or one each; None means the defaults.
+        progress: whether a bar is shown on stderr; None shows one on a terminal, after a second.
+
+        A single prompt that is refused raises RequestError or CapacityError. Of several, the
+        refused ones get an output with finish_reason "error" and the message, and the others run.
+        A list of params of another length than prompts always raises. Any other exception, an
+        interrupt included, gives back what the requests hold and is raised; the LLM stays usable.
+        """
+        listed = _as_list(prompts)
+        each = _params_for(listed, params)
+        engine = self._running()
+        outputs: list[RequestOutput | None] = [None] * len(listed)
+        requests: list[Request] = []
+        for index, (prompt, options) in enumerate(zip(listed, each, strict=True)):
+            try:
+                requests.append(self._admission.admit(prompt, options, index=index))
+            except UserError as error:
+                if len(listed) == 1:
+                    raise
+                outputs[index] = _refused(index, prompt, options, error)
+        with Progress(requests, progress) as bar:
+            self._run(engine, requests, bar)
+        for request in requests:
+            outputs[request.index] = _terminal(request)
+        return [output for output in outputs if output is not None]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Answers one prompt piece by piece.
+
+        Yields a Delta for each step and a last one with finish_reason and the whole output. The
+        texts joined are the output's text. Closing the iterator aborts the request. Several
+        streams may be read in turns. A refused prompt raises here, before anything is yielded.
+        """
+        self._running()
+        request = self._admission.admit(prompt, params or SamplingParams(), streams=True)
+        return self._stream(request)
+
+    def score(self, token_ids: Prompt) -> torch.Tensor:
+        """The model's raw logits after every token: [T, V] float32; row i tells of token i+1."""
+        return self.score_many([token_ids])[0]
+
+    def score_many(self, token_ids: Sequence[Prompt]) -> list[torch.Tensor]:
+        """As `score`, for several texts at once. Raises RequestError for the first bad one."""
+        engine = self._running()
+        requests = [self._admission.admit_scoring(ids) for ids in token_ids]
+        self._run(engine, requests, None)
+        scores = []
+        for request in requests:
+            output = _terminal(request)
+            if output.finish_reason == "error":
+                raise PilotfishError(str(output.error))
+            scores.append(torch.cat(request.kept_logits))
+            request.kept_logits.clear()
+        return scores
+
+    def chat_prompt(
+        self, messages: str | Sequence[Mapping[str, Any]], **variables: Any
+    ) -> list[int]:
+        """Token ids of a conversation in the checkpoint's chat template, ready for an answer.
+
+        messages: a user's message, or a list of {"role", "content"}. variables: for the template.
+        Raises RequestError without a tokenizer or a template.
+        """
+        return need_tokenizer(self.tokenizer).encode_chat(messages, **variables)
+
+    def forget_cached_prefixes(self) -> None:
+        """Empties the prefix cache."""
+        self._running()
+        assert self._state is not None
+        self._state.forget_cached()
+
+    def close(self) -> None:
+        """Frees model and state. Requests that still stream are aborted. May be called twice."""
+        engine, self._engine, self._state = self._engine, None, None
+        if engine is not None:
+            engine.abort((*engine.scheduler.running, *engine.scheduler.waiting))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise PilotfishError("this LLM is closed; make another one")
+        return self._engine
+
+    def _stream(self, request: Request) -> Iterator[Delta]:
+        engine = self._running()
+        try:
+            engine.add(request)
+            while True:
+                while not request.outbox:
+                    engine.step()
+                delta = request.outbox.popleft()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            engine.abort([request])
+
+    @staticmethod
+    def _run(engine: Engine, requests: Sequence[Request], bar: Progress | None) -> None:
+        """Steps until all requests have ended; on any exception aborts those that have not."""
+        try:
+            for request in requests:
+                engine.add(request)
+            left = set(requests)
+            while left:
+                ended = [request for request in engine.step() if request in left]
+                left.difference_update(ended)
+                if bar is not None:
+                    bar.update(ended)
+        except BaseException:
+            engine.abort(requests)
+            raise
+
+
+def _eos_of(tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    return () if tokenizer is None else tokenizer.eos_token_ids
+
+
+def _terminal(request: Request) -> RequestOutput:
+    output = request.outbox[-1].output
+    assert output is not None, "a request that ended has an output"
+    return output
+
+
+def _refused(index: int, prompt: Prompt, params: SamplingParams, error: UserError) -> RequestOutput:
+    return RequestOutput(
+        index=index,
+        prompt_token_ids=prompt if isinstance(prompt, list | tuple) else [],
+        token_ids=[],
+        text="",
+        finish_reason="error",
+        seed=params.seed,
+        error=str(error),
+    )
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One text or one list of ids becomes a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise RequestError(
+            f"prompts is {type(prompts).__name__}; wanted a text, a list of token ids, or a list "
+            "of these"
+        )
+    listed: list[Any] = list(prompts)
+    if listed and all(type(item) is int for item in listed):
+        return [listed]
+    return listed
+
+
+def _params_for(prompts: Sequence[Prompt], params: Params) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * len(prompts)
+    wrong = [params] if isinstance(params, Mapping) else params
+    for item in wrong:
+        if not isinstance(item, SamplingParams):
+            raise RequestError(
+                f"params has {type(item).__name__}; wanted SamplingParams, or a list of them"
+            )
+    if len(params) != len(prompts):
+        raise RequestError(
+            f"got {len(params)} params for {len(prompts)} prompts; wanted one each, or one for all"
+        )
+    return list(params)

@@ -1,0 +1,248 @@
+"""Request: one prompt from its arrival to its one terminal event.
+
+Knows: tokens, text, log probabilities and times of one request. Does not know: other requests,
+pages or models.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pilotfish.batch import RequestContext
+from pilotfish.config import SamplingParams
+from pilotfish.engine.outputs import Delta, FinishReason, RequestOutput, Timing
+from pilotfish.engine.stopping import StopRules
+
+if TYPE_CHECKING:
+    import torch
+
+    from pilotfish.engine.detokenizer import Detokenizer
+    from pilotfish.sampling import SamplingRow, TokenHistory, TokenLogprobs
+
+
+@attrs.define(kw_only=True, eq=False)
+class Request:
+    """One live request; what the engine changes about it, it changes through these methods.
+
+    context: id, tokens (prompt and answer so far) and how many of them are computed.
+    index: of the prompt in the caller's list. seed: of its noise.
+    rules: when the answer ends. history: tokens counted for the sampler; None when nothing is
+        sampled. detokenizer: None without a tokenizer. salt: of its shared pages.
+    streams: whether the caller reads deltas; if not, only the terminal one is kept.
+    keeps_logits: whether the logits of every row are wanted, and no answer.
+    """
+
+    context: RequestContext
+    index: int
+    params: SamplingParams
+    seed: int
+    rules: StopRules
+    history: TokenHistory | None = None
+    detokenizer: Detokenizer | None = None
+    salt: bytes = b""
+    load_s: float = 0.0
+    streams: bool = False
+    keeps_logits: bool = False
+    logprobs: list[TokenLogprobs] = attrs.field(factory=list)
+    prompt_logprobs: list[TokenLogprobs] = attrs.field(factory=list)
+    kept_logits: list[torch.Tensor] = attrs.field(factory=list)
+    num_kept_rows: int = 0
+    num_preemptions: int = 0
+    outbox: deque[Delta] = attrs.field(factory=deque)
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    _started: float | None = None
+    _first_token: float | None = None
+    _last_token: float | None = None
+
+    # What the scheduler asks, all ints
+
+    @property
+    def request_id(self) -> str:
+        """Unique among live requests."""
+        return self.context.request_id
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the terminal event is in the outbox, or was."""
+        return self.finish_reason is not None
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose rows are not computed: 1 when decoding, more when prefilling."""
+        return len(self.context.tokens) - self.context.num_computed
+
+    @property
+    def prefix_keys(self) -> Sequence[int]:
+        """Keys for a prefix hit; none while rows of the prompt are wanted that a hit leaves out."""
+        return () if self.num_wanted_rows else self.context.tokens
+
+    def next_keys(self, num_rows: int) -> list[int]:
+        """Keys of the next rows."""
+        done = self.context.num_computed
+        return self.context.tokens[done : done + num_rows]
+
+    # What the runner asks
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens given."""
+        return self.context.num_prompt_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.context.tokens) - self.context.num_prompt_tokens
+
+    @property
+    def num_wanted_rows(self) -> int:
+        """Rows of the prompt whose logits are still to be seen, all but those seen so far.
+
+        For prompt log probabilities the last row is not among them: it tells of the answer.
+        """
+        if self.keeps_logits:
+            return self.num_prompt_tokens - self.num_kept_rows
+        if self.params.prompt_logprobs is None:
+            return 0
+        return self.num_prompt_tokens - 1 - len(self.prompt_logprobs)
+
+    @property
+    def samples_next(self) -> bool:
+        """Whether the scheduled rows end with the last token, so that a token follows."""
+        return self.context.num_scheduled == self.num_pending and not self.keeps_logits
+
+    @property
+    def num_logit_rows(self) -> int:
+        """Logit rows wanted of this pass: a run that ends with its last row."""
+        first = self.context.num_computed
+        stop = first + self.context.num_scheduled
+        if self.num_wanted_rows:
+            seen = self.num_kept_rows if self.keeps_logits else len(self.prompt_logprobs)
+            last_wanted = self.num_prompt_tokens - (0 if self.keeps_logits else 1)
+            if max(first, seen) < min(stop, last_wanted):
+                return stop - max(first, seen)
+        return 1 if self.samples_next else 0
+
+    def sampling_row(self) -> SamplingRow:
+        """The row after all tokens so far."""
+        from pilotfish.sampling import SamplingRow
+
+        assert self.history is not None
+        return SamplingRow.after(
+            self.history,
+            self.params,
+            seed=self.seed,
+            stop_ids=self.rules.banned_ids,
+            request_id=self.request_id,
+        )
+
+    # What happens to it
+
+    def start(self) -> None:
+        """The first pass begins; later calls change nothing."""
+        if self._started is None:
+            self._started = perf_counter()
+
+    def accept(
+        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs | None]
+    ) -> FinishReason | None:
+        """Takes what one step sampled, up to where a rule ends the answer.
+
+        tokens: one or more, in order; those after the end are dropped. logprobs: one record each.
+        Returns why the answer ends, if it does: the caller must then `finish` it.
+        """
+        assert not self.is_finished, "the answer has ended"
+        now = perf_counter()
+        if self._first_token is None:
+            self._first_token = now
+        self._last_token = now
+        text, taken = "", 0
+        reason: FinishReason | None = None
+        while reason is None and taken < len(tokens):
+            added, reason = self._accept_one(tokens[taken])
+            text += added
+            taken += 1
+        records = [record for record in logprobs[:taken] if record is not None]
+        self.logprobs += records
+        if self.streams:
+            self.outbox.append(
+                Delta(
+                    index=self.index,
+                    token_ids=tuple(tokens[:taken]),
+                    text=text,
+                    logprobs=records if self.params.logprobs is not None else None,
+                )
+            )
+        return reason
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """Puts the one terminal event in the outbox.
+
+        Text that was held for a stop string is given now, and may turn out to hold one.
+        """
+        assert not self.is_finished, "a request has one terminal event"
+        text, reason, error = self._flush(reason, error)
+        self.finish_reason, self.error = reason, error
+        self.outbox.append(
+            Delta(index=self.index, text=text, finish_reason=reason, output=self._output(reason))
+        )
+
+    def _accept_one(self, token: int) -> tuple[str, FinishReason | None]:
+        self.context.tokens.append(token)
+        assert self.history is not None
+        self.history.append(token)
+        count = self.num_output_tokens
+        if self.rules.ends_with(token, count):
+            return "", "stop"
+        text = ""
+        if self.detokenizer is not None:
+            text = self.detokenizer.add(token, may_stop=self.rules.may_stop(count))
+            if self.detokenizer.stopped_by is not None:
+                return text, "stop"
+        return text, self.rules.reached_limit(len(self.context.tokens))
+
+    def _flush(
+        self, reason: FinishReason, error: str | None
+    ) -> tuple[str, FinishReason, str | None]:
+        if self.detokenizer is None:
+            return "", reason, error
+        may_stop = self.rules.may_stop(self.num_output_tokens)
+        try:
+            text = self.detokenizer.finish(may_stop=may_stop)
+        except Exception as failure:  # whatever fails here, the caller must hear of the end
+            return "", "error", error or f"{type(failure).__name__}: {failure}"
+        if reason == "length" and self.detokenizer.stopped_by is not None:
+            reason = "stop"
+        return text, reason, error
+
+    def _output(self, reason: FinishReason) -> RequestOutput:
+        tokens, num_prompt = self.context.tokens, self.num_prompt_tokens
+        prompt_records: list[TokenLogprobs | None] = [None, *self.prompt_logprobs]
+        return RequestOutput(
+            index=self.index,
+            prompt_token_ids=tokens[:num_prompt],
+            token_ids=tokens[num_prompt:],
+            text=self.detokenizer.text if self.detokenizer is not None else "",
+            finish_reason=reason,
+            logprobs=self.logprobs if self.params.logprobs is not None else None,
+            prompt_logprobs=prompt_records if self.params.prompt_logprobs is not None else None,
+            seed=self.seed,
+            timing=self._timing(),
+            error=self.error,
+        )
+
+    def _timing(self) -> Timing:
+        first, last = self._first_token, self._last_token
+        if self._started is None or first is None or last is None:
+            return Timing(load_s=self.load_s)
+        return Timing(
+            load_s=self.load_s,
+            prefill_s=first - self._started,
+            decode_s=last - first,
+            num_decoded=self.num_output_tokens - 1,
+        )

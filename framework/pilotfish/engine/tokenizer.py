@@ -1,0 +1,266 @@
+"""Tokenizer: text to token ids and back, and chat messages to text.
+
+Knows: a vocabulary and its special tokens, from an HF directory or a GGUF file. Does not know:
+requests, or how text is streamed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pilotfish.engine.chat_template import ChatTemplate
+from pilotfish.errors import CheckpointError, RequestError
+from pilotfish.weights import Checkpoint, GGUFFile, PreTokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+_GGUF_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}
+"""Name of a special token -> how GGUF spells it."""
+
+
+class Codec(Protocol):
+    """The part of a tokenizer that turns text to ids and back."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Ids of a text; names of special tokens in it become those tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Text of ids; ids outside the vocabulary give no text."""
+        ...
+
+
+class Tokenizer:
+    """What a request needs of a checkpoint's tokenizer.
+
+    vocab_size: number of ids, added tokens included; a model's own may be larger.
+    special_tokens: "bos_token", "eos_token", ... -> text. special_ids: ids that are no text.
+    eos_token_ids: tokens that end an answer, as the checkpoint says.
+    chat_template: None when the checkpoint has none.
+    backend: the `tokenizers.Tokenizer` inside; None for a tokenizer that has none.
+    plain_decoding: whether `decode` is the backend's own, so that its steps may be followed.
+    cleans_up: whether it takes spaces from the joined text, e.g. before a full stop.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        backend: tokenizers.Tokenizer | None,
+        *,
+        vocab_size: int,
+        special_tokens: Mapping[str, str],
+        special_ids: frozenset[int],
+        eos_token_ids: tuple[int, ...] = (),
+        chat_template: ChatTemplate | None = None,
+        plain_decoding: bool = True,
+    ) -> None:
+        self._codec = codec
+        self.backend = backend
+        self.vocab_size = vocab_size
+        self.special_tokens = dict(special_tokens)
+        self.special_ids = special_ids
+        self.eos_token_ids = eos_token_ids
+        self.chat_template = chat_template
+        self.plain_decoding = plain_decoding and backend is not None
+        self.cleans_up = not plain_decoding
+
+    @classmethod
+    def from_directory(
+        cls, directory: str | Path, eos_token_ids: tuple[int, ...] = ()
+    ) -> Tokenizer | None:
+        """The tokenizer of a Hugging Face directory, as transformers reads it; None without one.
+
+        Raises CheckpointError when its files cannot be read.
+        """
+        directory = Path(directory)
+        if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # every tokenizer class has its own exceptions
+            raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
+        special = {key: str(value) for key, value in found.special_tokens_map.items()}
+        source = _template_of(found)
+        backend = getattr(found, "backend_tokenizer", None)
+        return cls(
+            _TransformersCodec(found),
+            backend,
+            vocab_size=len(found),
+            special_tokens=special,
+            special_ids=frozenset(found.all_special_ids) if backend is None else _special(backend),
+            eos_token_ids=eos_token_ids or _eos_of(found.eos_token_id),
+            chat_template=ChatTemplate(source, special) if source else None,
+            plain_decoding=_decodes_plainly(found, backend),
+        )
+
+    @classmethod
+    def from_gguf(
+        cls,
+        file: GGUFFile,
+        pretokenizers: Mapping[str, PreTokenizer],
+        eos_token_ids: tuple[int, ...] = (),
+    ) -> Tokenizer | None:
+        """The tokenizer in a GGUF file's metadata; None without a vocabulary.
+
+        Raises CheckpointError naming a kind of vocabulary that is not read.
+        """
+        from pilotfish.engine.tokenizer_gguf import build_backend
+
+        backend = build_backend(file.metadata, pretokenizers)
+        if backend is None:
+            return None
+        tokens = file.metadata["tokenizer.ggml.tokens"]
+        special: dict[str, str] = {}
+        for name, key in _GGUF_SPECIAL.items():
+            index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if index is not None and 0 <= index < len(tokens):
+                special[f"{name}_token"] = tokens[index]
+        source = file.metadata.get("tokenizer.chat_template")
+        return cls(
+            _BackendCodec(backend),
+            backend,
+            vocab_size=backend.get_vocab_size(with_added_tokens=True),
+            special_tokens=special,
+            special_ids=_special(backend),
+            eos_token_ids=eos_token_ids,
+            chat_template=ChatTemplate(source, special) if source else None,
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; names of special tokens in it become those tokens.
+
+        add_special_tokens: whether BOS and the like are put where the checkpoint asks for them.
+        """
+        try:
+            return self._codec.encode(text, add_special_tokens)
+        except (TypeError, UnicodeError) as error:
+            raise RequestError(
+                f"the text cannot be encoded: {error}; wanted Unicode text without lone surrogates"
+            ) from error
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._codec.decode(ids, skip_special_tokens)
+
+    def render_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation; a string is one message of the user.
+
+        Raises RequestError when there is no chat template, or it refuses the messages.
+        """
+        if self.chat_template is None:
+            raise RequestError("the checkpoint has no chat template; pass a plain prompt")
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, **variables
+        )
+
+    def encode_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation. The template writes BOS itself. Raises as `render_chat`."""
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return self.encode(text, add_special_tokens=False)
+
+    @cached_property
+    def decoder_steps(self) -> tuple[Mapping[str, Any], ...] | None:
+        """The backend's decoding steps as data; None when they are not known."""
+        if self.backend is None or not self.plain_decoding:
+            return None
+        spec = json.loads(self.backend.to_str())["decoder"]
+        if spec is None:
+            return None
+        return tuple(spec["decoders"]) if spec["type"] == "Sequence" else (spec,)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of a checkpoint; None when it has none: then only token ids can be prompts.
+
+    Raises CheckpointError when there is one that cannot be read.
+    """
+    if checkpoint.gguf is not None:
+        return Tokenizer.from_gguf(
+            checkpoint.gguf, checkpoint.pretokenizers, checkpoint.eos_token_ids
+        )
+    return Tokenizer.from_directory(checkpoint.path, checkpoint.eos_token_ids)
+
+
+def need_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+    """The tokenizer, for a prompt of text. Raises RequestError when there is none."""
+    if tokenizer is None:
+        raise RequestError("the checkpoint has no tokenizer; pass token ids")
+    return tokenizer
+
+
+class _BackendCodec:
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+
+class _TransformersCodec:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+
+def _special(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """Ids that decoding leaves out when special tokens are skipped."""
+    added = backend.get_added_tokens_decoder()
+    return frozenset(index for index, token in added.items() if token.special)
+
+
+def _decodes_plainly(tokenizer: Any, backend: tokenizers.Tokenizer | None) -> bool:
+    """Whether decoding is the backend's own: byte-pair text is cleaned up only if forced."""
+    import tokenizers.models
+
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return True
+    forced = getattr(
+        tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False
+    )
+    return backend is not None and isinstance(backend.model, tokenizers.models.BPE) and not forced
+
+
+def _template_of(tokenizer: Any) -> str | None:
+    """The template of a chat; of several named ones, the default."""
+    source = getattr(tokenizer, "chat_template", None)
+    if isinstance(source, Mapping):
+        source = source.get("default")
+    return source if isinstance(source, str) else None
+
+
+def _eos_of(value: int | None) -> tuple[int, ...]:
+    return () if value is None else (value,)

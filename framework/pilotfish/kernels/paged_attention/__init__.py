@@ -1,0 +1,93 @@
+"""Attention of a ragged pass over paged keys and values: prefill, chunks, verify and decode alike.
+
+Knows: rows, pages and masks. Does not know: who owns a page, or how q, keys and values were made.
+Letters: B requests, T packed tokens, T' rows with padding, N query heads, K kv heads, H head width,
+G = N / K query heads a kv head, P pages, S tokens in a page.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+
+from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.paged_attention import eager
+from pilotfish.kernels.paged_attention.plan import AttentionPlan, make_plan
+from pilotfish.kernels.paged_attention.probe import attention_row_multiple
+
+if TYPE_CHECKING:
+    from pilotfish.state import KVCacheInputs
+
+Mode: TypeAlias = Literal["causal", "block"]
+
+__all__ = ["AttentionPlan", "Mode", "attention_row_multiple", "paged_attention", "plan_attention"]
+
+
+def plan_attention(
+    kv: KVCacheInputs,
+    input_row_offsets: torch.Tensor,
+    *,
+    backend: KernelBackend,
+    row_multiple: int | None = None,
+) -> AttentionPlan:
+    """Return what every layer of one pass shares: positions, page lookups, masks.
+
+    kv: one leaf's view of the pass; its host lengths are read, its tensors are not synchronised.
+    input_row_offsets: [B+1] int32, request b owns rows offsets[b] to offsets[b+1].
+    row_multiple: what `attention_row_multiple` found for this machine; None means 4.
+    Masks for a (window, mode) are built when a layer first asks for them and kept in the plan.
+    Raises ValueError when lengths, rows and pages do not fit together.
+    """
+    return make_plan(kv, input_row_offsets, row_multiple or 4)
+
+
+def paged_attention(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    scale: float,
+    window: int | None = None,
+    mode: Mode = "causal",
+    backend: KernelBackend,
+) -> torch.Tensor:
+    """Return `softmax(scale * q k^T + mask) v` for every row over its own request's keys.
+
+    q: [T', N, H], T' >= T; rows past T are padding. cache: [P, S, 2, K, H] contiguous, q's dtype;
+    the keys and values of this pass were already written into it (see `write_kv`).
+    Row i of request b stands at position p = lengths[b] + i. With mode "causal" it sees the keys
+    j <= p, and with a window W only j > p - W: W keys, itself included. With mode "block" every
+    row sees all keys of its request, this pass's included; with a window those with |p - j| < W.
+    Returns a new contiguous [T', N, H] of q's dtype; rows past T are zeros. Sums are float32.
+    A row's bits depend on its q, on the keys and values it sees, their positions, and the scale,
+    window and mode; not on batch mates, on how many rows a pass has, nor on where pages lie. Slots
+    that no row of the pass may see are never used: they may hold NaN.
+    Raises ValueError when shapes, dtypes, window or mode do not fit.
+    """
+    _check(q, cache, plan)
+    sight = plan.sight(window, mode)
+    if backend.name == "triton":
+        from pilotfish.kernels.paged_attention import triton
+
+        return triton.paged_attention(q, cache, plan, scale, sight)
+    return eager.paged_attention(q, cache, plan, scale, sight)
+
+
+def _check(q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan) -> None:
+    if q.ndim != 3 or q.shape[0] < plan.num_rows:
+        raise ValueError(
+            f"q is {list(q.shape)}; wanted [T', N, H] with T' >= {plan.num_rows}, the plan's rows"
+        )
+    wanted = [plan.page_size_tokens, 2, q.shape[2]]
+    if cache.ndim != 5 or [cache.shape[1], cache.shape[2], cache.shape[4]] != wanted:
+        raise ValueError(
+            f"the cache is {list(cache.shape)}; wanted [P, {wanted[0]}, 2, K, {wanted[2]}] "
+            "to fit the plan's page size and q's head width"
+        )
+    if q.shape[1] % cache.shape[3] or q.dtype != cache.dtype or not cache.is_contiguous():
+        raise ValueError(
+            f"q has {q.shape[1]} heads of {q.dtype}; the cache {cache.shape[3]} of {cache.dtype}, "
+            f"strides {cache.stride()}; wanted a multiple of its heads, one dtype, and a "
+            "contiguous cache: cast q and pass a layer's own block"
+        )

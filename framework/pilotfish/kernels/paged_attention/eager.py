@@ -1,0 +1,92 @@
+"""paged_attention on the CPU: fixed key partitions through PyTorch's flash kernel, then a merge.
+
+Knows: which requests are computed together and which alone. Does not know: how.
+The README says why no row's bits depend on that choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch.nn import functional
+
+from pilotfish.kernels.paged_attention import alone, reference
+from pilotfish.kernels.paged_attention import together as few_rows
+from pilotfish.kernels.paged_attention.flash import WIDTH_MULTIPLE
+from pilotfish.kernels.paged_attention.gather import Gather, RowKind
+from pilotfish.kernels.paged_attention.plan import AttentionPlan
+from pilotfish.kernels.paged_attention.sight import Sight
+from pilotfish.kernels.paged_attention.tiles import Tile, make_tiles
+
+FEW_ROWS, FEW_FOLDED_ROWS = 16, 64
+"""A request with at most so many rows, or rows times G, is computed together with others."""
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """All that a layer of this row kind and sight must compute; together: None if all go alone."""
+
+    together: few_rows.Together | None
+    alone: tuple[tuple[Tile, tuple[Gather, ...]], ...]
+
+
+def paged_attention(
+    q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan, scale: float, sight: Sight
+) -> torch.Tensor:
+    """Arguments and result as the public function.
+
+    float16 is computed in float32: the flash kernel's float16 is not invariant. On another
+    device than a CPU this is the reference: right, slow, and not invariant.
+    """
+    if q.device.type != "cpu":
+        return reference.paged_attention(q, cache, plan, scale, sight)
+    width, dtype = q.shape[2], q.dtype
+    if q.stride(2) != 1:  # the flash kernel reads whole rows, without asking
+        q = q.contiguous()
+    if width % WIDTH_MULTIPLE:
+        q = functional.pad(q, (0, -width % WIDTH_MULTIPLE))
+    if dtype == torch.float16:
+        q = q.float()
+    row = RowKind(cache.shape[3], q.shape[2], q.dtype)
+    work = plan.recall(("work", q.shape[1], row, sight), lambda: _lay_out(plan, q, row, sight))
+    num_rows = q.shape[0]
+    if work.alone and num_rows < plan.num_padded_rows:
+        q = functional.pad(q, (0, 0, 0, 0, 0, plan.num_padded_rows - num_rows))
+    out = _attend(q, cache.view(-1, *cache.shape[2:]), work, scale)[:num_rows]
+    if out.shape[2] == width and out.dtype == dtype:
+        return out
+    return out[..., :width].contiguous().to(dtype)
+
+
+def _attend(q: torch.Tensor, cache_rows: torch.Tensor, work: Work, scale: float) -> torch.Tensor:
+    together = work.together
+    if together and not work.alone and together.num_rows == q.shape[0]:
+        return few_rows.attend(q, cache_rows, together, scale, None)
+    out = torch.zeros(q.shape, dtype=q.dtype)
+    if together:
+        few_rows.attend(q, cache_rows, together, scale, out)
+    for tile, gathers in work.alone:
+        alone.attend(q, cache_rows, tile, gathers, scale=scale, out=out)
+    return out
+
+
+def _lay_out(plan: AttentionPlan, q: torch.Tensor, row: RowKind, sight: Sight) -> Work:
+    num_heads = q.shape[1]
+    limit = max(FEW_ROWS, FEW_FOLDED_ROWS * row.num_kv_heads // num_heads, plan.row_multiple)
+    few = [b for b, count in enumerate(plan.row_counts) if 0 < count <= limit]
+    many = [b for b, count in enumerate(plan.row_counts) if count > limit]
+    tiles = [tile for b in many for tile in _tiles(plan, b, sight)]
+    return Work(
+        together=few_rows.make_together(plan, few, num_heads, row, sight) if few else None,
+        alone=tuple((tile, _gathers(plan, tile, row)) for tile in tiles),
+    )
+
+
+def _tiles(plan: AttentionPlan, request: int, sight: Sight) -> Sequence[Tile]:
+    return plan.recall(("tiles", request, sight), lambda: make_tiles(plan, request, sight))
+
+
+def _gathers(plan: AttentionPlan, tile: Tile, row: RowKind) -> tuple[Gather, ...]:
+    return tuple(Gather.make(plan, part.slots, 1, row) for part in tile.parts)

@@ -1,0 +1,113 @@
+"""AttentionPlan: one pass's rows, positions and pages, shared by all layers.
+
+Knows: host lengths, and tensors to look pages up. Does not know: masks, heads or keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import attrs
+import torch
+
+from pilotfish.kernels.paged_attention.sight import Ints, Sight
+
+if TYPE_CHECKING:
+    from pilotfish.state import KVCacheInputs
+
+Made = TypeVar("Made")
+
+
+@attrs.frozen(kw_only=True)
+class AttentionPlan:
+    """What attention must know of a pass; made by `plan_attention`.
+
+    lookup_table: [B, W] int32, page ids in order. cache_lengths: [B] int32.
+    input_row_offsets: [B+1] int32. lengths, row_counts, num_keys: per request on the host:
+    committed rows, rows of this pass, and their sum. offsets: where each request's rows begin;
+    num_rows: T. row_multiple: eager attention computes rows in groups of this size.
+    memo: indices, masks and scratch memory, made when first asked for; they live with the plan.
+    """
+
+    lookup_table: torch.Tensor
+    cache_lengths: torch.Tensor
+    input_row_offsets: torch.Tensor
+    page_size_tokens: int
+    lengths: tuple[int, ...]
+    row_counts: tuple[int, ...]
+    num_keys: tuple[int, ...]
+    offsets: tuple[int, ...]
+    num_rows: int
+    row_multiple: int
+    memo: dict[Hashable, Any] = attrs.field(factory=dict, eq=False, repr=False)
+
+    @property
+    def num_padded_rows(self) -> int:
+        """T, rounded up to the row multiple."""
+        return -(-self.num_rows // self.row_multiple) * self.row_multiple
+
+    def recall(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returned the first time this key was asked for."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        found: Made = self.memo[key]
+        return found
+
+    def sight(self, window: int | None, mode: Literal["causal", "block"]) -> Sight:
+        """The one Sight of this window and mode: equal ones would be compared in every layer."""
+        found: Sight | None = self.memo.get((window, mode))
+        if found is None:
+            found = self.memo[window, mode] = Sight(window, mode)
+        return found
+
+    def slots(self, request: Ints | int, key: Ints) -> Ints:
+        """Where keys lie, page * S + offset. On the host; the arrays broadcast."""
+        size, table = self.page_size_tokens, self.lookup_table.numpy()
+        found: Ints = table[request, key // size].astype("int64") * size + key % size
+        return found
+
+    def scratch(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Memory, zeros at first, the same for every call with this shape[1:]; grows in shape[0].
+
+        Taken once a pass: memory that is freed and taken again in every layer costs page faults.
+        """
+        key = ("scratch", shape[1:], dtype)
+        held: torch.Tensor | None = self.memo.get(key)
+        if held is None or held.shape[0] < shape[0]:
+            held = self.memo[key] = torch.zeros(shape, dtype=dtype)
+        return held[: shape[0]]
+
+
+def make_plan(
+    kv: KVCacheInputs, input_row_offsets: torch.Tensor, row_multiple: int
+) -> AttentionPlan:
+    """Builds the plan from host lengths alone; see `plan_attention`."""
+    num_requests, num_pages = kv.lookup_table.shape
+    if len(kv.lengths) != num_requests or len(kv.row_counts) != num_requests:
+        raise ValueError(
+            f"{len(kv.lengths)} lengths and {len(kv.row_counts)} row counts for {num_requests} "
+            "requests in the lookup table; wanted one of each per request"
+        )
+    offsets, num_keys, num_rows = [], [], 0
+    for length, count in zip(kv.lengths, kv.row_counts, strict=True):
+        if length + count > num_pages * kv.page_size_tokens:
+            raise ValueError(
+                f"a request has {length} + {count} keys and {num_pages} pages of "
+                f"{kv.page_size_tokens}; wanted a page for every key: reserve before the pass"
+            )
+        offsets.append(num_rows)
+        num_keys.append(length + count)
+        num_rows += count
+    return AttentionPlan(
+        lookup_table=kv.lookup_table,
+        cache_lengths=kv.cache_lengths,
+        input_row_offsets=input_row_offsets,
+        page_size_tokens=kv.page_size_tokens,
+        lengths=kv.lengths,
+        row_counts=kv.row_counts,
+        num_keys=tuple(num_keys),
+        offsets=tuple(offsets),
+        num_rows=num_rows,
+        row_multiple=row_multiple,
+    )

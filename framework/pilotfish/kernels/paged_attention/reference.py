@@ -1,0 +1,53 @@
+"""paged_attention as the definition reads, in float32 or wider, one row's request at a time.
+
+Knows no speed; the other implementations are judged by it. Letters as in the package.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels.paged_attention.plan import AttentionPlan
+from pilotfish.kernels.paged_attention.sight import Sight
+
+
+def visible(positions: torch.Tensor, num_keys: int, sight: Sight) -> torch.Tensor:
+    """positions: [n] int64 of the rows; returns [n, num_keys] bool: may row p see key j?"""
+    p, j = positions[:, None], torch.arange(num_keys, device=positions.device)[None, :]
+    seen = (j <= p) if sight.mode == "causal" else torch.ones_like(j <= p)
+    return seen if sight.window is None else seen & ((p - j).abs() < sight.window)
+
+
+def gather_keys_values(
+    cache: torch.Tensor, plan: AttentionPlan, request: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the keys and the values of one request in order, each [keys, K, H]."""
+    num_keys = plan.num_keys[request]
+    pages = plan.lookup_table[request, : -(-num_keys // plan.page_size_tokens)].long()
+    rows = cache[pages].flatten(0, 1)[:num_keys]
+    return rows[:, 0], rows[:, 1]
+
+
+def paged_attention(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    sight: Sight,
+    *,
+    compute_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Arguments and result as the public function; compute_dtype: the dtype of all arithmetic."""
+    out = torch.zeros_like(q)
+    for request, (start, count) in enumerate(zip(plan.offsets, plan.row_counts, strict=True)):
+        keys, values = gather_keys_values(cache, plan, request)
+        group = q.shape[1] // cache.shape[3]
+        k_JNH = keys.to(compute_dtype).repeat_interleave(group, dim=1)
+        v_JNH = values.to(compute_dtype).repeat_interleave(group, dim=1)
+        positions = torch.arange(count, device=q.device) + plan.lengths[request]
+        q_rows = q[start : start + count].to(compute_dtype)
+        scores = scale * torch.einsum("inh,jnh->nij", q_rows, k_JNH)
+        hidden = ~visible(positions, keys.shape[0], sight)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        out[start : start + count] = torch.einsum("nij,jnh->inh", weights, v_JNH).to(q.dtype)
+    return out

@@ -1,0 +1,97 @@
+"""Requests with few rows (decode, verify) computed together: one flash call a partition size.
+
+Knows: how to run what `fold` and `pairs` laid out. Does not know: long prefills.
+Letters as in `fold` and `pairs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+
+from pilotfish.kernels.paged_attention.flash import HIDDEN, flash, merge_weights
+from pilotfish.kernels.paged_attention.fold import Fold, make_fold
+from pilotfish.kernels.paged_attention.gather import Gather, RowKind
+from pilotfish.kernels.paged_attention.pairs import Calls, make_calls
+from pilotfish.kernels.paged_attention.plan import AttentionPlan
+from pilotfish.kernels.paged_attention.sight import Sight
+
+
+@attrs.frozen(kw_only=True)
+class Together:
+    """What every layer with this row and sight needs; gathers: one a call; num_rows: t."""
+
+    fold: Fold
+    calls: Calls
+    gathers: tuple[Gather, ...]
+    num_rows: int
+
+
+def make_together(
+    plan: AttentionPlan, requests: Sequence[int], num_heads: int, row: RowKind, sight: Sight
+) -> Together:
+    """requests: indices of the requests that are computed together, in order."""
+    fold = plan.recall(
+        ("fold", num_heads, row.num_kv_heads),
+        lambda: make_fold(plan, requests, num_heads, row.num_kv_heads),
+    )
+    calls = plan.recall(
+        ("calls", fold.group, sight), lambda: make_calls(plan, requests, fold, sight)
+    )
+    gathers = (Gather.make(plan, c.slots, c.mask.shape[0], row) for c in calls.calls)
+    return Together(
+        fold=fold,
+        calls=calls,
+        gathers=tuple(gathers),
+        num_rows=sum(plan.row_counts[b] for b in requests),
+    )
+
+
+def attend(
+    q: torch.Tensor,
+    cache_rows: torch.Tensor,
+    together: Together,
+    scale: float,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """q: [T', N, H]; cache_rows: [P*S, 2, K, H']. Fills these requests' rows of out: [T', N, H].
+
+    out may be None when they are all rows of q: then a new tensor is made without filling it first.
+    """
+    _, num_heads, width = q.shape
+    fold, calls = together.fold, together.calls
+    q_rows = q.reshape(-1, width).index_select(0, fold.q_index)
+    q_RKMH = q_rows.view(-1, cache_rows.shape[2], fold.num_folded, width)
+    parts, lses = [], []
+    for call, gather in zip(calls.calls, together.gathers, strict=True):
+        gather.fill(cache_rows)
+        q_IKMH = q_RKMH if call.requests is None else q_RKMH.index_select(0, call.requests)
+        part_IKMH, lse_IKM = flash(q_IKMH, gather.k, gather.v, call.mask, scale)
+        parts.append(part_IKMH)
+        lses.append(lse_IKM)
+    result = parts[0] if calls.num_partitions == len(parts) == 1 else _merge(parts, lses, calls)
+    flat = result.to(q.dtype).reshape(-1, width)
+    if out is None:
+        return flat.index_select(0, fold.out_index).view(together.num_rows, num_heads, width)
+    if fold.rows is None:
+        torch.index_select(flat, 0, fold.out_index, out=out[: together.num_rows].view(-1, width))
+    else:
+        rows = flat.index_select(0, fold.out_index).view(together.num_rows, num_heads, width)
+        out.index_copy_(0, fold.rows, rows)
+    return out
+
+
+def _merge(parts: list[torch.Tensor], lses: list[torch.Tensor], calls: Calls) -> torch.Tensor:
+    """parts: [I, K, M, H] each; lses: [I, K, M] each. Returns [R, K, M, H] float32."""
+    lse, part = torch.cat(lses), torch.cat(parts)
+    if calls.order is not None and calls.absent is not None:
+        lse = lse.index_select(0, calls.order).masked_fill_(calls.absent, HIDDEN)
+        part = part.index_select(0, calls.order)
+    weights, total = merge_weights(lse.view(calls.num_partitions, -1, *lse.shape[1:]))
+    weighted = part.reshape(*weights.shape, -1) * weights.unsqueeze(-1)
+    merged = weighted[0]
+    for index in range(1, calls.num_partitions):
+        merged += weighted[index]
+    return merged.div_(total.unsqueeze(-1))

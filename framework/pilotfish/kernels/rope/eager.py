@@ -1,0 +1,29 @@
+"""Rotary embedding on a CPU, in few torch calls.
+
+Knows: multiply, add and subtract only, so an element's bits cannot depend on where it lies.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def apply_rope(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    """x: [T, N, H], mutated; cos, sin: [T, R]; returns x, as the public function."""
+    width = cos.shape[-1]
+    target = x if width == x.shape[-1] else x[..., :width]
+    head = target.float()
+    turned = head * cos.unsqueeze(1)
+    crossed = head * sin.unsqueeze(1)
+    if interleaved:
+        turned[..., 0::2].sub_(crossed[..., 1::2])
+        turned[..., 1::2].add_(crossed[..., 0::2])
+    else:
+        first, second = turned.chunk(2, -1)
+        crossed_first, crossed_second = crossed.chunk(2, -1)
+        first.sub_(crossed_second)
+        second.add_(crossed_first)
+    target.copy_(turned)
+    return x

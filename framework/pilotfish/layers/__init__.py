@@ -1,0 +1,1 @@
+"""The architecture parts that several plugins share."""

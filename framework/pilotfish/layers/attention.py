@@ -1,0 +1,115 @@
+"""Attention: grouped-query attention over paged keys and values, q, k and v from one projection.
+
+Knows: heads, norms and rotation of one layer. Does not know: requests or who owns a page.
+Axis letters: T packed tokens, D model width, N query heads, K kv heads, H head width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.kv_write import write_kv
+from pilotfish.kernels.paged_attention import paged_attention
+from pilotfish.kernels.rms_norm import rms_norm
+from pilotfish.kernels.rope import apply_rope
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.layer import Layer
+from pilotfish.layers.linear import Linear
+
+
+class HeadNorm(Layer):
+    """RMSNorm of every q and k head on its own, "before_weight" rounding.
+
+    Parameters: q, k, each [H].
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, eps: float) -> None:
+        self.counts = (num_heads, num_kv_heads)
+        self.eps = eps
+        self.declare("q", (head_dim,))
+        self.declare("k", (head_dim,))
+
+    def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
+        """Lays one weight row under each head: [N + K, H]."""
+        del backend
+        rows = [
+            tensors[name].expand(count, -1)
+            for name, count in zip(("q", "k"), self.counts, strict=True)
+        ]
+        self.weight = torch.cat(rows)
+
+    def __call__(self, heads: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+        """heads: [T, N + K, H], may be strided -> a new contiguous one."""
+        normed = rms_norm(heads, None, self.eps, cast="before_weight", backend=backend)
+        return normed.mul_(self.weight)
+
+
+class Attention(Layer):
+    """One layer's attention.
+
+    layer: index of this layer's pages in the cache. scale: of the scores; None means H^-1/2.
+    window: keys a row may see, itself included; None for all. rope: whether heads are rotated.
+    qkv_bias, out_bias: which projections have one. clip: bound on the values of q, k and v.
+    head_norm_eps: not None where q and k heads are normed before they are rotated.
+    interleaved: rotary pairs are neighbours instead of half a head apart.
+    Parameters: qkv.weight [(N + 2K) H, D], out.weight [D, N H], their biases, head_norm.{q,k}.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        width: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+        rope: bool = True,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        clip: float | None = None,
+        head_norm_eps: float | None = None,
+        interleaved: bool = False,
+    ) -> None:
+        self.layer = layer
+        self.num_heads = num_heads
+        self.head_shape = (num_heads, num_kv_heads, head_dim)
+        self.num_turning = num_heads + num_kv_heads
+        self.heads_shape = (-1, num_heads + 2 * num_kv_heads, head_dim)
+        self.kv_shape = (-1, 2, num_kv_heads, head_dim)
+        self.out_width = num_heads * head_dim
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.window = window
+        self.rope = rope
+        self.clip = clip
+        self.interleaved = interleaved
+        self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=qkv_bias)
+        self.out = Linear(self.out_width, width, bias=out_bias)
+        self.head_norm: HeadNorm | None = None
+        if head_norm_eps is not None:
+            self.head_norm = HeadNorm(num_heads, num_kv_heads, head_dim, head_norm_eps)
+
+    def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        """x: [T, D] -> [T, D]. Writes this pass's keys and values into the layer's pages."""
+        backend = run.backend
+        qkv = self.qkv(x, backend)
+        if self.clip is not None:
+            qkv.clamp_(-self.clip, self.clip)
+        heads = qkv.view(self.heads_shape)
+        turning = heads[:, : self.num_turning]
+        q = heads[:, : self.num_heads]
+        if self.head_norm is not None:
+            turning.copy_(self.head_norm(turning, backend))
+        if self.rope:
+            apply_rope(turning, run.cos, run.sin, interleaved=self.interleaved, backend=backend)
+        cache = run.caches[self.layer]
+        kv = heads[:, self.num_heads :].view(self.kv_shape)
+        write_kv(kv, cache, run.write_slots, backend=backend)
+        seen = paged_attention(
+            q, cache, run.plan, scale=self.scale, window=self.window, backend=backend
+        )
+        return self.out(seen.view(-1, self.out_width), backend)

@@ -1,0 +1,109 @@
+"""Decoder: embedding, blocks, final norm and head, and the residual stream between them.
+
+Knows: the order of layers and the boundaries between them. Does not know: batches or requests.
+Axis letters: T packed tokens, D model width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import attrs
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.layers.block import Block
+from pilotfish.layers.embedding import Embedding
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.layer import Layer
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.norm import Norm, add_scaled
+from pilotfish.layers.rotary import Rotary
+
+
+@attrs.frozen
+class Stream:
+    """The residual stream after the last block, its last add still open.
+
+    x: [T, D], the last block's output; stream: [T, D]; the whole is `stream + multiplier * x`.
+    """
+
+    x: torch.Tensor
+    stream: torch.Tensor | None
+    multiplier: float
+
+    def rows(self, index: torch.Tensor | None) -> Stream:
+        """Only some rows; index: [R] int64, None for all."""
+        if index is None:
+            return self
+        stream = None if self.stream is None else self.stream.index_select(0, index)
+        return Stream(self.x.index_select(0, index), stream, self.multiplier)
+
+    def sum(self) -> torch.Tensor:
+        """[T, D], the stream itself, in memory of its own."""
+        if self.stream is None:
+            return self.x.clone()
+        return add_scaled(self.stream, self.x, self.multiplier)
+
+
+class Decoder(Layer):
+    """A decoder-only network.
+
+    residual_multiplier: what the blocks scale their outputs with.
+    logits_scaling: the logits are divided by it.
+    A head tied to the embedding is a `Linear(..., keep_plain=True)` that the weight rules tie.
+    Parameters: embed_tokens.weight, layers.{layer}..., norm.weight, lm_head.weight.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_tokens: Embedding,
+        layers: Sequence[Block],
+        norm: Norm,
+        lm_head: Linear,
+        rotary: Rotary,
+        residual_multiplier: float = 1.0,
+        logits_scaling: float = 1.0,
+    ) -> None:
+        self.embed_tokens = embed_tokens
+        self.layers = tuple(layers)
+        self.norm = norm
+        self.lm_head = lm_head
+        self.rotary = rotary
+        self.residual_multiplier = residual_multiplier
+        self.logits_scaling = logits_scaling
+
+    def run(
+        self, rows: torch.Tensor, run: ForwardPass, boundaries: Collection[int] = ()
+    ) -> tuple[Stream, dict[int, torch.Tensor]]:
+        """Runs every block.
+
+        rows: [T, D], what enters block 0; it may be updated in place.
+        boundaries: which to keep; 0 is `rows`, i the stream after block i-1.
+        Returns the open stream and boundary -> [T, D].
+        """
+        kept: dict[int, torch.Tensor] = {}
+        state = Stream(rows, None, self.residual_multiplier)
+        if 0 in boundaries:
+            kept[0] = state.sum()
+        if not boundaries:
+            x, stream = rows, None
+            for block in self.layers:
+                x, stream = block(x, stream, run)
+            return Stream(x, stream, self.residual_multiplier), kept
+        for number, block in enumerate(self.layers, start=1):
+            x, stream = block(state.x, state.stream, run)
+            state = Stream(x, stream, self.residual_multiplier)
+            if number in boundaries:
+                kept[number] = state.sum()
+        return state, kept
+
+    def finish(self, state: Stream, backend: KernelBackend) -> torch.Tensor:
+        """The final norm: an open stream -> [T, D]. Closes the stream in place."""
+        return self.norm.add(state.x, state.stream, backend, state.multiplier)[0]
+
+    def logits(self, normed: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+        """normed: [T, D] after the final norm -> [T, V] float32, scaling included."""
+        logits = self.lm_head(normed, backend).float()
+        return logits if self.logits_scaling == 1.0 else logits.div_(self.logits_scaling)

@@ -1,0 +1,34 @@
+"""ForwardPass: what every layer of one pass shares; made once a pass, thrown away after it.
+
+Knows: angles, the attention plan, where rows go in the caches. Does not know: weights.
+Axis letters: T packed tokens (padding included), R rotated width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+
+from pilotfish.kernels import KernelBackend
+
+if TYPE_CHECKING:
+    from pilotfish.kernels.paged_attention import AttentionPlan
+
+
+@attrs.frozen(kw_only=True)
+class ForwardPass:
+    """One pass over a padded ragged batch.
+
+    cos, sin: [T, R] float32, each row's angles; None in a model without rotary positions.
+    plan: which keys each row may see. caches: per layer, the pages keys and values lie in.
+    write_slots: [rows] int64, where the keys and values of the real rows go.
+    """
+
+    backend: KernelBackend
+    cos: torch.Tensor
+    sin: torch.Tensor
+    plan: AttentionPlan
+    caches: tuple[torch.Tensor, ...]
+    write_slots: torch.Tensor

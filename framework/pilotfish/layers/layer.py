@@ -1,0 +1,88 @@
+"""Layer: the base of every part of a network: it declares tensors by name and takes each once.
+
+Knows: names, shapes, and when a part is complete. Does not know: files, kernels or architectures.
+Not an `nn.Module`: a packed weight is no parameter, and a module's call and attribute look-ups
+cost as much as the small operations of a decode step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pilotfish.kernels import KernelBackend
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+
+
+class Layer:
+    """A part of a network.
+
+    Subclasses call `declare` for their own tensors and keep other layers as plain attributes (or
+    in lists and tuples); a parameter's name is the path of attributes that leads to it:
+    "layers.3.attention.qkv.weight".
+    """
+
+    def declare(self, name: str, shape: Shape) -> None:
+        """Says that this layer wants a tensor; its values arrive in `take`."""
+        self._declared()[name] = shape
+
+    def parameter_shapes(self, prefix: str = "") -> dict[str, Shape]:
+        """Every tensor of this layer and of the layers inside it: name -> shape."""
+        found = {prefix + name: shape for name, shape in self._declared().items()}
+        for name, child in self._children():
+            found.update(child.parameter_shapes(f"{prefix}{name}."))
+        return found
+
+    def assign(self, name: str, tensor: torch.Tensor, backend: KernelBackend) -> None:
+        """Hands the tensor called `name` to the layer that declared it. Raises KeyError if none."""
+        head, _, rest = name.partition(".")
+        if not rest:
+            self._take_own(name, tensor, backend)
+            return
+        for child_name, child in self._children():
+            if name.startswith(child_name + "."):
+                child.assign(name.removeprefix(child_name + "."), tensor, backend)
+                return
+        raise KeyError(f"no layer called {head!r} wants {name!r}")
+
+    def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
+        """Called once, when every declared tensor has arrived: keep them, or pack them.
+
+        tensors: name -> tensor, the layer's own from now on. The default sets attributes.
+        """
+        del backend
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+    def layers_inside(self) -> Iterator[Layer]:
+        """This layer and every layer inside it."""
+        yield self
+        for _, child in self._children():
+            yield from child.layers_inside()
+
+    def _declared(self) -> dict[str, Shape]:
+        return self.__dict__.setdefault("_declared_shapes", {})  # type: ignore[no-any-return]
+
+    def _take_own(self, name: str, tensor: torch.Tensor, backend: KernelBackend) -> None:
+        shapes = self._declared()
+        if name not in shapes:
+            raise KeyError(f"{type(self).__name__} wants {sorted(shapes)}, got {name!r}")
+        assert tuple(tensor.shape) == shapes[name], (name, tensor.shape, shapes[name])
+        waiting: dict[str, torch.Tensor] = self.__dict__.setdefault("_waiting", {})
+        waiting[name] = tensor
+        if len(waiting) == len(shapes):
+            del self.__dict__["_waiting"]
+            self.complete(waiting, backend)
+
+    def _children(self) -> Iterator[tuple[str, Layer]]:
+        for name, value in self.__dict__.items():
+            if isinstance(value, Layer):
+                yield name, value
+            elif isinstance(value, list | tuple):
+                for index, item in enumerate(value):
+                    if isinstance(item, Layer):
+                        yield f"{name}.{index}", item

@@ -1,0 +1,309 @@
+"""DecoderModel: everything a decoder-only text model does that is not its architecture.
+
+Knows: padding, row selection, logit and hidden modes, loading. Does not know: any architecture;
+a plugin subclasses it and says which network to build and how weights are named.
+Axis letters: B requests, T packed tokens, T' rows with padding, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from pilotfish.batch import RequestContext
+from pilotfish.config import PipelineConfig
+from pilotfish.errors import ConfigError
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.linear import LinearWeight, row_multiple
+from pilotfish.kernels.paged_attention import attention_row_multiple, plan_attention
+from pilotfish.layers.attention import Attention
+from pilotfish.layers.decoder import Decoder, Stream
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.inputs import DecoderInputs, initial_inputs, next_inputs
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.rows import padded, wanted_rows
+from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
+from pilotfish.state import KVCacheInputs, StateSpec
+from pilotfish.weights import WeightRules, WeightSource, execute_load, plan_load
+
+_HIDDEN = ReturnHiddenStates
+
+
+class DecoderModel:
+    """Base of decoder-only models; `PipelineModel` and `SpeculativeTarget` in one.
+
+    A subclass sets `config_class` (and `inputs_class` if it adds fields) and implements
+    `build_network` and `weight_rules`. It needs of its config: `get_state_specs()`, `dtype`,
+    `num_hidden_layers`, `hidden_size`.
+    """
+
+    config_class: ClassVar[type[Any]]
+    inputs_class: ClassVar[type[DecoderInputs]] = DecoderInputs
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        arch_config: Any,
+        backend: KernelBackend,
+        *,
+        device: torch.device,
+        return_logits: ReturnLogits = ReturnLogits.VARIABLE,
+        return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
+        hidden_state_boundaries: Sequence[int] = (),
+    ) -> None:
+        self.pipeline_config = pipeline_config
+        self.config = arch_config
+        self.backend = backend
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, arch_config.dtype)
+        self.return_logits = return_logits
+        self.return_hidden_states = return_hidden_states
+        self.hidden_state_boundaries = tuple(hidden_state_boundaries)
+        self._check_boundaries()
+        self.network = self.build_network()
+        self._row_multiple: int | None = 1
+        self._attention_multiple: int | None = None
+
+    # What a plugin writes.
+
+    def build_network(self) -> Decoder:
+        """The network of `self.config`, without weights."""
+        raise NotImplementedError
+
+    def weight_rules(self) -> WeightRules:
+        """How a checkpoint's tensors become the network's parameters."""
+        raise NotImplementedError
+
+    # Loading.
+
+    @property
+    def state(self) -> tuple[StateSpec, ...]:
+        """The caches this model needs."""
+        specs: tuple[StateSpec, ...] = self.config.get_state_specs()
+        return specs
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a pass are padded to this multiple."""
+        return self._row_multiple or 1
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether a row's bits are its own: asked for, and found to hold on this machine."""
+        return (
+            self.backend.invariant
+            and self._row_multiple is not None
+            and (self.backend.name != "torch" or self._attention_multiple is not None)
+        )
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every parameter, for a memory plan: name -> shape; a tied one shares another's memory."""
+        ties = self.weight_rules().ties
+        shapes = self.network.parameter_shapes()
+        return {name: shape for name, shape in shapes.items() if name not in ties}
+
+    def load_model(
+        self,
+        weights: WeightSource,
+        known: MutableMapping[Any, int | None] | None = None,
+    ) -> None:
+        """Fills every parameter, and finds the row multiple that holds on this machine.
+
+        known: results of probes by shape, read and filled; share one mapping between models.
+        Raises WeightsError naming missing, extra and misshapen tensors before any is read.
+        """
+        plan = plan_load(self.weight_rules(), weights.infos, self.network.parameter_shapes())
+        execute_load(
+            plan,
+            weights,
+            lambda name, tensor: self.network.assign(name, tensor, self.backend),
+            self.dtype,
+            device=self.device,
+        )
+        self.network.rotary.to(self.device)
+        self._row_multiple = row_multiple(self._linear_weights(), backend=self.backend, known=known)
+
+        self._attention_multiple = self.probe_attention({} if known is None else known)
+
+    def _linear_weights(self) -> list[LinearWeight]:
+        return [
+            layer.prepared for layer in self.network.layers_inside() if isinstance(layer, Linear)
+        ]
+
+    def probe_attention(self, known: MutableMapping[Any, int | None]) -> int | None:
+        """The row multiple under which every attention layer of the network holds."""
+        shapes = {
+            (*layer.head_shape, self.dtype)
+            for layer in self.network.layers_inside()
+            if isinstance(layer, Attention)
+        }
+        if self.backend.name != "torch" or not self.backend.invariant:
+            return None
+        for shape in shapes - known.keys():
+            known[shape] = attention_row_multiple(*shape)
+        held = [known[shape] for shape in shapes]
+        return None if None in held else max((m for m in held if m is not None), default=1)
+
+    # Inputs.
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[RequestContext]],
+        kv_cache_inputs: KVCacheInputs | None = None,
+        return_n_logits: int | Sequence[int] = 1,
+    ) -> DecoderInputs:
+        """Packs the scheduled rows of each request of the one replica.
+
+        return_n_logits: rows of logits wanted, of all requests or of each.
+        """
+        if len(replica_batches) != 1:
+            raise ValueError(f"got {len(replica_batches)} replica batches; wanted one replica")
+        return initial_inputs(
+            self.inputs_class,
+            replica_batches[0],
+            kv_cache_inputs,
+            return_n_logits,
+            device=self.device,
+            with_lengths=self.network.rotary.parameters.depends_on_length,
+        )
+
+    def prepare_next_token_inputs(
+        self, next_tokens: torch.Tensor, prev_model_inputs: ModelInputs
+    ) -> DecoderInputs:
+        """next_tokens: [B] int64 -> inputs of one more row per request, its page reserved."""
+        return next_inputs(next_tokens, self._own(prev_model_inputs))
+
+    def release(self, request_id: str) -> None:
+        """A decoder keeps nothing between calls."""
+
+    # Running.
+
+    @torch.inference_mode()
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """Runs one pass; writes its keys and values past the committed lengths.
+
+        Logits are computed for the wanted rows only; hidden states as the mode says.
+        """
+        kv = model_inputs.kv_cache_inputs
+        if kv is None:
+            raise ValueError("kv_cache_inputs is None; wanted the pages of every request")
+        run, tokens = self._start(self._own(model_inputs), kv)
+        network = self.network
+        asked = self.hidden_state_boundaries
+        state, kept = network.run(network.embed_tokens(tokens), run, frozenset(asked))
+        hidden = self._hidden_states(state, kept, kv.row_counts)
+        wanted = wanted_rows(
+            self.return_logits, kv.row_counts, model_inputs.return_n_logits.tolist()
+        )
+        logits = self._logits(state, wanted.indices)
+        return ModelOutputs(
+            logits=logits, logit_offsets=torch.tensor(wanted.offsets), hidden_states=hidden
+        )
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: [T] int64 -> [T, D], what enters block 0."""
+        return self.network.embed_tokens(tokens)
+
+    def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states: [T, D] after a final norm -> [T, V] float32 logits."""
+        num_rows = hidden_states.shape[0]
+        short = padded(num_rows, self.row_multiple) - num_rows
+        if short:
+            hidden_states = torch.nn.functional.pad(hidden_states, (0, 0, 0, short))
+        return self.network.logits(hidden_states, self.backend)[:num_rows]
+
+    def _own(self, inputs: ModelInputs) -> DecoderInputs:
+        if not isinstance(inputs, self.inputs_class):
+            raise ValueError(
+                f"the inputs are {type(inputs).__name__}; wanted {self.inputs_class.__name__}: "
+                "make them with prepare_initial_token_inputs"
+            )
+        return inputs
+
+    def _start(self, inputs: DecoderInputs, kv: KVCacheInputs) -> tuple[ForwardPass, torch.Tensor]:
+        """The shared part of a pass, and the padded tokens [T']."""
+        tokens, num_rows = inputs.tokens, inputs.tokens.shape[0]
+        plan = plan_attention(
+            kv,
+            inputs.input_row_offsets,
+            backend=self.backend,
+            row_multiple=self._attention_multiple,
+        )
+        positions, prompts = _positions(inputs, kv)
+        lengths = None
+        if self.network.rotary.parameters.depends_on_length:
+            lengths = positions + 1 if prompts is None else torch.maximum(prompts, positions + 1)
+        short = padded(num_rows, self.row_multiple) - num_rows
+        if short:
+            tokens = torch.nn.functional.pad(tokens, (0, short))
+            positions = torch.nn.functional.pad(positions, (0, short))
+            if lengths is not None:
+                lengths = torch.nn.functional.pad(lengths, (0, short))
+        cos, sin = self.network.rotary(positions, lengths)
+        run = ForwardPass(
+            backend=self.backend,
+            cos=cos,
+            sin=sin,
+            plan=plan,
+            caches=kv.blocks,
+            write_slots=kv.write_slots,
+        )
+        return run, tokens
+
+    def _logits(self, state: Stream, indices: list[int]) -> torch.Tensor:
+        """The head on some rows of the pass: [R, V] float32."""
+        count = len(indices)
+        if not count:
+            vocab = self.network.lm_head.prepared.out_features
+            return torch.empty(0, vocab, dtype=torch.float32, device=self.device)
+        filled = indices + [indices[-1]] * (padded(count, self.row_multiple) - count)
+        if len(filled) != state.x.shape[0] or indices[-1] != count - 1:
+            state = state.rows(torch.tensor(filled, device=self.device))
+        normed = self.network.finish(state, self.backend)
+        return self.network.logits(normed, self.backend)[:count]
+
+    def _hidden_states(
+        self, state: Stream, kept: Mapping[int, torch.Tensor], row_counts: Sequence[int]
+    ) -> torch.Tensor | None:
+        """What the hidden mode asks for, padding rows cut off."""
+        mode, num_rows = self.return_hidden_states, sum(row_counts)
+        if mode is _HIDDEN.NONE:
+            return None
+        if mode is _HIDDEN.SELECTED:
+            columns = [kept[boundary][:num_rows] for boundary in self.hidden_state_boundaries]
+            return torch.cat(columns, dim=1)
+        if mode is _HIDDEN.LAST:
+            last = wanted_rows(ReturnLogits.LAST_TOKEN, row_counts, ()).indices
+            return state.rows(torch.tensor(last, device=self.device)).sum()
+        whole = state.sum()
+        if mode is _HIDDEN.ALL_NORMALIZED:
+            whole = self.network.norm(whole, self.backend)
+        return whole[:num_rows]
+
+    def _check_boundaries(self) -> None:
+        asked, last = self.hidden_state_boundaries, self.config.num_hidden_layers
+        selects = self.return_hidden_states is _HIDDEN.SELECTED
+        if selects != bool(asked) or any(not 0 <= boundary <= last for boundary in asked):
+            raise ConfigError(
+                f"hidden_state_boundaries is {list(asked)} with {self.return_hidden_states!r}; "
+                f"wanted numbers from 0 to {last} with SELECTED, and none with another mode"
+            )
+
+
+def _positions(
+    inputs: DecoderInputs, kv: KVCacheInputs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Each row's position and its request's `rope_lengths`, [T] int64. No host round trip."""
+    committed, prompts = kv.cache_lengths.long(), inputs.rope_lengths
+    if all(count == 1 for count in kv.row_counts):
+        return committed, prompts
+    num_rows = inputs.tokens.shape[0]
+    counts = inputs.input_row_offsets.diff()
+    starts = committed - inputs.input_row_offsets[:-1]
+    positions = torch.arange(num_rows, device=starts.device)
+    positions += starts.repeat_interleave(counts, output_size=num_rows)
+    if prompts is not None:
+        prompts = prompts.repeat_interleave(counts, output_size=num_rows)
+    return positions, prompts

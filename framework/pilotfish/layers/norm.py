@@ -1,0 +1,122 @@
+"""Norms over the width of a row: RMSNorm and LayerNorm, alone or with the residual add before.
+
+Knows: weights and rounding order. Does not know: where in a block a norm stands.
+Axis letters: T packed tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.rms_norm import Cast, add_rms_norm, rms_norm
+from pilotfish.layers.layer import Layer
+
+
+class Norm(Layer):
+    """What a block asks of a norm."""
+
+    def __call__(self, x: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+        """x: [T, D] -> the normed rows, a new [T, D] of the same dtype."""
+        raise NotImplementedError
+
+    def add(
+        self,
+        x: torch.Tensor,
+        stream: torch.Tensor | None,
+        backend: KernelBackend,
+        multiplier: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds a sublayer's output to the residual stream and norms the sum.
+
+        x: [T, D], the output; stream: [T, D], updated in place, or None where x is the stream.
+        Returns (normed rows, stream + multiplier * x).
+        """
+        if stream is None:
+            return self(x, backend), x
+        stream = add_scaled(stream, x, multiplier, out=stream)
+        return self(stream, backend), stream
+
+
+class RMSNorm(Norm):
+    """`x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich 2019).
+
+    cast: "before_weight" rounds to the row's dtype before the weight, "after_weight" once after.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, width: int, eps: float, *, cast: Cast = "before_weight") -> None:
+        self.eps = eps
+        self.cast = cast
+        self.declare("weight", (width,))
+
+    def __call__(self, x: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+        """x: [T, D] -> [T, D]."""
+        return rms_norm(x, self.weight, self.eps, cast=self.cast, backend=backend)
+
+    def add(
+        self,
+        x: torch.Tensor,
+        stream: torch.Tensor | None,
+        backend: KernelBackend,
+        multiplier: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Norm.add`, in one kernel."""
+        if stream is None:
+            return rms_norm(x, self.weight, self.eps, cast=self.cast, backend=backend), x
+        return add_rms_norm(
+            x,
+            stream,
+            self.weight,
+            self.eps,
+            multiplier=multiplier,
+            cast=self.cast,
+            backend=backend,
+        )
+
+
+class LayerNorm(Norm):
+    """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` in float32 (Ba et al. 2016).
+
+    affine: whether there is a weight; bias: whether there is a bias too. With neither it has no
+    parameters at all.
+    """
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(self, width: int, eps: float, *, affine: bool = True, bias: bool = False) -> None:
+        self.eps = eps
+        self.shape = (width,)
+        self.weight = self.bias = None
+        if affine:
+            self.declare("weight", (width,))
+        if bias:
+            self.declare("bias", (width,))
+
+    def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
+        """Keeps weight and bias in float32, where the norm is computed."""
+        super().complete({name: tensor.float() for name, tensor in tensors.items()}, backend)
+
+    def __call__(self, x: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+        """x: [T, D] -> [T, D]. torch's kernel works row by row, on every device."""
+        del backend
+        normed = torch.nn.functional.layer_norm(
+            x.float(), self.shape, self.weight, self.bias, self.eps
+        )
+        return normed.to(x.dtype)
+
+
+def add_scaled(
+    stream: torch.Tensor, x: torch.Tensor, multiplier: float, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`stream + multiplier * x`, computed in float32 and rounded once: what `add_rms_norm` adds.
+
+    stream, x: [T, D] of one dtype. Returns a new [T, D], or `out`.
+    """
+    if multiplier == 1.0:
+        return torch.add(stream, x, out=out)
+    # torch.add(alpha=...) rounds alpha * x to bfloat16, except in a row's last few elements.
+    one = torch.scalar_tensor(1.0, dtype=x.dtype, device=x.device)
+    return torch.addcmul(stream, x, one, value=multiplier, out=out)

@@ -1,0 +1,213 @@
+"""RopeParameters: which rotary positions a checkpoint asks for, read from its config.
+
+Knows: the types, their numbers, and what may depend on a request's length. Does not know: tensors
+(see rotary.py). Import-light: no torch.
+
+Two types depend on a length: "dynamic" stretches its base, "longrope" changes from its short to its
+long factors, once a context is longer than the original one. The length of row p is defined here as
+
+    s(p) = max(m, p + 1),  m = tokens in the request's prompt,
+
+which is the context that was known when that row was first computed: the whole prompt for a row of
+the prompt, the row's own prefix for a row of the answer. It is what transformers computes in one
+full forward pass (all rows: m) and step by step in `generate` (cached keys keep the factors they
+were made with). It is a function of the request and the row alone, so chunks, batch mates, drafts
+and preemption cannot change it. Two consequences for whoever runs the model:
+
+- Pages of prompts beyond the original length may be shared only between prompts with equal
+  `prefix_salt(m)`.
+- Checkpoints whose reference implementation drops the cache when an answer grows past the original
+  length (a config's `recompute_length`) are matched there by doing the same, once: release the
+  request, set its `num_restart_tokens` (m is the larger of the two) and prefill its tokens so far.
+  Without it the rows keep their factors, as in the other families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from pilotfish.errors import ConfigError
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+_KNOWN = frozenset(
+    {
+        *("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"),
+        *("factor", "original_max_position_embeddings", "attention_factor"),
+        *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+        *("low_freq_factor", "high_freq_factor", "short_factor", "long_factor"),
+    }
+)
+
+
+@attrs.frozen(kw_only=True)
+class RopeParameters:
+    """Rotary positions as data.
+
+    rotary_dim: R, how many of a head's first dimensions turn. theta: base of the wavelengths.
+    max_positions: tokens the config allows. original_max_positions: tokens before any scaling.
+    The other fields mean what the Hugging Face option of that name means; None where the type
+    does not use it.
+    """
+
+    rope_type: str = "default"
+    theta: float = 10000.0
+    rotary_dim: int
+    max_positions: int
+    original_max_positions: int
+    factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise ConfigError(
+                f"rope_type is {self.rope_type!r}; wanted one of {', '.join(ROPE_TYPES)}"
+            )
+        if self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise ConfigError(
+                f"the rotary width is {self.rotary_dim}; wanted an even number >= 2: check "
+                "head_dim and partial_rotary_factor"
+            )
+        for name in _NEEDED.get(self.rope_type, ()):
+            if getattr(self, name) is None:
+                raise ConfigError(f"rope_type {self.rope_type!r} needs {name}, which is not given")
+        if self.rope_type == "dynamic" and self.rotary_dim < 4:
+            raise ConfigError(
+                f"the rotary width is {self.rotary_dim}; rope_type 'dynamic' wants at least 4"
+            )
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self, name)
+            if factors is not None and len(factors) != self.rotary_dim // 2:
+                raise ConfigError(
+                    f"{name} has {len(factors)} entries; wanted {self.rotary_dim // 2}, one for "
+                    "each rotating pair"
+                )
+
+    @classmethod
+    def from_hf(
+        cls,
+        huggingface_config: Any,
+        head_dim: int,
+        *,
+        default_theta: float = 10000.0,
+        aliases: Mapping[str, str] | None = None,
+    ) -> RopeParameters:
+        """Reads `rope_scaling` or `rope_parameters`, and what stands beside them.
+
+        huggingface_config: attribute access; never changed. head_dim: H.
+        aliases: other spellings of a type that this family uses.
+        Raises ConfigError naming an unknown type, an unknown key or a missing one.
+        """
+        config = huggingface_config
+        options = _rope_options(config)
+        given = str(options.get("rope_type") or options.get("type") or "default")
+        rope_type = (aliases or {}).get(given, given)
+        if rope_type not in ROPE_TYPES:
+            raise ConfigError(
+                f"the checkpoint's rope_type is {given!r}; wanted one of {', '.join(ROPE_TYPES)}"
+            )
+        unknown = sorted(set(options) - _KNOWN)
+        if unknown:
+            raise ConfigError(
+                f"the checkpoint's rope options have {', '.join(unknown)}, which is not "
+                f"understood; known are {', '.join(sorted(_KNOWN))}"
+            )
+        partial = options.get("partial_rotary_factor")
+        if partial is None:
+            partial = getattr(config, "partial_rotary_factor", None)
+        theta = options.get("rope_theta") or getattr(config, "rope_theta", None) or default_theta
+        max_positions = int(config.max_position_embeddings)
+        return cls(
+            rope_type=rope_type,
+            theta=float(theta),
+            rotary_dim=int(head_dim * (1.0 if partial is None else float(partial))),
+            max_positions=max_positions,
+            original_max_positions=_original_length(config, options, rope_type, max_positions),
+            **_scaling(options, rope_type),
+        )
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a row's angles depend on the length of its request's prompt."""
+        return self.rope_type in ("dynamic", "longrope")
+
+    @property
+    def length_limit(self) -> int:
+        """The longest context that the scaling reaches, in tokens."""
+        factor = self.factor or 1.0
+        if self.rope_type in ("linear", "dynamic"):
+            return max(self.max_positions, int(self.max_positions * factor))
+        if self.rope_type == "yarn":
+            return max(self.max_positions, int(self.original_max_positions * factor))
+        return self.max_positions
+
+    def prefix_salt(self, num_prompt_tokens: int) -> bytes:
+        """Two prompts may share pages only if their salts are equal; empty for most."""
+        if not self.depends_on_length or num_prompt_tokens <= self.original_max_positions:
+            return b""
+        if self.rope_type == "longrope":
+            return b"long"
+        return b"length %d" % num_prompt_tokens
+
+
+def _rope_options(config: Any) -> dict[str, Any]:
+    """The rope options that are set, as a flat dict of our own."""
+    raw = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    if not isinstance(raw, Mapping):
+        raw = vars(raw)
+    options = {key: value for key, value in raw.items() if value is not None}
+    nested = [key for key, value in options.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ConfigError(
+            f"the checkpoint's rope options differ by layer type ({', '.join(nested)}); wanted one "
+            "set for all layers"
+        )
+    return options
+
+
+def _original_length(config: Any, options: dict[str, Any], rope_type: str, limit: int) -> int:
+    """Tokens before scaling; the option beside the rope options wins where both are given."""
+    if rope_type in ("yarn", "llama3", "longrope"):
+        beside = getattr(config, "original_max_position_embeddings", None)
+        return int(beside or options.get("original_max_position_embeddings") or limit)
+    return limit
+
+
+def _scaling(options: dict[str, Any], rope_type: str) -> dict[str, Any]:
+    """The options that the type reads, under our field names."""
+    if rope_type == "default":
+        return {}
+    found: dict[str, Any] = {}
+    for name in ("factor", "attention_factor", "mscale", "mscale_all_dim"):
+        if name in options:
+            found[name] = float(options[name])
+    for name in ("low_freq_factor", "high_freq_factor"):
+        if rope_type == "llama3" and name in options:
+            found[name] = float(options[name])
+    for name in ("short_factor", "long_factor"):
+        if rope_type == "longrope" and name in options:
+            found[name] = tuple(float(value) for value in options[name])
+    if rope_type == "yarn":
+        found["beta_fast"] = float(options.get("beta_fast") or 32.0)
+        found["beta_slow"] = float(options.get("beta_slow") or 1.0)
+        found["truncate"] = bool(options.get("truncate", True))
+    return found

@@ -1,0 +1,76 @@
+"""SamplingRow: what the sampler must know of one row of logits.
+
+Knows: a request's options and where in the request the row lies. Does not know: the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import attrs
+
+from pilotfish.config import SamplingParams
+from pilotfish.sampling.penalties import TokenHistory, has_penalties
+from pilotfish.sampling.truncation import Truncation
+
+
+@attrs.frozen(kw_only=True)
+class SamplingRow:
+    """One row: the token at `position` of one request is to be sampled.
+
+    params: the request's options. seed: of its noise, in [0, 2**63).
+    position: absolute, the index of the token to be sampled in prompt and answer together. The
+        noise depends on seed and position, so equal requests with equal seeds get equal texts.
+    history: the committed tokens; needed for penalties only.
+    draft_ids: the drafted tokens between the committed ones and this row, in order: verify row i
+        has draft[:i]; plain decoding has none.
+    banned_ids: tokens that must not come here.
+    request_id: named in errors.
+    """
+
+    params: SamplingParams
+    seed: int
+    position: int
+    history: TokenHistory | None = None
+    draft_ids: Sequence[int] = ()
+    banned_ids: Sequence[int] = ()
+    request_id: str = ""
+
+    @classmethod
+    def after(
+        cls,
+        history: TokenHistory,
+        params: SamplingParams,
+        *,
+        seed: int,
+        draft_ids: Sequence[int] = (),
+        stop_ids: Sequence[int] = (),
+        request_id: str = "",
+    ) -> Self:
+        """The row that follows the committed tokens and `draft_ids`.
+
+        stop_ids: the model's end tokens (unless ignored) and the request's own; banned while the
+        answer, draft included, is shorter than `min_tokens`.
+        """
+        num_outputs = history.num_output_tokens + len(draft_ids)
+        return cls(
+            params=params,
+            seed=seed,
+            position=history.num_tokens + len(draft_ids),
+            history=history,
+            draft_ids=draft_ids,
+            banned_ids=stop_ids if num_outputs < params.min_tokens else (),
+            request_id=request_id,
+        )
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether bias, penalties or banned tokens change the logits."""
+        return bool(self.banned_ids or self.params.logit_bias or has_penalties(self.params))
+
+    @property
+    def truncation(self) -> Truncation:
+        """The options that cut the tail of the law."""
+        params = self.params
+        return Truncation(top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)

@@ -1,0 +1,34 @@
+"""KVCacheInputs: where each request's rows lie in the pages, for one pass over one leaf.
+
+Knows: tensors and host copies of lengths. Does not know: who owns which page.
+Axis letters: B requests, T packed tokens, P pages, S tokens in a page, W pages of the longest
+request.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from pilotfish.protocols import TensorRecord
+
+
+@attrs.frozen(kw_only=True)
+class KVCacheInputs(TensorRecord):
+    """One pass's view of a paged leaf.
+
+    blocks: per layer [P, S, *row_shape], the leaf's memory; row_shape is [2, K, H] for keys/values.
+    lookup_table: [B, W] int32, page ids in order; entries past a request's pages are 0.
+    cache_lengths: [B] int32, committed rows before this pass.
+    write_slots: [T] int64, page * S + offset of each packed row of this pass.
+    page_size_tokens: S.
+    lengths, row_counts: the same on the host: committed rows, and rows of this pass, per request.
+    """
+
+    blocks: tuple[torch.Tensor, ...]
+    lookup_table: torch.Tensor
+    cache_lengths: torch.Tensor
+    write_slots: torch.Tensor
+    page_size_tokens: int
+    lengths: tuple[int, ...]
+    row_counts: tuple[int, ...]

@@ -1,0 +1,383 @@
+"""StateManager: the lifecycle of every request's state, over all caches at once.
+
+Knows: lengths, pages, prefixes, and in which order the parts are told. Does not know: scheduling
+or models. Axis letters: B requests, T packed tokens, W pages of the longest request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pilotfish.errors import OutOfPagesError, StateError
+from pilotfish.state.attached import AttachedGroup
+from pilotfish.state.books import FullPage, RequestBook
+from pilotfish.state.pages import PagePool
+from pilotfish.state.prefix import PrefixIndex, PrefixMatch
+from pilotfish.state.tables import PageTables, pack, write_slots
+
+if TYPE_CHECKING:
+    import torch
+
+    from pilotfish.state.attached import AttachedCache
+    from pilotfish.state.inputs import KVCacheInputs
+    from pilotfish.state.paged import PagedCache
+    from pilotfish.state.specs import PagedStateSpec
+
+
+class StateManager:
+    """claim -> [reserve -> forward writes -> commit]* -> release, for pages and attached caches.
+
+    One length and one list of pages serve all leaves of a request: a target's and its draft's.
+    After every call, also one that raised, all caches agree on every request's length, and every
+    page is owned, free or cached.
+
+    leaves: specs of the paged leaves; their tensors are allocated here.
+    prefix_caching: whether full pages are shared. lookahead: see `PrefixIndex`.
+    attached: caches without pages that follow the same lifecycle.
+    poison: fill rows that nobody may read with NaN; for tests.
+    """
+
+    def __init__(
+        self,
+        leaves: Sequence[PagedStateSpec] = (),
+        *,
+        num_pages: int,
+        page_size_tokens: int,
+        device: torch.device | str = "cpu",
+        prefix_caching: bool = True,
+        lookahead: int = 0,
+        attached: Sequence[AttachedCache] = (),
+        poison: bool = False,
+    ) -> None:
+        self.page_size_tokens = page_size_tokens
+        self.prefix_caching = prefix_caching
+        self.pool = PagePool(num_pages, on_evict=self._forget_page)
+        self.index = PrefixIndex(page_size_tokens, lookahead)
+        self._tables = PageTables()
+        self._attached = AttachedGroup(attached)
+        self._requests: dict[str, RequestBook] = {}
+        self._leaves: dict[str, PagedCache] = {}
+        for spec in leaves:
+            self._add_leaf(spec, num_pages, device, poison)
+        self._poisoned = tuple(self._leaves.values()) if poison else ()
+
+    # What there is
+
+    @property
+    def num_pages(self) -> int:
+        """All pages."""
+        return self.pool.num_pages
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages with no owner and no worthwhile content."""
+        return self.pool.num_free
+
+    @property
+    def num_cached_pages(self) -> int:
+        """Pages with no owner, kept for sharing; given up when free pages run out."""
+        return self.pool.num_cached
+
+    @property
+    def num_available_pages(self) -> int:
+        """Pages that reservations can still take: free and cached."""
+        return self.pool.num_available
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """The claimed requests, oldest first."""
+        return tuple(self._requests)
+
+    def num_committed(self, request_id: str) -> int:
+        """Rows of the request that count. Raises StateError when it is not claimed."""
+        return self._request(request_id).num_committed
+
+    def num_reserved(self, request_id: str) -> int:
+        """Rows that the next commit may keep."""
+        return len(self._request(request_id).reserved)
+
+    def pages_of(self, request_id: str) -> tuple[int, ...]:
+        """The request's page ids in order."""
+        return tuple(self._request(request_id).pages)
+
+    def leaf(self, name: str) -> PagedCache:
+        """A paged leaf's memory. Raises StateError when no leaf has the name."""
+        try:
+            return self._leaves[name]
+        except KeyError:
+            known = ", ".join(map(repr, self._leaves)) or "none"
+            raise StateError(f"no leaf is named {name!r}; there are: {known}") from None
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Pages that so many rows of one request take."""
+        return -(-num_tokens // self.page_size_tokens)
+
+    # The lifecycle
+
+    def claim(self, request_id: str, keys: Sequence[int] = (), salt: bytes = b"") -> int:
+        """Registers a request and gives it what the prefix cache holds of its beginning.
+
+        keys: of all its rows so far, one int a token; empty to take no hit. The last one is always
+        left to compute. salt: requests of different salts share nothing.
+        Returns the number of rows restored, which are committed. Raises StateError when the
+        request is claimed already.
+        """
+        if request_id in self._requests:
+            raise StateError(f"request {request_id!r} is claimed already; release it first")
+        hit = self._restorable_match(keys, salt)
+        num_tokens = len(hit.pages) * self.page_size_tokens
+        self._attached.claim(request_id, hit.pages[-1] if hit.pages else None, num_tokens)
+        root = self.index.root(salt)
+        request = RequestBook(
+            row=self._tables.claim_row(),
+            root=root,
+            chain=hit.chains[-1] if hit.chains else root,
+            num_chained=len(hit.pages),
+            num_committed=num_tokens,
+        )
+        self._requests[request_id] = request
+        for page in hit.pages:
+            self.pool.share(page)
+            request.pages.append(page)
+        self._tables.write(request.row, 0, request.pages)
+        return num_tokens
+
+    def can_reserve(self, request_id: str, num_rows: int) -> bool:
+        """Whether there are pages enough to reserve so many rows."""
+        request = self._request(request_id)
+        missing = self.pages_for(request.num_committed + num_rows) - len(request.pages)
+        return missing <= self.pool.num_available
+
+    def reserve(self, request_id: str, keys: Sequence[int], scratch: int = 0) -> None:
+        """Makes room for one row a key past the committed ones, and `scratch` more after those.
+
+        Replaces a reservation that was not committed. Scratch rows may be written and read within
+        the step but never committed. Raises OutOfPagesError, with nothing changed, when there are
+        not enough pages.
+        """
+        request = self._request(request_id)
+        self._want_writable(request_id, request, scratch)
+        num_new = len(keys) + scratch
+        num_before = len(request.pages)
+        wanted = self.pages_for(request.num_committed + num_new)
+        self._grow(request_id, request, wanted)
+        try:
+            num_reserved = len(request.reserved) + request.num_scratch
+            self._attached.reserve(request_id, num_new, num_reserved)
+        except BaseException:
+            self._shrink(request, num_before)
+            raise
+        self._shrink(request, wanted)
+        request.reserved = list(keys)
+        request.num_scratch = scratch
+
+    def commit(self, request_id: str, num_tokens: int) -> None:
+        """Keeps the first num_tokens reserved rows; the others, and all scratch, never happened.
+
+        Pages that became full are published. Raises StateError when fewer rows were reserved. If an
+        attached cache fails to commit, the request stays claimed with nothing committed, in
+        every cache, and the cache's error is raised: prefill it again, or release it.
+        """
+        request = self._request(request_id)
+        if not 0 <= num_tokens <= len(request.reserved):
+            raise StateError(
+                f"cannot commit {num_tokens} rows of request {request_id!r}: "
+                f"{len(request.reserved)} are reserved; reserve them first"
+            )
+        tail = request.tail + request.reserved[:num_tokens] if self.prefix_caching else []
+        full = request.full_pages(tail, self.index)
+        try:
+            self._attached.commit(request_id, num_tokens, full)
+        except BaseException:
+            self._shrink(request, 0)
+            request.empty()
+            self._attached.reset(request_id, full)
+            raise
+        request.num_committed += num_tokens
+        self._drop_reserved(request)
+        self._publish(request, full)
+        request.tail = tail[len(full) * self.page_size_tokens :]
+
+    def release(self, request_id: str) -> None:
+        """Gives everything back: published pages to the cache, the others to the free list.
+
+        Raises StateError when the request is not claimed. If an attached cache fails, all the
+        others are released before its error is raised.
+        """
+        request = self._request(request_id)
+        del self._requests[request_id]
+        self._shrink(request, 0)
+        self._tables.release_row(request.row)
+        self._attached.release(request_id)
+
+    def forget_cached(self) -> None:
+        """Empties the prefix cache; requests that run keep their pages."""
+        pages = self.index.pages()
+        self.index.clear()
+        self._poison(self.pool.unpublish_all())
+        for page in pages:
+            self._attached.forget(page)
+
+    # What a pass needs
+
+    def kv_inputs(
+        self,
+        request_ids: Sequence[str],
+        row_counts: Sequence[int],
+        leaf: str = "kv",
+        skip: Sequence[int] | None = None,
+    ) -> KVCacheInputs:
+        """Where the rows of one pass lie in a leaf, requests in the order of the batch.
+
+        row_counts: [B], rows of this pass, all of them reserved.
+        skip: [B], rows written earlier in this step and not committed yet: the pass continues
+            after them and reads them. None means none.
+        Raises StateError when a row was not reserved.
+        """
+        from pilotfish.state.inputs import KVCacheInputs
+
+        memory = self.leaf(leaf)
+        size = self.page_size_tokens
+        slots: list[int] = []
+        lengths: list[int] = []
+        rows: list[int] = []
+        width = 1
+        for b, (request_id, count) in enumerate(zip(request_ids, row_counts, strict=True)):
+            request = self._request(request_id)
+            start = request.num_committed + (skip[b] if skip is not None else 0)
+            if count < 0 or start < request.num_committed or start + count > request.num_rows:
+                raise StateError(
+                    f"rows {start} to {start + count} of request {request_id!r} are not reserved: "
+                    f"{request.num_committed} are committed and {request.num_rows} reserved"
+                )
+            if count == 1:
+                slots.append(request.pages[start // size] * size + start % size)
+            else:
+                slots.extend(write_slots(request.pages, start, count, size))
+            lengths.append(start)
+            rows.append(request.row)
+            width = max(width, len(request.pages))
+        table = self._tables.gather(rows, width)
+        slots_T, lengths_B, table_BW = pack(slots, lengths, table, memory.device)
+        return KVCacheInputs(
+            blocks=memory.blocks,
+            lookup_table=table_BW,
+            cache_lengths=lengths_B,
+            write_slots=slots_T,
+            page_size_tokens=size,
+            lengths=tuple(lengths),
+            row_counts=tuple(row_counts),
+        )
+
+    def check(self) -> None:
+        """Raises StateError when the books do not balance; slow, for tests and after failures."""
+        from pilotfish.state.audit import audit, audit_request
+
+        audit(self.pool, self.index, self._requests)
+        for request_id, request in self._requests.items():
+            table = self._tables.gather([request.row], len(request.pages) + 1)[0].tolist()
+            audit_request(
+                request_id,
+                request,
+                self.pool,
+                self.page_size_tokens,
+                table=table,
+                lengths=self._attached.lengths(request_id),
+            )
+
+    # Parts
+
+    def _request(self, request_id: str) -> RequestBook:
+        try:
+            return self._requests[request_id]
+        except KeyError:
+            raise StateError(f"request {request_id!r} is not claimed; claim it first") from None
+
+    def _want_writable(self, request_id: str, request: RequestBook, scratch: int) -> None:
+        """The page with the next row, if there is one, must be the request's alone."""
+        index = request.num_committed // self.page_size_tokens
+        if scratch < 0:
+            raise StateError(f"scratch is {scratch} for request {request_id!r}; wanted 0 or more")
+        if index < len(request.pages) and not self.pool.is_writable(request.pages[index]):
+            raise StateError(
+                f"request {request_id!r} would write to page {request.pages[index]}, which is "
+                "shared or published; wanted a page of its own"
+            )
+
+    def _add_leaf(
+        self, spec: PagedStateSpec, num_pages: int, device: torch.device | str, poison: bool
+    ) -> None:
+        from pilotfish.state.paged import PagedCache
+
+        if spec.name in self._leaves:
+            raise StateError(f"two leaves are named {spec.name!r}; wanted one name each")
+        self._leaves[spec.name] = PagedCache(
+            spec,
+            num_pages=num_pages,
+            page_size_tokens=self.page_size_tokens,
+            device=device,
+            poison=poison,
+        )
+
+    def _restorable_match(self, keys: Sequence[int], salt: bytes) -> PrefixMatch:
+        """The prefix hit, cut to the longest boundary that every attached cache can restore."""
+        if not self.prefix_caching or not keys:
+            return PrefixMatch(pages=(), chains=())
+        hit = self.index.match(keys, salt)
+        count = len(hit.pages)
+        while count and not self._attached.restorable(hit.pages[count - 1]):
+            count -= 1
+        return PrefixMatch(pages=hit.pages[:count], chains=hit.chains[:count])
+
+    def _grow(self, request_id: str, request: RequestBook, wanted: int) -> None:
+        num_before = len(request.pages)
+        if wanted <= num_before:
+            return
+        try:
+            pages = self.pool.allocate(wanted - num_before)
+        except OutOfPagesError as error:
+            raise OutOfPagesError(f"request {request_id!r}: {error}") from None
+        self._poison(pages)
+        request.pages.extend(pages)
+        self._tables.write(request.row, num_before, pages)
+
+    def _shrink(self, request: RequestBook, wanted: int) -> None:
+        """Frees the pages past `wanted`, the last one first: prefixes outlive what follows them."""
+        num_before = len(request.pages)
+        if wanted >= num_before:
+            return
+        freed = []
+        while len(request.pages) > wanted:
+            page = request.pages.pop()
+            if self.pool.free(page):
+                freed.append(page)
+        self._tables.cut(request.row, wanted, num_before)
+        self._poison(freed)
+
+    def _drop_reserved(self, request: RequestBook) -> None:
+        wanted = self.pages_for(request.num_committed)
+        if self._poisoned and request.num_committed % self.page_size_tokens:
+            for cache in self._poisoned:
+                offset = request.num_committed % self.page_size_tokens
+                cache.poison_rows(request.pages[wanted - 1], offset, self.page_size_tokens)
+        request.reserved = []
+        request.num_scratch = 0
+        self._shrink(request, wanted)
+
+    def _publish(self, request: RequestBook, full: Sequence[FullPage]) -> None:
+        """Publishes pages of new content; a page of known content stays its owner's alone."""
+        for page in full:
+            if page.is_new:
+                self.index.publish(page.name, page.page)
+                self.pool.publish(page.page)
+            request.chain = page.chain
+            request.num_chained += 1
+
+    def _forget_page(self, page: int) -> None:
+        self.index.forget(page)
+        self._attached.forget(page)
+
+    def _poison(self, pages: Sequence[int]) -> None:
+        for cache in self._poisoned:
+            cache.poison_pages(pages)

@@ -1,0 +1,75 @@
+"""What a model declares of its caches: geometry only, no tensors and no torch.
+
+A paged spec grows by one row a token; a slot spec has one fixed block a request.
+"""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from pilotfish.config.checks import int_at_least
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1}
+
+
+@attrs.frozen(kw_only=True)
+class PagedStateSpec:
+    """A leaf of the page space: `num_layers` layers, each with one row of `row_shape` a token.
+
+    Target and draft share page ids; each leaf has its own geometry and dtype.
+    name: unique among the leaves of one engine, e.g. "kv".
+    """
+
+    name: str
+    num_layers: int = attrs.field(validator=int_at_least(0))
+    row_shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token takes in this leaf, all layers."""
+        return self.num_layers * math.prod(self.row_shape) * DTYPE_BYTES[self.dtype]
+
+
+@attrs.frozen(kw_only=True)
+class SlotStateSpec:
+    """A cache with one block of `slot_shape` per request and layer, e.g. convolution columns."""
+
+    name: str
+    num_layers: int = attrs.field(validator=int_at_least(0))
+    slot_shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes that one request takes, all layers."""
+        return self.num_layers * math.prod(self.slot_shape) * DTYPE_BYTES[self.dtype]
+
+
+StateSpec = PagedStateSpec | SlotStateSpec
+
+
+@attrs.frozen(kw_only=True)
+class KVCacheParams:
+    """Geometry of ordinary keys and values.
+
+    A token's row in a layer is [2, num_kv_heads, head_dim]: its keys, then its values.
+    """
+
+    num_layers: int = attrs.field(validator=int_at_least(0))
+    num_kv_heads: int = attrs.field(validator=int_at_least(1))
+    head_dim: int = attrs.field(validator=int_at_least(1))
+    dtype: str = "float32"
+    name: str = "kv"
+
+    @property
+    def spec(self) -> PagedStateSpec:
+        """The leaf these parameters declare."""
+        return PagedStateSpec(
+            name=self.name,
+            num_layers=self.num_layers,
+            row_shape=(2, self.num_kv_heads, self.head_dim),
+            dtype=self.dtype,
+        )

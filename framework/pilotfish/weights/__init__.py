@@ -1,0 +1,33 @@
+"""Checkpoints on disk: opening them, reading tensors lazily, loading them strictly."""
+
+from pilotfish.weights.checkpoint import Checkpoint, open_checkpoint
+from pilotfish.weights.gguf import GGUFFile
+from pilotfish.weights.loading import LoadPlan, LoadStep, execute_load, plan_load
+from pilotfish.weights.pretokenizer import PreTokenizer, case_split, contraction_split
+from pilotfish.weights.rules import Piece, Rule, Transform, WeightRules
+from pilotfish.weights.safetensors import SafetensorsSource
+from pilotfish.weights.source import TensorInfo, WeightSource
+from pilotfish.weights.transforms import drop_axis, unpermute_rope, unpermute_rope_rows
+
+__all__ = [
+    "Checkpoint",
+    "GGUFFile",
+    "LoadPlan",
+    "LoadStep",
+    "Piece",
+    "PreTokenizer",
+    "Rule",
+    "SafetensorsSource",
+    "TensorInfo",
+    "Transform",
+    "WeightRules",
+    "WeightSource",
+    "case_split",
+    "contraction_split",
+    "drop_axis",
+    "execute_load",
+    "open_checkpoint",
+    "plan_load",
+    "unpermute_rope",
+    "unpermute_rope_rows",
+]

@@ -1,0 +1,197 @@
+"""Checkpoint: what a user's MODEL turns out to be, with its config and its weights.
+
+Knows: where checkpoints come from and which files they have. Does not know: any architecture; a
+registry says what a GGUF file's architecture means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from pilotfish.config.model import ModelConfig, WeightFormat
+from pilotfish.errors import CheckpointError
+from pilotfish.weights import safetensors, torch_bin
+from pilotfish.weights.demo import find_demo
+from pilotfish.weights.gguf import GGUFFile
+from pilotfish.weights.hf_config import PlainConfig, read_config
+from pilotfish.weights.hub import fetch_from_hub, looks_like_hub_id
+from pilotfish.weights.json_file import read_json_object
+from pilotfish.weights.pretokenizer import PRE_TOKENIZERS, PreTokenizer
+from pilotfish.weights.source import WeightSource
+
+DEMO = "demo"
+GENERATION_FILE = "generation_config.json"
+_GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_FLOATS = ("float32", "bfloat16", "float16")
+
+
+class GGUFSpec(Protocol):
+    """What is wanted of an architecture's spec."""
+
+    @property
+    def gguf_pretokenizers(self) -> Mapping[str, PreTokenizer]:
+        """`tokenizer.ggml.pre` -> how text is cut."""
+        ...
+
+
+class GGUFRegistry(Protocol):
+    """What `open_checkpoint` wants of a registry, to read a GGUF file."""
+
+    def gguf_config(
+        self, general_architecture: str
+    ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """The plugin's function from metadata to a Hugging Face config. Raises RouteError."""
+        ...
+
+    def architecture_for_gguf(self, general_architecture: str) -> GGUFSpec:
+        """The plugin's spec. Raises RouteError."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """One checkpoint, opened: the config is read, the weights are not. Made by `open_checkpoint`.
+
+    model: what the user asked for. path: the directory or file on disk.
+    weight_format: "safetensors" (Hugging Face names, torch files too) or "gguf".
+    huggingface_config: attribute access to the config; not to be changed.
+    generation_config: the values of generation_config.json; empty without one.
+    gguf: the open file of a GGUF checkpoint, for its metadata.
+    pretokenizers: how a GGUF file's text is cut, by the name it gives.
+    """
+
+    model: str
+    path: Path
+    weight_format: WeightFormat
+    huggingface_config: Any = attrs.field(repr=False)
+    generation_config: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    gguf: GGUFFile | None = attrs.field(default=None, repr=False)
+    pretokenizers: Mapping[str, PreTokenizer] = attrs.field(factory=dict, repr=False)
+
+    def model_config(self, max_length: int | None = None) -> ModelConfig:
+        """The record that a PipelineConfig takes. max_length: the user's limit in tokens."""
+        return ModelConfig(
+            model=self.model,
+            path=str(self.path),
+            weight_format=self.weight_format,
+            huggingface_config=self.huggingface_config,
+            max_length=max_length,
+        )
+
+    def weights(self) -> WeightSource:
+        """The tensors; only headers are read. Raises CheckpointError naming what is wrong."""
+        return self.gguf if self.gguf is not None else _open_directory(self.path)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: generation_config's if it has any, else the config's."""
+        if self.gguf is not None:
+            keys = (f"tokenizer.ggml.{key}" for key in _GGUF_EOS_KEYS)
+            return _token_ids([self.gguf.metadata.get(key) for key in keys])
+        found = _token_ids(self.generation_config.get("eos_token_id"))
+        for config in (self.huggingface_config, _text_config(self.huggingface_config)):
+            found = found or _token_ids(getattr(config, "eos_token_id", None))
+        return found
+
+    def dtype(self, weights: WeightSource) -> str:
+        """The dtype that "auto" means: the config's, else the one most of the weights have.
+
+        Packed weights of a GGUF file count as bfloat16.
+        """
+        for config in (self.huggingface_config, _text_config(self.huggingface_config)):
+            for key in ("dtype", "torch_dtype"):
+                name = str(getattr(config, key, None)).removeprefix("torch.")
+                if name in _FLOATS:
+                    return name
+        sizes: dict[str, int] = {}
+        for info in weights.infos.values():
+            name = info.dtype if info.dtype in _FLOATS else "bfloat16"
+            sizes[name] = sizes.get(name, 0) + info.num_bytes
+        return max(sizes, key=sizes.__getitem__) if sizes else "float32"
+
+
+def open_checkpoint(model: str, registry: GGUFRegistry | None = None) -> Checkpoint:
+    """Finds and opens a checkpoint; reads configs and headers, no weights.
+
+    model: a directory with config.json; a `.gguf` file; "demo"; else a hub id.
+    registry: says what a GGUF file's architecture means; without one a GGUF checkpoint has an
+        empty config. Not needed for other formats.
+
+    Raises CheckpointError naming the path and what is wrong with it, RouteError for a GGUF file of
+    an architecture that no plugin reads.
+    """
+    path = find_demo() if model == DEMO else Path(model).expanduser()
+    if path.is_file():
+        return _open_gguf(model, path, registry)
+    if not path.is_dir():
+        if path.suffix == ".gguf" or not looks_like_hub_id(model):
+            raise CheckpointError(
+                f"{model}: no such file or directory; wanted a directory with config.json, a .gguf "
+                f"file, a hub id (organisation/name) or {DEMO!r}"
+            )
+        path = fetch_from_hub(model)
+    generation = path / GENERATION_FILE
+    return Checkpoint(
+        model=model,
+        path=path,
+        weight_format="safetensors",
+        huggingface_config=read_config(path),
+        generation_config=read_json_object(generation) if generation.is_file() else {},
+    )
+
+
+def _open_gguf(model: str, path: Path, registry: GGUFRegistry | None) -> Checkpoint:
+    if path.suffix != ".gguf":
+        raise CheckpointError(
+            f"{path}: a {path.suffix or 'plain'} file; wanted a .gguf file, or the directory that "
+            "holds config.json and the weights"
+        )
+    file = GGUFFile(path)
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise CheckpointError(f"{path}: no general.architecture; wanted a model's GGUF file")
+    if file.metadata.get("split.count", 1) != 1:
+        raise CheckpointError(
+            f"{path}: one of {file.metadata['split.count']} parts; merge them into one file first"
+        )
+    config: Mapping[str, Any] = {}
+    pretokenizers = dict(PRE_TOKENIZERS)
+    if registry is not None:
+        config = registry.gguf_config(architecture)(file.metadata)
+        pretokenizers.update(registry.architecture_for_gguf(architecture).gguf_pretokenizers)
+    return Checkpoint(
+        model=model,
+        path=path,
+        weight_format="gguf",
+        huggingface_config=PlainConfig(config),
+        gguf=file,
+        pretokenizers=pretokenizers,
+    )
+
+
+def _open_directory(path: Path) -> WeightSource:
+    openers: tuple[tuple[str, Callable[[Path], WeightSource]], ...] = (
+        (safetensors.SINGLE_FILE, safetensors.SafetensorsSource.from_file),
+        (safetensors.INDEX_FILE, safetensors.SafetensorsSource.from_index),
+        (torch_bin.SINGLE_FILE, torch_bin.TorchBinSource.from_file),
+        (torch_bin.INDEX_FILE, torch_bin.TorchBinSource.from_index),
+    )
+    for name, opener in openers:
+        if (path / name).is_file():
+            return opener(path / name)
+    wanted = ", ".join(name for name, _ in openers)
+    raise CheckpointError(f"{path}: no weights; wanted one of {wanted}")
+
+
+def _text_config(config: Any) -> Any:
+    return getattr(config, "text_config", None)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """Ids from an id, a list of ids or None; each once, in order."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(dict.fromkeys(item for item in items if type(item) is int))

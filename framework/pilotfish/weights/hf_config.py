@@ -1,0 +1,99 @@
+"""A Hugging Face config: attribute access to config.json, with the defaults of its model type.
+
+Knows: transformers' config classes and how to do without one. Does not know: what options mean.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pilotfish.errors import CheckpointError
+from pilotfish.weights.json_file import read_json_object
+
+CONFIG_FILE = "config.json"
+
+
+class _Section(dict[str, Any]):
+    """A nested object: a dict whose keys can also be read as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the config section has no {name!r}") from None
+
+
+class PlainConfig:
+    """The values of a config as they stand in the file, for a model type without a class.
+
+    Values are read as attributes; objects inside are dicts with attribute access. A value that is
+    not in the file is no attribute: there are no defaults. Never changes.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(_wrap(copy.deepcopy(dict(values))))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the checkpoint's config has no {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"the config of a checkpoint never changes; {name} was set")
+
+    def __repr__(self) -> str:
+        return f"PlainConfig({self.__dict__!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A copy of the values as plain dicts and lists."""
+        plain: dict[str, Any] = _unwrap(self.__dict__)
+        return plain
+
+
+def read_config(directory: Path) -> Any:
+    """The config of a checkpoint's directory; code beside the weights is never run.
+
+    A transformers config where transformers has a class for `model_type`, which fills in that
+    type's defaults; else a PlainConfig. Raises CheckpointError when config.json is missing, is no
+    JSON object, or has values that its model type does not take.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(_no_config(directory))
+    values = read_json_object(path)
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
+        return PlainConfig(values)
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return PlainConfig(values)
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:  # each class has its own checks and its own exceptions
+        raise CheckpointError(
+            f"{path}: transformers refuses it as a {model_type} config: {error}"
+        ) from error
+
+
+def _no_config(directory: Path) -> str:
+    ggufs = sorted(path.name for path in directory.glob("*.gguf"))
+    hint = f"; it has {', '.join(ggufs)}: give that file itself" if ggufs else ""
+    return f"{directory}: no {CONFIG_FILE}; wanted a directory with a config and safetensors{hint}"
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Section((key, _wrap(item)) for key, item in value.items())
+    if isinstance(value, list):
+        return [_wrap(item) for item in value]
+    return value
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unwrap(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unwrap(item) for item in value]
+    return value

@@ -1,0 +1,303 @@
+"""Strict loading: a plan that accounts for every tensor and every parameter, then its execution.
+
+Knows: rules, names and shapes; one tensor at a time. Does not know: file formats or architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pilotfish.errors import WeightsError
+from pilotfish.weights.names import TemplateTable, fill
+from pilotfish.weights.rules import Combine, Rule, Shape, Transform, WeightRules
+from pilotfish.weights.source import TensorInfo, WeightSource
+
+if TYPE_CHECKING:
+    import torch
+
+
+@attrs.frozen(kw_only=True)
+class LoadPiece:
+    """name: of the tensor in the file. shape: after the transform, without a stacking axis."""
+
+    name: str
+    shape: Shape
+    transform: Transform | None = None
+
+
+@attrs.frozen(kw_only=True)
+class LoadStep:
+    """One parameter, the tensors that fill it, and the parameters that share the result."""
+
+    parameter: str
+    shape: Shape
+    pieces: tuple[LoadPiece, ...]
+    combine: Combine = "rows"
+    dtype: str | None = None
+    tied: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class LoadPlan:
+    """What will be read, in the order of the file; made by `plan_load`, so nothing is left over.
+
+    ignored: tensors of the file that a listed rule lets lie.
+    num_bytes: what the tensors to be read take on disk.
+    """
+
+    steps: tuple[LoadStep, ...]
+    ignored: tuple[str, ...] = ()
+    num_bytes: int = 0
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Parameter -> the parameter whose tensor it shares."""
+        return {name: step.parameter for step in self.steps for name in step.tied}
+
+
+def plan_load(
+    rules: WeightRules,
+    infos: Mapping[str, TensorInfo],
+    parameter_shapes: Mapping[str, Shape],
+) -> LoadPlan:
+    """Decides for every parameter which tensors fill it; reads nothing and needs no torch.
+
+    rules: the architecture's name map. infos: the file's tensors, from its headers.
+    parameter_shapes: every parameter of the model with its shape; a rule for a parameter that is
+        not among them stays unused, and the tensors it would have read count as extra.
+
+    Raises WeightsError naming every parameter that nothing fills, every tensor that nothing uses
+    and every tensor whose shape does not fit.
+    """
+    return _Planner(rules, infos, parameter_shapes).plan()
+
+
+class _Planner:
+    """Collects steps and everything that is wrong, so that one error can name it all."""
+
+    def __init__(
+        self,
+        rules: WeightRules,
+        infos: Mapping[str, TensorInfo],
+        parameter_shapes: Mapping[str, Shape],
+    ) -> None:
+        self.rules = rules
+        self.infos = infos
+        self.parameter_shapes = parameter_shapes
+        self.problems: dict[str, list[str]] = {"missing": [], "extra": [], "misshapen": []}
+        self.used: set[str] = set()
+        self.file_names: dict[str, str] = {}
+        for name in infos:
+            plain = rules.plain_name(name)
+            if plain in self.file_names:
+                self.problems["extra"].append(
+                    f"{name} (the file also has {self.file_names[plain]})"
+                )
+                self.used.add(name)
+                continue
+            self.file_names[plain] = name
+
+    def plan(self) -> LoadPlan:
+        table = TemplateTable((rule.parameter, rule) for rule in self.rules.rules)
+        steps: dict[str, LoadStep] = {}
+        tied: dict[str, list[str]] = {}
+        for parameter, shape in self.parameter_shapes.items():
+            rule, names, present = self._choose(table, parameter)
+            owner = self.rules.ties.get(parameter)
+            if present == 0 and owner in self.parameter_shapes:
+                assert owner is not None
+                self._tie(parameter, shape, owner, tied)
+            elif rule is None:
+                self.problems["missing"].append(f"{parameter} (no rule of the architecture fits)")
+            else:
+                step = self._step(parameter, shape, rule, names)
+                if step is not None:
+                    steps[parameter] = step
+        self._check_owners(steps, tied)
+        ignored = self._account_for_rest()
+        self._raise_problems()
+        return self._finish(steps, tied, ignored)
+
+    def _choose(
+        self, table: TemplateTable[Rule], parameter: str
+    ) -> tuple[Rule | None, list[str], int]:
+        """The first rule with all tensors in the file, else the one with the most of them."""
+        best: Rule | None = None
+        best_names: list[str] = []
+        most = -1
+        for rule, numbers in table.find(parameter):
+            names = [self.rules.plain_name(fill(piece.name, numbers)) for piece in rule.pieces]
+            present = sum(name in self.file_names for name in names)
+            if present == len(names):
+                return rule, names, present
+            if present > most:
+                best, best_names, most = rule, names, present
+        return best, best_names, max(most, 0)
+
+    def _tie(self, parameter: str, shape: Shape, owner: str, tied: dict[str, list[str]]) -> None:
+        owner_shape = self.parameter_shapes[owner]
+        if tuple(owner_shape) != tuple(shape):
+            self.problems["misshapen"].append(
+                f"{parameter}: tied to {owner}, got {list(owner_shape)}, wanted {list(shape)}"
+            )
+        tied.setdefault(owner, []).append(parameter)
+
+    def _check_owners(self, steps: Mapping[str, LoadStep], tied: Mapping[str, list[str]]) -> None:
+        for owner, names in tied.items():
+            if owner not in steps:
+                self.problems["missing"].extend(
+                    f"{name} (tied to {owner}, which no tensor fills)" for name in names
+                )
+
+    def _step(self, parameter: str, shape: Shape, rule: Rule, names: list[str]) -> LoadStep | None:
+        pieces: list[LoadPiece] = []
+        misfits: list[str] = []
+        for piece, name in zip(rule.pieces, names, strict=True):
+            file_name = self.file_names.get(name)
+            if file_name is None:
+                self.problems["missing"].append(
+                    name if name == parameter else f"{name} (for {parameter})"
+                )
+                continue
+            self.used.add(file_name)
+            got = tuple(self.infos[file_name].shape)
+            try:
+                after = got if piece.transform is None else piece.transform.shape(got)
+            except ValueError as error:
+                misfits.append(f"{file_name}: got {list(got)}, {error}")
+                continue
+            if piece.rows is not None and (not after or after[0] != piece.rows):
+                misfits.append(
+                    f"{file_name}: got {list(after)}, wanted {[piece.rows, *shape[1:]]} "
+                    f"as a part of {parameter}"
+                )
+            pieces.append(LoadPiece(name=file_name, shape=after, transform=piece.transform))
+        complete = len(pieces) == len(names)
+        if complete and not misfits and _combined_shape(pieces, rule.combine) != tuple(shape):
+            got_text = " + ".join(f"{piece.name} {list(piece.shape)}" for piece in pieces)
+            misfits.append(f"{parameter}: got {got_text}, wanted {list(shape)}")
+        self.problems["misshapen"].extend(misfits)
+        if misfits or not complete:
+            return None
+        return LoadStep(
+            parameter=parameter,
+            shape=tuple(shape),
+            pieces=tuple(pieces),
+            combine=rule.combine,
+            dtype=rule.dtype,
+        )
+
+    def _account_for_rest(self) -> tuple[str, ...]:
+        table = TemplateTable((self.rules.plain_name(name), name) for name in self.rules.ignore)
+        ignored: list[str] = []
+        for plain, name in self.file_names.items():
+            if name in self.used:
+                continue
+            if table.find(plain):
+                ignored.append(name)
+            else:
+                self.problems["extra"].append(f"{name} {list(self.infos[name].shape)}")
+        return tuple(ignored)
+
+    def _raise_problems(self) -> None:
+        parts = [
+            f"{len(items)} {kind}: " + ", ".join(items)
+            for kind, items in self.problems.items()
+            if items
+        ]
+        if parts:
+            raise WeightsError(
+                "the checkpoint does not fit the architecture; "
+                + "; ".join(parts)
+                + ". Check that the config belongs to these weights and that no file is left out"
+            )
+
+    def _finish(
+        self, steps: dict[str, LoadStep], tied: dict[str, list[str]], ignored: tuple[str, ...]
+    ) -> LoadPlan:
+        order = {name: place for place, name in enumerate(self.infos)}
+        shared = [
+            attrs.evolve(step, tied=tuple(tied.get(name, ()))) for name, step in steps.items()
+        ]
+        shared.sort(key=lambda step: min((order[p.name] for p in step.pieces), default=0))
+        read = {piece.name for step in shared for piece in step.pieces}
+        return LoadPlan(
+            steps=tuple(shared),
+            ignored=ignored,
+            num_bytes=sum(self.infos[name].num_bytes for name in read),
+        )
+
+
+def _combined_shape(pieces: list[LoadPiece], combine: Combine) -> Shape | None:
+    """The shape of the pieces together; None when they do not fit one another."""
+    shapes = [piece.shape for piece in pieces]
+    if combine == "stack":
+        return (len(shapes), *shapes[0]) if len(set(shapes)) == 1 else None
+    if len(shapes) == 1:
+        return shapes[0]
+    if any(not shape for shape in shapes) or len({shape[1:] for shape in shapes}) != 1:
+        return None
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def execute_load(
+    plan: LoadPlan,
+    source: WeightSource,
+    assign: Callable[[str, torch.Tensor], None],
+    dtype: torch.dtype,
+    *,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Reads the tensors one at a time and hands over whole parameters.
+
+    assign: called once for each parameter, with a contiguous tensor that is the caller's own, of
+        `dtype` (or the rule's dtype, or the file's for integers and bools) on `device`. The loader
+        keeps nothing, so a layer may pack the tensor and drop it. A tied parameter gets the very
+        tensor of its owner, right after it.
+    """
+    for step in plan.steps:
+        tensor = _read_step(step, source, dtype, device)
+        assert tuple(tensor.shape) == step.shape, (step.parameter, tensor.shape, step.shape)
+        assign(step.parameter, tensor)
+        for name in step.tied:
+            assign(name, tensor)
+        del tensor  # or it would live beside the next one
+
+
+def _read_step(
+    step: LoadStep, source: WeightSource, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    import torch
+
+    wanted: torch.dtype = getattr(torch, step.dtype) if step.dtype else dtype
+    if len(step.pieces) == 1 and step.combine == "rows":
+        return _read_piece(step.pieces[0], source, wanted, device)
+    whole: torch.Tensor | None = None
+    start = 0
+    for piece in step.pieces:
+        raw = source.load(piece.name)
+        part = raw if piece.transform is None else piece.transform.apply(raw)
+        del raw
+        if whole is None:
+            kind = wanted if part.dtype.is_floating_point else part.dtype
+            whole = torch.empty(step.shape, dtype=kind, device=device)
+        rows = 1 if step.combine == "stack" else piece.shape[0]
+        place = whole[start] if step.combine == "stack" else whole[start : start + rows]
+        assert place.shape == part.shape, (piece.name, place.shape, part.shape)
+        place.copy_(part)
+        del part
+        start += rows
+    assert whole is not None, step.parameter
+    return whole
+
+
+def _read_piece(
+    piece: LoadPiece, source: WeightSource, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    raw = source.load(piece.name)
+    tensor = raw if piece.transform is None else piece.transform.apply(raw)
+    kind = dtype if tensor.dtype.is_floating_point else tensor.dtype
+    return tensor.to(device=device, dtype=kind).contiguous()

@@ -1,0 +1,29 @@
+"""The Llama family as a Pilotfish plugin: hooks only; nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pilotfish.hookspecs import hookimpl
+from pilotfish.registry import ArchitectureSpec
+from pilotfish.weights.pretokenizer import PreTokenizer, contraction_split
+from pilotfish_llama3.families import FAMILIES
+
+_LLAMA3_TEXT = PreTokenizer(contraction_split(r"\p{N}{1,3}"), add_bos=True)
+
+
+@hookimpl
+def pilotfish_architectures() -> Sequence[ArchitectureSpec]:
+    """One spec: eight Hugging Face architectures share a config, a network and a model."""
+    return [
+        ArchitectureSpec(
+            names=tuple(FAMILIES),
+            config="pilotfish_llama3.config:Llama3Config",
+            model="pilotfish_llama3.model:Llama3Model",
+            gguf_architectures=("llama",),
+            gguf_config="pilotfish_llama3.gguf:gguf_config",
+            gguf_pretokenizers=dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3_TEXT),
+            capabilities=frozenset({"verify", "taps", "embed", "lm_head"}),
+            verified_against="transformers: logits, hidden states and greedy tokens",
+        )
+    ]

@@ -1,0 +1,21 @@
+"""Shared set-up: the hypothesis profile, Triton's interpreter where there is no GPU, one thread."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+torch.set_num_threads(1)  # toy sizes: a second thread costs more than it gives
+
+settings.register_profile(
+    "pilotfish",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    max_examples=50,
+)
+settings.load_profile("pilotfish")

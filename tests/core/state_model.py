@@ -1,0 +1,358 @@
+"""A naive model of the state of requests, and a machine that compares the real one to it.
+
+Every row's content is a hash of all keys up to it (for the draft leaf: and `lookahead` keys past
+it), so a row of a wrong page, a stale row or a row of a rejected token can not look right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import attrs
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from core.state_toys import PlantedError, ToyRecurrentCache
+from pilotfish.errors import OutOfPagesError
+from pilotfish.state import PagedStateSpec, StateManager
+from strategies import (
+    WRONG_KEY,
+    BranchingText,
+    PoolGeometry,
+    StepPlan,
+    branching_texts,
+    pool_geometries,
+    salts,
+    step_plans,
+)
+
+TARGET = PagedStateSpec(name="kv", num_layers=2, row_shape=(2, 1, 2), dtype="float32")
+DRAFT = PagedStateSpec(name="draft", num_layers=1, row_shape=(3,), dtype="float32")
+MAX_PAGES_PER_REQUEST = 5
+
+
+def row_value(salt: bytes, history: Sequence[int]) -> float:
+    """What a row holds: a whole number that float32 keeps exactly."""
+    digest = hashlib.sha256(salt + b"|" + ",".join(map(str, history)).encode()).digest()
+    return float(int.from_bytes(digest[:3], "big"))
+
+
+@attrs.define(kw_only=True)
+class NaiveRequest:
+    """text: what plain decoding would commit, prompt and answer.
+
+    pending: reserved rows that are right. room: rows reserved, scratch included.
+    dirty: whether rows were written and then neither committed nor dropped.
+    """
+
+    salt: bytes
+    text: BranchingText
+    num_committed: int = 0
+    pending: int = 0
+    room: int = 0
+    dirty: bool = False
+
+    def forget(self) -> None:
+        """The state was lost: prefill again."""
+        self.num_committed = self.pending = self.room = 0
+        self.dirty = False
+
+
+class StateMachine(RuleBasedStateMachine):
+    """Random lifecycles over a tiny pool; every promise is checked after each rule."""
+
+    live = Bundle("live")
+
+    @initialize(geometry=pool_geometries(), num_attached=st.sampled_from((2, 0, 1, 2)))
+    def make(self, geometry: PoolGeometry, num_attached: int) -> None:
+        self.size = geometry.page_size_tokens
+        self.geometry = geometry
+        self.caches = [ToyRecurrentCache() for _ in range(num_attached)]
+        self.manager = StateManager(
+            [TARGET, DRAFT],
+            num_pages=geometry.num_pages,
+            page_size_tokens=self.size,
+            prefix_caching=geometry.prefix_caching,
+            lookahead=geometry.lookahead,
+            attached=self.caches,
+            poison=True,
+        )
+        self.max_rows = min(MAX_PAGES_PER_REQUEST, geometry.num_pages) * self.size
+        self.requests: dict[str, NaiveRequest] = {}
+        self.num_named = 0
+        self.frozen: dict[object, tuple[torch.Tensor, ...]] = {}
+
+    # Rules
+
+    @rule(target=live, text=branching_texts(), salt=salts(), steps=step_plans())
+    def claim(self, text: BranchingText, salt: bytes, steps: StepPlan) -> str:
+        """A new request; text beyond its prompt is what plain decoding would have given."""
+        request_id = f"r{self.num_named}"
+        self.num_named += 1
+        self._claim(request_id, NaiveRequest(salt=salt, text=text), 1 + steps.num_rows)
+        return request_id
+
+    @rule(text=branching_texts(), salt=salts(), steps=step_plans())
+    def serve_at_once(self, text: BranchingText, salt: bytes, steps: StepPlan) -> None:
+        """A request that comes, computes its prompt in one pass and goes: it fills the cache."""
+        request_id = self.claim(text, salt, steps)
+        if self._reserve_and_write(request_id, steps):
+            self._commit(request_id)
+        self.release(request_id)
+
+    @rule(request_id=live, steps=step_plans())
+    def step(self, request_id: str, steps: StepPlan) -> None:
+        """Reserve, write, accept some: prefill chunk, decode and verify are all of this kind."""
+        if self._reserve_and_write(request_id, steps):
+            self._commit(request_id)
+
+    @rule(request_id=live, steps=step_plans())
+    def step_that_fails(self, request_id: str, steps: StepPlan) -> None:
+        """The pass raised after it wrote its rows: nothing is committed."""
+        self._reserve_and_write(request_id, steps)
+
+    @rule(request_id=live)
+    def commit_nothing(self, request_id: str) -> None:
+        self.requests[request_id].pending = 0
+        self._commit(request_id)
+
+    @rule(request_id=consumes(live))
+    def release(self, request_id: str) -> None:
+        self.manager.release(request_id)
+        del self.requests[request_id]
+
+    @rule(request_id=live, num_sampled=st.integers(0, 1))
+    def preempt_and_reclaim(self, request_id: str, num_sampled: int) -> None:
+        """Its rows so far become its prompt, with or without a token sampled and not yet fed."""
+        request = self.requests.pop(request_id)
+        self.manager.release(request_id)
+        fresh = NaiveRequest(salt=request.salt, text=request.text)
+        self._claim(request_id, fresh, max(1, request.num_committed + num_sampled))
+
+    @rule()
+    def forget_cached(self) -> None:
+        self.manager.forget_cached()
+        assert self.manager.num_cached_pages == 0
+
+    @precondition(lambda self: self.caches)
+    @rule(
+        request_id=live,
+        which=st.sampled_from((1, 0)),
+        method=st.sampled_from(("reserve", "commit", "keep")),
+        steps=step_plans(),
+    )
+    def fault_in_step(self, request_id: str, which: int, method: str, steps: StepPlan) -> None:
+        """An attached cache raises in the middle of a call; all lengths agree afterwards."""
+        request = self.requests[request_id]
+        before = self._books()
+        with self._fault(which, method):
+            try:
+                if self._reserve_and_write(request_id, steps):
+                    self._commit(request_id)
+            except PlantedError:
+                if method == "reserve":
+                    assert self._pages_and_lengths(before) == self._pages_and_lengths(self._books())
+                else:
+                    request.forget()
+        assert self.manager.num_committed(request_id) == request.num_committed
+
+    @precondition(lambda self: self.caches)
+    @rule(
+        text=branching_texts(),
+        which=st.sampled_from((1, 0)),
+        method=st.sampled_from(("claim", "restore")),
+    )
+    def fault_in_claim(self, text: BranchingText, which: int, method: str) -> None:
+        with self._fault(which, method):
+            try:
+                self.manager.claim("doomed", text.keys(self.max_rows))
+            except PlantedError:
+                assert "doomed" not in self.manager.request_ids
+            else:
+                self.manager.release("doomed")
+
+    @precondition(lambda self: self.caches)
+    @rule(request_id=consumes(live), which=st.sampled_from((1, 0)))
+    def fault_in_release(self, request_id: str, which: int) -> None:
+        """The cache's error is raised, and everything is given back all the same."""
+        with self._fault(which, "release"):
+            try:
+                self.manager.release(request_id)
+            except PlantedError:
+                del self.requests[request_id]
+        assert request_id not in self.requests, "the attached cache's error was swallowed"
+
+    # What every rule shares
+
+    @contextmanager
+    def _fault(self, which: int, method: str) -> Iterator[None]:
+        cache = self.caches[which % len(self.caches)]
+        cache.fail_in = method
+        yield
+        cache.fail_in = None
+
+    def _claim(self, request_id: str, request: NaiveRequest, prompt_length: int) -> None:
+        prompt = request.text.keys(prompt_length)
+        restored = self.manager.claim(request_id, prompt, request.salt)
+        assert restored % self.size == 0
+        assert restored < prompt_length, "the last token of the prompt must be computed"
+        for cache in self.caches:
+            assert cache.lengths[request_id] == restored, "the cache was not told of the hit"
+        request.num_committed = restored
+        self.requests[request_id] = request
+
+    def _reserve_and_write(self, request_id: str, steps: StepPlan) -> bool:
+        """False when the pool was too small, in which case nothing changed."""
+        request, manager = self.requests[request_id], self.manager
+        done = request.num_committed
+        count = max(0, min(steps.num_rows, self.max_rows - done))
+        right = max(0, count - steps.num_rejected)
+        wrong = [WRONG_KEY + i for i in range(count - right)]
+        offered = request.text.keys(done + right)[done:] + wrong
+        num_rows = count + steps.num_scratch
+        before = self._books()
+        try:
+            manager.reserve(request_id, offered, steps.num_scratch)
+        except OutOfPagesError:
+            assert self._books() == before
+            assert not manager.can_reserve(request_id, num_rows)
+            missing = manager.pages_for(done + num_rows) - len(manager.pages_of(request_id))
+            assert missing > manager.num_free_pages + manager.num_cached_pages
+            return False
+        request.pending, request.room, request.dirty = right, num_rows, True
+        self._write(request_id, offered, right, steps.num_scratch)
+        return True
+
+    def _books(self) -> tuple[object, ...]:
+        return (
+            {name: self.manager.pages_of(name) for name in self.requests},
+            {name: self.manager.num_committed(name) for name in self.requests},
+            self.manager.num_free_pages,
+            self.manager.num_cached_pages,
+        )
+
+    @staticmethod
+    def _pages_and_lengths(books: tuple[object, ...]) -> tuple[object, ...]:
+        """What a failed reserve restores; it may have taken cached pages for free ones."""
+        return books[:2]
+
+    def _write(self, request_id: str, offered: list[int], right: int, scratch: int) -> None:
+        """The target writes every offered row; the draft learns first how many were right."""
+        request = self.requests[request_id]
+        start, count = request.num_committed, len(offered)
+        history = request.text.keys(start) + offered
+        values = [row_value(request.salt, history[: start + i + 1]) for i in range(count)]
+        self._put("kv", request_id, count, 0, values)
+        self._put("draft", request_id, right, 0, self._draft_rows(request, start, start + right))
+        garbage = [-1.0] * (count - right + scratch)
+        self._put("draft", request_id, len(garbage), right, garbage)
+        for cache in self.caches:
+            cache.write(request_id, values)
+
+    def _draft_rows(self, request: NaiveRequest, start: int, stop: int) -> list[float]:
+        """Rows of a draft that looks at `lookahead` tokens past each row."""
+        keys = request.text.keys(stop + self.geometry.lookahead)
+        ends = range(start + 1 + self.geometry.lookahead, stop + 1 + self.geometry.lookahead)
+        return [row_value(request.salt, keys[:end]) for end in ends]
+
+    def _put(self, leaf: str, request_id: str, count: int, skip: int, values: list[float]) -> None:
+        inputs = self.manager.kv_inputs([request_id], [count], leaf, [skip])
+        rows = torch.tensor(values)
+        for block in inputs.blocks:
+            flat = block.view(-1, *block.shape[2:])
+            flat[inputs.write_slots] = rows.view(-1, *[1] * (flat.ndim - 1)).expand(
+                count, *flat.shape[1:]
+            )
+
+    def _commit(self, request_id: str) -> None:
+        request = self.requests[request_id]
+        self.manager.commit(request_id, request.pending)
+        request.num_committed += request.pending
+        request.pending, request.room, request.dirty = 0, 0, False
+
+    # Promises
+
+    @invariant()
+    def books_balance(self) -> None:
+        if not hasattr(self, "manager"):
+            return
+        self.manager.check()
+        owned = {page for name in self.requests for page in self.manager.pages_of(name)}
+        total = len(owned) + self.manager.num_free_pages + self.manager.num_cached_pages
+        assert total == self.geometry.num_pages
+        assert set(self.manager.request_ids) == set(self.requests)
+        if not self.geometry.prefix_caching:
+            assert self.manager.num_cached_pages == 0
+
+    @invariant()
+    def committed_rows_are_right(self) -> None:
+        for name, request in getattr(self, "requests", {}).items():
+            done, salt = request.num_committed, request.salt
+            assert self.manager.num_committed(name) == done
+            keys = request.text.keys(done)
+            self._same_rows(name, "kv", [row_value(salt, keys[: i + 1]) for i in range(done)])
+            self._same_rows(name, "draft", self._draft_rows(request, 0, done))
+            for cache in self.caches:
+                assert cache.states[name] == (row_value(salt, keys) if done else None)
+
+    @invariant()
+    def attached_caches_keep_step(self) -> None:
+        for cache in getattr(self, "caches", ()):
+            assert set(cache.states) == set(self.requests)
+            assert set(cache.snapshots) <= self.manager.index.pages(), "outlived its page"
+            for name, request in self.requests.items():
+                assert cache.lengths[name] == request.num_committed
+                assert cache.room[name] == request.room
+
+    def _same_rows(self, name: str, leaf: str, expected: list[float]) -> None:
+        inputs = self.manager.kv_inputs([name], [0], leaf)
+        assert inputs.lengths == (len(expected),)
+        assert inputs.cache_lengths.tolist() == [len(expected)]
+        for block in inputs.blocks:
+            rows = block[inputs.lookup_table[0].long()].flatten(0, 1)[: len(expected)]
+            wanted = torch.tensor(expected).view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
+            assert torch.equal(rows, wanted), (name, leaf)
+
+    @invariant()
+    def nobodys_rows_are_poisoned(self) -> None:
+        if not hasattr(self, "manager"):
+            return
+        manager = self.manager
+        for leaf in ("kv", "draft"):
+            for block in manager.leaf(leaf).blocks:
+                assert block[manager.pool.free_pages()].isnan().all()
+                for name, request in self.requests.items():
+                    offset = request.num_committed % self.size
+                    if offset and not request.dirty:
+                        page = manager.pages_of(name)[request.num_committed // self.size]
+                        assert block[page, offset:].isnan().all(), "scratch survived a commit"
+
+    @invariant()
+    def shared_pages_are_never_written(self) -> None:
+        if not hasattr(self, "manager"):
+            return
+        pool, frozen = self.manager.pool, {}
+        for page in range(pool.num_pages):
+            if pool.is_published(page) or pool.refcount(page) > 1:
+                content = tuple(
+                    block[page].clone()
+                    for leaf in ("kv", "draft")
+                    for block in self.manager.leaf(leaf).blocks
+                )
+                assert not any(part.isnan().any() for part in content)
+                name = self.manager.index._name_of.get(page)
+                frozen[page, name] = content
+                before = self.frozen.get((page, name), content)
+                assert all(map(torch.equal, before, content)), f"page {page} was written"
+        self.frozen = frozen

@@ -1,0 +1,75 @@
+"""The benchmark's own parts: rounds, token comparison, rows. Speed itself is never asserted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pilotfish.bench import BenchReport, BenchRow, run_suite
+from pilotfish.bench.measure import alternate
+from pilotfish.bench.peers import PilotfishSide, TokenIds, TransformersSide
+from pilotfish.bench.suite import compare_tokens
+from pilotfish.errors import ConfigError
+
+PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11], [4]]
+
+
+def test_rounds_alternate_and_the_median_counts() -> None:
+    calls: list[str] = []
+    figures = {"a": iter([9.0, 1.0, 5.0, 2.0]), "b": iter([9.0, 4.0, 3.0, 8.0])}
+
+    def side(name: str) -> float:
+        calls.append(name)
+        return next(figures[name])
+
+    medians = alternate([lambda _: side("a"), lambda _: side("b")], rounds=3)
+    assert medians == [2.0, 4.0]
+    assert "".join(calls) == "baabbaab"
+
+
+def test_both_sides_give_the_same_tokens(tiny_checkpoint: Path) -> None:
+    ours = PilotfishSide(str(tiny_checkpoint), dtype="float32")
+    theirs = TransformersSide(str(tiny_checkpoint), dtype="float32")
+    assert compare_tokens(ours, theirs, PROMPTS, num_tokens=8) is True
+
+
+class Liar:
+    """A side that answers something else."""
+
+    name = "liar"
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        return [[0] * num_tokens for _ in prompts]
+
+
+def test_other_tokens_are_not_called_equal(tiny_checkpoint: Path) -> None:
+    ours = PilotfishSide(str(tiny_checkpoint), dtype="float32")
+    assert compare_tokens(ours, Liar(), PROMPTS, num_tokens=8) is False
+
+
+def test_an_unknown_peer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="transformers"):
+        run_suite("demo", against=["vlllm"])
+
+
+def test_a_ratio_above_one_is_a_win_for_rates_and_costs() -> None:
+    fast = BenchRow.rate("r", 30.0, 20.0, peer="p", unit="tokens/s", equal=True)
+    cheap = BenchRow.cost("c", 2.0, 3.0, peer="p", unit="s", equal="1 of 2 equal; near-ties: x")
+    assert fast.ratio == cheap.ratio == 1.5
+    report = BenchReport(model="m", dtype="float32", threads=2, rows=(fast, cheap), sample="text")
+    rows = json.loads(json.dumps(report.to_json()))
+    assert rows[0] == {
+        "name": "r",
+        "ours": 30.0,
+        "theirs": 20.0,
+        "peer": "p",
+        "ratio": 1.5,
+        "unit": "tokens/s",
+        "tokens_equal": True,
+    }
+    assert rows[-1]["machine"]["threads"] == 2
+    assert "| r | 30 | 20 | p | 1.50 | tokens/s | yes |" in report.to_markdown()
+    assert "near-ties" in report.to_markdown()

@@ -1,0 +1,238 @@
+"""Every mistake a user can make gets one clear line and exit code 2, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pilotfish.cli import main
+
+PROMPT = ["--prompt", "hello", "--max-tokens", "4"]
+
+
+@pytest.fixture
+def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny_checkpoint checkpoint that a test may spoil."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    """Runs the command line, wants exit code 2 and one line on stderr; returns the line."""
+    code = main([str(arg) for arg in argv])
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert "Traceback" not in captured.err
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("pilotfish: error: ")
+    assert captured.out == ""
+    return lines[0]
+
+
+def edit_config(directory: Path, **fields: Any) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def edit_tensors(directory: Path, change: Any) -> None:
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_missing_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no/such/place" in refused(capsys, "generate", "./no/such/place", *PROMPT)
+
+
+def test_directory_without_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "config.json" in refused(capsys, "generate", tmp_path, *PROMPT)
+
+
+def test_truncated_safetensors(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "model.safetensors" in refused(capsys, "generate", copy, *PROMPT)
+
+
+def test_corrupt_safetensors(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"\xff" * 4096)
+    assert "model.safetensors" in refused(capsys, "generate", copy, *PROMPT)
+
+
+def test_missing_tensor(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    edit_tensors(copy, lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.weight"))
+    assert "layers.1.mlp.down_proj.weight" in refused(capsys, "generate", copy, *PROMPT)
+
+
+def test_extra_tensor(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    edit_tensors(copy, lambda tensors: tensors.update({"model.surprise": torch.zeros(3)}))
+    assert "model.surprise" in refused(capsys, "generate", copy, *PROMPT)
+
+
+def test_misshapen_tensor(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    edit_tensors(copy, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(31)}))
+    line = refused(capsys, "generate", copy, *PROMPT)
+    assert "model.norm.weight" in line
+    assert "31" in line
+    assert "32" in line
+
+
+def test_unknown_architecture_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], copy: Path
+) -> None:
+    edit_config(copy, architectures=["LlamaForCausalML"])
+    line = refused(capsys, "generate", copy, *PROMPT)
+    assert "LlamaForCausalML" in line
+    assert "LlamaForCausalLM" in line
+
+
+def test_unknown_rope_type(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    edit_config(copy, rope_parameters={"rope_type": "spiral", "rope_theta": 10000.0})
+    assert "spiral" in refused(capsys, "generate", copy, *PROMPT)
+
+
+def test_text_prompt_without_a_tokenizer(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    assert "tokenizer" in refused(capsys, "generate", tiny_checkpoint, *PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ({"prompt_token_ids": list(range(60)) + [1] * 20}, "64"),
+        ({"prompt_token_ids": []}, "empty"),
+        ({"prompt_token_ids": [1, 64]}, "64"),
+        ({"prompt_token_ids": [-1]}, "-1"),
+    ],
+)
+def test_bad_prompt(
+    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    line: dict[str, Any],
+    named: str,
+) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps(line))
+    assert named in refused(capsys, "generate", tiny_checkpoint, "--input-file", file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--max-tokens", "-3"], "max_tokens"),
+        (["--temperature", "-1"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+        (["--top-p", "0"], "top_p"),
+        (["--top-p", "1.5"], "top_p"),
+        (["--top-k", "0"], "top_k"),
+        (["--seed", "-1"], "seed"),
+        (["--dtype", "float8"], "dtype"),
+        (["--arithmetic", "sloppy"], "arithmetic"),
+        (["--page-size", "3"], "page_size"),
+        (["--max-tokns", "3"], "--max-tokens"),
+        (["--temperature", "hot"], "--temperature"),
+        (["--device", "quantum"], "quantum"),
+    ],
+)
+def test_bad_flag(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, flags: list[str], named: str
+) -> None:
+    assert named in refused(capsys, "generate", tiny_checkpoint, "--prompt", "x", *flags)
+
+
+def test_no_prompt(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> None:
+    assert "--prompt" in refused(capsys, "generate", tiny_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"prompt": "x", "max_tokns": 3}', "max_tokens"),
+        ('{"prompt": "x"', "line 1"),
+        ("[]", "object"),
+        ('{"prompt": "x", "chat": "y"}', "exactly one"),
+        ('{"prompt": "x", "temperature": "hot"}', "temperature"),
+        ("", "no request"),
+    ],
+)
+def test_bad_input_file(
+    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    content: str,
+    named: str,
+) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(content)
+    assert named in refused(capsys, "generate", tiny_checkpoint, "--input-file", file)
+
+
+def test_not_enough_memory(capsys: pytest.CaptureFixture[str], copy: Path) -> None:
+    edit_config(copy, max_position_embeddings=2**40)
+    line = refused(capsys, "generate", copy, *PROMPT, "--num-pages", str(2**33))
+    assert "needed" in line or "need" in line
+    assert "max-length" in line or "num-pages" in line or "num_pages" in line
+
+
+def test_a_draft_without_a_method_and_an_unknown_method(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    assert "telepathy" in refused(
+        capsys, "generate", tiny_checkpoint, *PROMPT, "--speculative", "telepathy"
+    )
+    assert "without a method" in refused(
+        capsys, "generate", tiny_checkpoint, *PROMPT, "--draft", tiny_checkpoint
+    )
+
+
+def test_a_bad_request_does_not_disturb_the_others(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    good = {"prompt_token_ids": [1, 2, 3], "seed": 5, "max_tokens": 4, "ignore_eos": True}
+    bad = {"prompt_token_ids": [1] * 80}
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("\n".join(map(json.dumps, (good, bad, good))))
+    assert main(["generate", str(tiny_checkpoint), "--input-file", str(file), "--json"]) == 2
+    outputs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [out["finish_reason"] for out in outputs] == ["length", "error", "length"]
+    assert outputs[0]["token_ids"] == outputs[2]["token_ids"]
+
+
+def test_ctrl_c_exits_with_130() -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pilotfish.cli",
+            "generate",
+            "demo",
+            "--prompt",
+            "Once",
+            "--ignore-eos",
+            "--max-tokens",
+            "4000",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1)  # it has begun to answer
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors

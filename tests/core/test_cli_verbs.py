@@ -1,0 +1,59 @@
+"""inspect and chat: what they print, and that inspect reads no weights."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilotfish.cli import main
+from pilotfish.weights.gguf import GGUFFile
+
+
+def test_inspect_says_what_would_run_and_reads_no_weights(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(self: GGUFFile, name: str) -> Any:
+        raise AssertionError(f"inspect read {name}")
+
+    monkeypatch.setattr(GGUFFile, "load", load)
+    assert main(["inspect", "demo", "--max-length", "1024", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["architecture"] == "LlamaForCausalLM"
+    assert facts["parameters"] == 134_515_008
+    assert facts["dtype"] == "bfloat16"
+    assert facts["kernels"] == "torch"
+    assert facts["arithmetic"].startswith("invariant")
+    assert facts["max_seq_len"] == 1024
+    memory = facts["memory"]
+    assert sum(memory["weights_bytes"].values()) == 2 * 134_515_008
+    row_bytes = 30 * 2 * 3 * 64 * 2
+    assert memory["state_bytes"] == {"kv": memory["max_cached_tokens"] * row_bytes}
+    total = sum(memory["weights_bytes"].values()) + memory["activation_bytes"]
+    assert memory["total_bytes"] == total + sum(memory["state_bytes"].values())
+
+
+def test_inspect_says_when_arithmetic_is_not_invariant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "demo", "--arithmetic", "fastest"]) == 0
+    assert "arithmetic: fastest" in capsys.readouterr().out
+
+
+def test_chat_answers_each_line_and_ends_with_the_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 2 + 2?\n\n/clear\nSay hello.\n"))
+    flags = ["--temperature", "0", "--max-tokens", "8", "--max-length", "256"]
+    assert main(["chat", "demo", *flags]) == 0
+    answers = capsys.readouterr().out.strip().splitlines()
+    assert len(answers) == 2
+    assert all(answers)
+
+
+def test_chat_without_a_chat_template_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    assert main(["chat", str(tiny_checkpoint)]) == 2
+    assert "tokenizer" in capsys.readouterr().err

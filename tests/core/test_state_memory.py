@@ -1,0 +1,183 @@
+"""MemoryPlan: the choice of num_pages, and the refusal of what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilotfish.config import CacheConfig
+from pilotfish.errors import CapacityError
+from pilotfish.state import (
+    KVCacheParams,
+    MemoryPlan,
+    SlotStateSpec,
+    activation_bytes,
+    available_bytes,
+)
+from pilotfish.state.memory import CPU_STATE_BYTES, _control_group_bytes
+
+KV = KVCacheParams(num_layers=2, num_kv_heads=4, head_dim=64, dtype="bfloat16").spec
+BYTES_PER_TOKEN = 2 * 2 * 4 * 64 * 2
+GIB = 1 << 30
+
+
+def plan(**changes: object) -> MemoryPlan:
+    options: dict[str, object] = {
+        "weights": {"target": 100 << 20},
+        "specs": [KV],
+        "cache": CacheConfig(),
+        "max_batch_size": 4,
+        "max_seq_len": 1000,
+        "activations": 1 << 20,
+        "available": 8 * GIB,
+    }
+    return MemoryPlan.make(**{**options, **changes})  # type: ignore[arg-type]
+
+
+def test_enough_pages_for_a_full_batch_of_full_contexts() -> None:
+    made = plan()
+    assert made.num_pages == 4 * 63
+    assert made.max_cached_tokens == 4 * 1008
+    assert made.state == {"kv": 4 * 1008 * BYTES_PER_TOKEN}
+    assert made.total == (101 << 20) + made.state["kv"]
+
+
+def test_drafted_rows_and_other_leaves_are_counted() -> None:
+    draft = KVCacheParams(num_layers=1, num_kv_heads=1, head_dim=8, name="draft").spec
+    conv = SlotStateSpec(name="conv", num_layers=3, slot_shape=(16, 2), dtype="float32")
+    made = plan(specs=[KV, draft, conv], scratch_tokens=16)
+    assert made.num_pages == 4 * 64
+    assert made.state["draft"] == 4 * 1024 * draft.bytes_per_token
+    assert made.state["conv"] == 4 * 3 * 32 * 4
+
+
+def test_the_users_number_wins() -> None:
+    made = plan(cache=CacheConfig(num_pages=7, memory_bytes=1))
+    assert (made.num_pages, made.reason) == (7, "set by num_pages")
+
+
+def test_the_users_bytes_are_filled_but_not_exceeded() -> None:
+    made = plan(cache=CacheConfig(memory_bytes=10 << 20))
+    assert made.state["kv"] <= 10 << 20 < made.state["kv"] + 16 * BYTES_PER_TOKEN
+    with pytest.raises(CapacityError, match="memory_bytes is 5; one page takes 32768 bytes"):
+        plan(cache=CacheConfig(memory_bytes=5))
+
+
+def test_a_cpu_keeps_to_its_share_and_a_gpu_takes_more() -> None:
+    wide = {"max_batch_size": 4096}
+    assert plan(**wide).state["kv"] <= CPU_STATE_BYTES
+    small = plan(available=GIB, **wide)
+    assert small.state["kv"] <= (GIB - (101 << 20)) // 2 < small.state["kv"] + (1 << 15)
+    assert plan(device="cuda:0", **wide).state["kv"] > 3 * CPU_STATE_BYTES
+
+
+def test_one_full_context_is_kept_where_it_fits() -> None:
+    made = plan(max_seq_len=1_500_000)
+    assert made.state["kv"] > CPU_STATE_BYTES
+    assert made.max_cached_tokens == 1_500_000
+    assert made.reason == "one full context"
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"available": 50 << 20}, "the weights alone do not fit"),
+        ({"max_seq_len": 10_000_000}, r"lower --max-length \(now 10000000; [0-9]+ would fit\)"),
+        ({"cache": CacheConfig(num_pages=10**9)}, "lower num_pages"),
+        ({"cache": CacheConfig(memory_bytes=10**12)}, "lower memory_bytes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_advice(changes: dict[str, object], advice: str) -> None:
+    with pytest.raises(CapacityError, match=advice) as caught:
+        plan(**changes)
+    assert "needed on cpu and" in str(caught.value)
+    assert "weights (target) 100 MiB" in str(caught.value)
+
+
+def test_the_advised_length_fits() -> None:
+    with pytest.raises(CapacityError) as caught:
+        plan(max_seq_len=10_000_000)
+    advised = int(str(caught.value).split(" would fit")[0].split()[-1])
+    assert plan(max_seq_len=advised).max_cached_tokens >= advised
+
+
+@given(
+    available=st.integers(0, 64 * GIB),
+    weights=st.integers(0, 32 * GIB),
+    max_seq_len=st.integers(1, 2_000_000),
+    max_batch_size=st.integers(1, 300),
+    page_size_tokens=st.sampled_from((1, 2, 4, 8, 16, 32, 64, 128)),
+    device=st.sampled_from(("cpu", "cuda:1")),
+)
+def test_a_plan_fits_and_holds_a_full_context_or_is_refused(
+    *,
+    available: int,
+    weights: int,
+    max_seq_len: int,
+    max_batch_size: int,
+    page_size_tokens: int,
+    device: str,
+) -> None:
+    options = {
+        "available": available,
+        "weights": {"target": weights},
+        "max_seq_len": max_seq_len,
+        "max_batch_size": max_batch_size,
+        "cache": CacheConfig(page_size_tokens=page_size_tokens),
+        "device": device,
+    }
+    context = -(-max_seq_len // page_size_tokens) * page_size_tokens * BYTES_PER_TOKEN
+    fits = weights + (1 << 20) + context <= available
+    try:
+        made = plan(**options)
+    except CapacityError:
+        assert not fits
+        return
+    assert fits
+    assert made.total <= available
+    assert made.max_cached_tokens >= max_seq_len
+    assert made.max_cached_tokens <= max_batch_size * (max_seq_len + page_size_tokens)
+
+
+def test_a_model_without_pages_needs_none_of_the_memory() -> None:
+    conv = SlotStateSpec(name="conv", num_layers=1, slot_shape=(4,), dtype="float32")
+    made = plan(specs=[conv])
+    assert (made.num_pages, made.state) == (4 * 63, {"conv": 64})
+
+
+def test_the_record_is_plain_data_and_prints() -> None:
+    made = plan()
+    data = json.loads(json.dumps(made.to_json()))
+    assert data["total_bytes"] == made.total
+    assert data["state_bytes"] == {"kv": made.state["kv"]}
+    assert data["num_pages"] == 252
+    lines = str(made).splitlines()
+    assert lines[0] == "memory on cpu: 108.9 MiB of 8 GiB available"
+    assert "  weights (target): 100 MiB" in lines
+
+
+def test_activations_are_rows_times_widths_and_three_copies_of_logits() -> None:
+    counted = activation_bytes(
+        max_batch_tokens=10, widths=(3, 4), itemsize=2, vocab_size=50, max_logit_rows=2
+    )
+    assert counted == 10 * 7 * 2 + 3 * 2 * 50 * 4
+
+
+def test_available_bytes_of_this_machine() -> None:
+    import psutil
+
+    assert 0 < available_bytes("cpu") <= psutil.virtual_memory().total
+
+
+def test_a_control_group_limits_what_is_available(tmp_path: Path) -> None:
+    assert _control_group_bytes(tmp_path, 99) == 99, "no control group"
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _control_group_bytes(tmp_path, 99) == 99
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert _control_group_bytes(tmp_path, 99) == 400

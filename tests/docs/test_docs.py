@@ -1,0 +1,135 @@
+"""Every page of the documentation: its blocks run, its links lead somewhere, its hooks are true."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import attrs
+import pytest
+
+from pilotfish.hookspecs import PilotfishHooks
+from pilotfish.registry import ArchitectureSpec, SpeculatorSpec
+
+from .page import Block, blocks, check_console
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+RUNNABLE = ("python", "console")
+HOOKS = [name for name in vars(PilotfishHooks) if name.startswith("pilotfish_")]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def has_code(page: Path) -> bool:
+    infos = [block.info for block in blocks(page.read_text())]
+    return any(info in RUNNABLE or " file=" in info for info in infos)
+
+
+@pytest.fixture(scope="module")
+def installed_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's wheel, unpacked: a folder on the path is how an installed one looks."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    example = str(DOCS / "examples" / "third_party")
+    subprocess.run([sys.executable, *command, example], check=True, capture_output=True)
+    (wheel,) = out.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(out / "site")
+    return out / "site"
+
+
+def run_page(page: Path, folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a page in a fresh process and an empty folder."""
+    programs = Path(sys.executable).parent
+    clean = {name: value for name, value in os.environ.items() if name != "PILOTFISH_PLUGINS"}
+    return subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("page.py")), str(page)],
+        cwd=folder,
+        env={
+            **clean,
+            "PYTHONPATH": str(site),
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "HF_HUB_OFFLINE": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if has_code(page)], ids=name_of)
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, installed_example: Path) -> None:
+    done = run_page(page, tmp_path, installed_example)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("```python\nx = 1\n```\n```python\nassert x == 2\n```\n", "line 5"),
+        ("```console\n$ echo one\ntwo\n```\n", "$ echo one"),
+        ("```console\n$ exit 3\n```\n", "[3]"),
+        ("```console\n$ true\n[2]\n```\n", "$ true"),
+        ("```python file=pyproject.toml\nnot in it\n```\n", "not in pyproject.toml"),
+        ("```python\nx = 1\n", "never closed"),
+    ],
+)
+def test_a_block_that_is_wrong_is_found(page: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text(page)
+    done = run_page(file, tmp_path, tmp_path)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_blocks_of_a_page_share_their_names_and_consoles_match_with_dots(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text(
+        "```python\nx = 1\n```\n```\nnot run\n```\n```python\nassert x == 1\n```\n"
+        "```console\n$ echo one; exit 2\n...\n[2]\n$ true\n```\n"
+    )
+    done = run_page(file, tmp_path, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "3 blocks\n")
+    check_console(Block("console", "$ echo a b\na ...\n", 1))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    broken = [
+        target for target in targets if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_a_section_with_its_signature_and_its_test(hook: str) -> None:
+    section = (DOCS / "hooks.md").read_text().split(f"\n## `{hook}`\n")[1].split("\n## ")[0]
+    signature = str(inspect.signature(getattr(PilotfishHooks, hook)))
+    signature = signature.replace("self", "").replace("'", "")
+    assert f"`{hook}{signature}`" in section
+    (test, file) = re.findall(r"^Test: `(\w+)` in `([\w/.]+)`\.$", section, re.MULTILINE)[0]
+    assert test == f"test_{hook}"
+    assert f"\ndef {test}(" in (ROOT / file).read_text()
+
+
+def test_hooks_md_has_no_section_for_a_hook_that_is_gone() -> None:
+    sections = re.findall(r"^## `(pilotfish_\w+)`$", (DOCS / "hooks.md").read_text(), re.MULTILINE)
+    assert sections == HOOKS
+
+
+@pytest.mark.parametrize("spec", [ArchitectureSpec, SpeculatorSpec])
+def test_every_field_of_a_spec_is_described(spec: type) -> None:
+    text = (DOCS / "hooks.md").read_text()
+    table = text.split(f"| field of `{spec.__name__}` |")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    described = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    assert described == {field.name for field in attrs.fields(spec)}
