@@ -26,6 +26,7 @@ class RequestContext:
     num_scheduled: rows of this pass: tokens[num_computed : num_computed + num_scheduled].
     num_prompt_tokens: of `tokens`, how many were given; the rest is answer. 0 where not known: only
         models whose rotary angles depend on the length of the prompt read it (layers/rope.py).
+    draft_tokens: proposed to follow `tokens`, to be verified in this pass; they may not count.
     num_restart_tokens: tokens it had when its cache was dropped on purpose, at a model's
         `recompute_length`; 0 for a request that was not.
     """
@@ -36,11 +37,14 @@ class RequestContext:
     num_scheduled: int = 0
     num_prompt_tokens: int = 0
     num_restart_tokens: int = 0
+    draft_tokens: tuple[int, ...] = ()
 
     @property
     def scheduled_tokens(self) -> list[int]:
         """The tokens of this pass."""
-        return self.tokens[self.num_computed : self.num_computed + self.num_scheduled]
+        end = self.num_computed + self.num_scheduled
+        known = self.tokens[self.num_computed : end]
+        return known + list(self.draft_tokens[: self.num_scheduled - len(known)])
 
 
 @attrs.frozen(kw_only=True)

@@ -53,3 +53,7 @@ class StateError(PilotfishError):
 
 class OutOfPagesError(StateError):
     """The page pool cannot serve a reservation; the scheduler preempts a request and retries."""
+
+
+class OutOfSlotsError(StateError):
+    """Every slot of a cache has an owner; the scheduler never runs more requests than slots."""

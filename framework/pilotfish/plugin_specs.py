@@ -65,6 +65,8 @@ class ArchitectureSpec:
     gguf_pretokenizers: further values of `tokenizer.ggml.pre` -> how text is cut.
     capabilities: what a speculator may ask of a target: "verify", "taps", "embed", "lm_head".
     modalities: kinds of input served besides text ids.
+    examples: lazy reference "module:function", architecture name -> `pilotfish.testing.Examples`:
+        tiny models for the conformance kit; None leaves it to transformers' defaults.
     verified_against: what the tests compare it with, for `pilotfish plugins`.
     api_version: the `API_VERSION` that the plugin was written for.
     """
@@ -79,6 +81,9 @@ class ArchitectureSpec:
     gguf_pretokenizers: Mapping[str, PreTokenizer] = attrs.field(factory=dict)
     capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=_set_of_names)
     modalities: frozenset[str] = attrs.field(default=frozenset({"text"}), converter=_set_of_names)
+    examples: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_check_reference)
+    )
     verified_against: str = ""
     api_version: int = API_VERSION
 
@@ -93,7 +98,8 @@ class SpeculatorSpec:
     """One speculation method that a plugin offers. Raises PluginError naming a malformed field.
 
     method: the name a user asks for.
-    draft_architectures: Hugging Face names of drafts it reads; empty when it needs no draft.
+    draft_architectures: Hugging Face names of drafts it reads; "*" for any architecture that is
+        served; empty when it needs no draft.
     driver: "sequential" or "block".
     config, model: lazy references "module:Class".
     needs: capabilities a target must have.

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from pilotfish.batch import RequestContext
     from pilotfish.config import ModelConfig, PipelineConfig
     from pilotfish.kernels import KernelBackend
-    from pilotfish.state import KVCacheInputs, KVCacheParams, StateSpec
+    from pilotfish.state import (
+        AttachedCache,
+        KVCacheInputs,
+        KVCacheParams,
+        SlotStateSpec,
+        StateSpec,
+    )
     from pilotfish.weights import WeightSource
 
 
@@ -56,6 +62,8 @@ class ArchConfig(Protocol):
 
     `initialize` needs no weights and is enough to plan memory; `finalize` reads what only the
     tensors can tell (a tied head, fused projections) and returns the completed configuration.
+    Two attributes are optional, for models whose rows depend on the length of their request:
+    `prefix_salt(num_tokens) -> bytes` and `recompute_length: int | None` (engine/length_rules.py).
     """
 
     @classmethod
@@ -191,7 +199,7 @@ class PipelineModel(Protocol):
         ...
 
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every parameter, name -> shape, known before weights are read: for the memory plan."""
+        """Every parameter, name -> shape, known before weights are read; `inspect` probes them."""
         ...
 
     def load_model(self, weights: WeightSource) -> None:
@@ -218,6 +226,19 @@ class PipelineModel(Protocol):
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         """Runs one pass; writes this pass's rows into the caches past the committed lengths."""
+        ...
+
+    def make_cache(
+        self, spec: SlotStateSpec, *, max_slots: int, num_pages: int, poison: bool = False
+    ) -> AttachedCache:
+        """The cache that a slot spec of `state` declares, on the model's device.
+
+        The engine allocates paged leaves itself; a cache of any other kind is the architecture's
+        own, so it makes it, and finds its view of a pass in `kv_cache_inputs.slots`. Asked for
+        slot specs only. max_slots: requests at once. num_pages: pages at whose ends state may be
+        kept for prefix hits; 0 where nothing is to be kept. poison: fill what nobody may read with
+        NaN; for tests. The model does not keep the cache.
+        """
         ...
 
     def release(self, request_id: str) -> None:

@@ -55,6 +55,11 @@ class Route:
         """Whether the method reads a draft checkpoint."""
         return self.speculator is not None and bool(self.speculator.draft_architectures)
 
+    @property
+    def draft_architectures(self) -> tuple[str, ...]:
+        """What the method reads as a draft; "*" stands for any architecture that is served."""
+        return () if self.speculator is None else self.speculator.draft_architectures
+
     def config_class(self) -> type[ArchConfig]:
         """The target's configuration class. Raises PluginError."""
         found: type[ArchConfig] = resolve(self.architecture.config, self.plugin)
@@ -195,7 +200,7 @@ class Registry:
                 f"no plugin offers the method {method!r}{did_you_mean(method, self.methods)}",
                 f"methods that fit {route.hf_architecture}: {_listed(self._methods_for(route))}",
             )
-        reading = [o for o in offers if draft is None or draft in o[0].draft_architectures]
+        reading = [o for o in offers if draft is None or self._reads(o[0], draft)]
         if not reading:
             drafts = sorted({name for spec, _ in offers for name in spec.draft_architectures})
             self._refuse(
@@ -241,7 +246,11 @@ class Registry:
         )
 
     def _methods_reading(self, draft: str) -> list[str]:
-        return sorted({s.method for s, _ in self._speculators() if draft in s.draft_architectures})
+        return sorted({s.method for s, _ in self._speculators() if self._reads(s, draft)})
+
+    def _reads(self, speculator: SpeculatorSpec, draft: str) -> bool:
+        names = speculator.draft_architectures
+        return draft in names or ("*" in names and draft in self._targets)
 
     def _refuse(self, *parts: str) -> NoReturn:
         """Raises RouteError of one line, chained to what the failed plugins raised."""

@@ -6,25 +6,26 @@ it), so a row of a wrong page, a stale row or a row of a rejected token can not 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import attrs
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
     initialize,
     invariant,
+    multiple,
     precondition,
     rule,
 )
 
-from core.state_toys import PlantedError, ToyRecurrentCache
-from pilotfish.errors import OutOfPagesError
+from core.state_conv import ConvShape, ConvSide, FedRows, conv_shapes
+from core.state_toys import NaiveRequest, PlantedError, ToyRecurrentCache, row_value
+from pilotfish.errors import OutOfPagesError, OutOfSlotsError
 from pilotfish.state import PagedStateSpec, StateManager
 from strategies import (
     WRONG_KEY,
@@ -42,50 +43,29 @@ DRAFT = PagedStateSpec(name="draft", num_layers=1, row_shape=(3,), dtype="float3
 MAX_PAGES_PER_REQUEST = 5
 
 
-def row_value(salt: bytes, history: Sequence[int]) -> float:
-    """What a row holds: a whole number that float32 keeps exactly."""
-    digest = hashlib.sha256(salt + b"|" + ",".join(map(str, history)).encode()).digest()
-    return float(int.from_bytes(digest[:3], "big"))
-
-
-@attrs.define(kw_only=True)
-class NaiveRequest:
-    """text: what plain decoding would commit, prompt and answer.
-
-    pending: reserved rows that are right. room: rows reserved, scratch included.
-    dirty: whether rows were written and then neither committed nor dropped.
-    """
-
-    salt: bytes
-    text: BranchingText
-    num_committed: int = 0
-    pending: int = 0
-    room: int = 0
-    dirty: bool = False
-
-    def forget(self) -> None:
-        """The state was lost: prefill again."""
-        self.num_committed = self.pending = self.room = 0
-        self.dirty = False
-
-
 class StateMachine(RuleBasedStateMachine):
     """Random lifecycles over a tiny pool; every promise is checked after each rule."""
 
     live = Bundle("live")
 
-    @initialize(geometry=pool_geometries(), num_attached=st.sampled_from((2, 0, 1, 2)))
-    def make(self, geometry: PoolGeometry, num_attached: int) -> None:
+    @initialize(
+        geometry=pool_geometries(), num_attached=st.sampled_from((2, 0, 1, 2)), conv=conv_shapes()
+    )
+    def make(self, geometry: PoolGeometry, num_attached: int, conv: ConvShape | None) -> None:
         self.size = geometry.page_size_tokens
         self.geometry = geometry
         self.caches = [ToyRecurrentCache() for _ in range(num_attached)]
+        self.conv: ConvSide | None = None
+        if conv is not None:
+            self.conv = ConvSide(conv, geometry.num_pages if geometry.prefix_caching else 0)
+        real = [] if self.conv is None else [self.conv.cache]
         self.manager = StateManager(
             [TARGET, DRAFT],
             num_pages=geometry.num_pages,
             page_size_tokens=self.size,
             prefix_caching=geometry.prefix_caching,
             lookahead=geometry.lookahead,
-            attached=self.caches,
+            attached=[*self.caches[:1], *real, *self.caches[1:]],
             poison=True,
         )
         self.max_rows = min(MAX_PAGES_PER_REQUEST, geometry.num_pages) * self.size
@@ -96,17 +76,17 @@ class StateMachine(RuleBasedStateMachine):
     # Rules
 
     @rule(target=live, text=branching_texts(), salt=salts(), steps=step_plans())
-    def claim(self, text: BranchingText, salt: bytes, steps: StepPlan) -> str:
+    def claim(self, text: BranchingText, salt: bytes, steps: StepPlan) -> MultipleResults[str]:
         """A new request; text beyond its prompt is what plain decoding would have given."""
-        request_id = f"r{self.num_named}"
-        self.num_named += 1
-        self._claim(request_id, NaiveRequest(salt=salt, text=text), 1 + steps.num_rows)
-        return request_id
+        name = self._claim_new(text, salt, steps)
+        return multiple() if name is None else multiple(name)
 
     @rule(text=branching_texts(), salt=salts(), steps=step_plans())
     def serve_at_once(self, text: BranchingText, salt: bytes, steps: StepPlan) -> None:
         """A request that comes, computes its prompt in one pass and goes: it fills the cache."""
-        request_id = self.claim(text, salt, steps)
+        request_id = self._claim_new(text, salt, steps)
+        if request_id is None:
+            return
         if self._reserve_and_write(request_id, steps):
             self._commit(request_id)
         self.release(request_id)
@@ -116,6 +96,22 @@ class StateMachine(RuleBasedStateMachine):
         """Reserve, write, accept some: prefill chunk, decode and verify are all of this kind."""
         if self._reserve_and_write(request_id, steps):
             self._commit(request_id)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def step_together(self, data: st.DataObject) -> None:
+        """Several requests in one pass; each keeps what the verify of its rows would keep."""
+        names = data.draw(st.lists(st.sampled_from(sorted(self.requests)), unique=True, min_size=1))
+        offered: dict[str, list[int]] = {}
+        for name in names:
+            steps = data.draw(step_plans())
+            keys = self._reserve(name, steps)
+            if keys is not None:
+                offered[name] = keys
+                self._write(name, keys, self.requests[name].pending, steps.num_scratch)
+        self._run_conv(offered)
+        for name in offered:
+            self._commit(name)
 
     @rule(request_id=live, steps=step_plans())
     def step_that_fails(self, request_id: str, steps: StepPlan) -> None:
@@ -174,6 +170,8 @@ class StateMachine(RuleBasedStateMachine):
         method=st.sampled_from(("claim", "restore")),
     )
     def fault_in_claim(self, text: BranchingText, which: int, method: str) -> None:
+        if self.conv is not None and self.conv.is_full(len(self.requests)):
+            return
         with self._fault(which, method):
             try:
                 self.manager.claim("doomed", text.keys(self.max_rows))
@@ -202,6 +200,22 @@ class StateMachine(RuleBasedStateMachine):
         yield
         cache.fail_in = None
 
+    def _claim_new(self, text: BranchingText, salt: bytes, steps: StepPlan) -> str | None:
+        """None when every slot is taken, in which case nothing changed."""
+        request_id = f"r{self.num_named}"
+        self.num_named += 1
+        if self.conv is not None and self.conv.is_full(len(self.requests)):
+            before = self._books()
+            try:
+                self.manager.claim(request_id, text.keys(1 + steps.num_rows), salt)
+            except OutOfSlotsError:
+                assert self._books() == before
+                assert request_id not in self.manager.request_ids
+                return None
+            raise AssertionError("a slot was given out twice")
+        self._claim(request_id, NaiveRequest(salt=salt, text=text), 1 + steps.num_rows)
+        return request_id
+
     def _claim(self, request_id: str, request: NaiveRequest, prompt_length: int) -> None:
         prompt = request.text.keys(prompt_length)
         restored = self.manager.claim(request_id, prompt, request.salt)
@@ -214,6 +228,15 @@ class StateMachine(RuleBasedStateMachine):
 
     def _reserve_and_write(self, request_id: str, steps: StepPlan) -> bool:
         """False when the pool was too small, in which case nothing changed."""
+        offered = self._reserve(request_id, steps)
+        if offered is None:
+            return False
+        self._write(request_id, offered, self.requests[request_id].pending, steps.num_scratch)
+        self._run_conv({request_id: offered})
+        return True
+
+    def _reserve(self, request_id: str, steps: StepPlan) -> list[int] | None:
+        """The keys offered, right ones first; None when the pool was too small."""
         request, manager = self.requests[request_id], self.manager
         done = request.num_committed
         count = max(0, min(steps.num_rows, self.max_rows - done))
@@ -229,10 +252,21 @@ class StateMachine(RuleBasedStateMachine):
             assert not manager.can_reserve(request_id, num_rows)
             missing = manager.pages_for(done + num_rows) - len(manager.pages_of(request_id))
             assert missing > manager.num_free_pages + manager.num_cached_pages
-            return False
+            return None
         request.pending, request.room, request.dirty = right, num_rows, True
-        self._write(request_id, offered, right, steps.num_scratch)
-        return True
+        return offered
+
+    def _run_conv(self, offered: dict[str, list[int]]) -> None:
+        """One pass of the convolution over the offered rows of some requests."""
+        if self.conv is None or not offered:
+            return
+        counts = [len(keys) for keys in offered.values()]
+        rows = []
+        for name, keys in offered.items():
+            request = self.requests[name]
+            history = request.text.keys(request.num_committed) + keys
+            rows.append(FedRows(salt=request.salt, history=history, count=len(keys)))
+        self.conv.run(self.manager.kv_inputs(list(offered), counts, "kv"), rows)
 
     def _books(self) -> tuple[object, ...]:
         return (
@@ -305,9 +339,15 @@ class StateMachine(RuleBasedStateMachine):
             self._same_rows(name, "draft", self._draft_rows(request, 0, done))
             for cache in self.caches:
                 assert cache.states[name] == (row_value(salt, keys) if done else None)
+            if self.conv is not None:
+                self.conv.check(name, salt, keys)
 
     @invariant()
     def attached_caches_keep_step(self) -> None:
+        conv = getattr(self, "conv", None)
+        if conv is not None:
+            assert conv.kept_pages(self.geometry.num_pages) <= self.manager.index.pages()
+            assert set(conv.cache.slots.request_ids) == set(self.requests)
         for cache in getattr(self, "caches", ()):
             assert set(cache.states) == set(self.requests)
             assert set(cache.snapshots) <= self.manager.index.pages(), "outlived its page"

@@ -1,10 +1,42 @@
-"""A toy attached cache for the state machine: recurrent, with snapshots and planted faults."""
+"""Parts of the state machine: naive requests, and a toy attached cache that can fail on request."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
+import attrs
+
+from strategies import BranchingText
+
 MAX_SNAPSHOTS = 4
+
+
+def row_value(salt: bytes, history: Sequence[int]) -> float:
+    """What a row holds: a whole number that float32 keeps exactly."""
+    digest = hashlib.sha256(salt + b"|" + ",".join(map(str, history)).encode()).digest()
+    return float(int.from_bytes(digest[:3], "big"))
+
+
+@attrs.define(kw_only=True)
+class NaiveRequest:
+    """text: what plain decoding would commit, prompt and answer.
+
+    pending: reserved rows that are right. room: rows reserved, scratch included.
+    dirty: whether rows were written and then neither committed nor dropped.
+    """
+
+    salt: bytes
+    text: BranchingText
+    num_committed: int = 0
+    pending: int = 0
+    room: int = 0
+    dirty: bool = False
+
+    def forget(self) -> None:
+        """The state was lost: prefill again."""
+        self.num_committed = self.pending = self.room = 0
+        self.dirty = False
 
 
 class PlantedError(Exception):
@@ -61,6 +93,15 @@ class ToyRecurrentCache:
     def num_committed(self, request_id: str) -> int:
         assert request_id in self.lengths, "asked of a request it was not told of"
         return self.lengths[request_id]
+
+    def inputs(
+        self,
+        leaf: str,
+        request_ids: Sequence[str],
+        row_counts: Sequence[int],
+        skip: Sequence[int] | None,
+    ) -> None:
+        """The toy is written by hand: no pass reads it."""
 
     def restorable(self, page: int) -> bool:
         return page in self.snapshots

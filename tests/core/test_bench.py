@@ -10,8 +10,9 @@ import pytest
 
 from pilotfish.bench import BenchReport, BenchRow, run_suite
 from pilotfish.bench.measure import alternate
-from pilotfish.bench.peers import PilotfishSide, TokenIds, TransformersSide
+from pilotfish.bench.peers import PilotfishSide, TransformersSide
 from pilotfish.bench.suite import compare_tokens
+from pilotfish.bench.workloads import TEXTS, TokenIds, Workload
 from pilotfish.errors import ConfigError
 
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11], [4]]
@@ -56,8 +57,8 @@ def test_an_unknown_peer_is_refused() -> None:
 
 
 def test_a_ratio_above_one_is_a_win_for_rates_and_costs() -> None:
-    fast = BenchRow.rate("r", 30.0, 20.0, peer="p", unit="tokens/s", equal=True)
-    cheap = BenchRow.cost("c", 2.0, 3.0, peer="p", unit="s", equal="1 of 2 equal; near-ties: x")
+    fast = BenchRow.rate("r", 30.0, 20.0, peer="p", equal=True)
+    cheap = BenchRow.cost("c", 2.0, 3.0, peer="p", equal="1 of 2 equal; near-ties: x")
     assert fast.ratio == cheap.ratio == 1.5
     report = BenchReport(model="m", dtype="float32", threads=2, rows=(fast, cheap), sample="text")
     rows = json.loads(json.dumps(report.to_json()))
@@ -73,3 +74,40 @@ def test_a_ratio_above_one_is_a_win_for_rates_and_costs() -> None:
     assert rows[-1]["machine"]["threads"] == 2
     assert "| r | 30 | 20 | p | 1.50 | tokens/s | yes |" in report.to_markdown()
     assert "near-ties" in report.to_markdown()
+
+
+def test_a_bench_that_cannot_be_run_says_why(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="rounds is 0; wanted at least 1"):
+        run_suite("demo", rounds=0)
+    with pytest.raises(ConfigError, match=r"prefill lengths are \[64\]; wanted 1 to 63"):
+        run_suite(str(tiny_checkpoint), dtype="float32", prefills=[64])
+
+
+def test_workloads_fit_small_vocabularies_and_need_no_tokenizer() -> None:
+    work = Workload(vocab_size=7, max_seq_len=64, tokenizer=None)
+    assert len(work.short()) == len(TEXTS)
+    assert {token for seed in range(9) for token in work.random(50, seed)} == {3, 4, 5, 6}
+    assert work.random(20, 1) == work.random(20, 1) != work.random(20, 2)
+    assert work.text([3, 4]) == "3 4"
+
+
+def test_the_whole_suite_runs_on_a_checkpoint_without_a_tokenizer(tiny_checkpoint: Path) -> None:
+    """Every row is there with tokens equal; how large the figures are is not asserted."""
+    report = run_suite(
+        str(tiny_checkpoint), against=["transformers"], dtype="float32", rounds=1, prefills=[32]
+    )
+    names = [row.name for row in report.rows]
+    assert len(names) == len(set(names))
+    for name in (
+        "decode, 1 request",
+        "decode, 8 requests",
+        "prefill of 32 tokens",
+        "load safetensors",
+        "load safetensors, to the first token",
+        "invariant against fastest: decode, 1 request",
+        "first token, 32 tokens with a cached prefix",
+        "peak memory",
+    ):
+        assert name in names
+    assert all(row.tokens_equal in (True, None) for row in report.rows), report.to_markdown()
+    assert all(row.ours > 0 and row.theirs > 0 for row in report.rows)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pilotfish.cli import main
+from pilotfish.cli.requests import read_requests
 
 PROMPT = ["--prompt", "hello", "--max-tokens", "4"]
 
@@ -236,3 +237,48 @@ def test_ctrl_c_exits_with_130() -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in errors
+
+
+def test_a_chat_that_cannot_be_rendered_does_not_disturb_the_others(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    good = {"prompt_token_ids": [1, 2, 3], "seed": 5, "max_tokens": 4, "ignore_eos": True}
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("\n".join(map(json.dumps, ({"chat": "hello", "seed": 7}, good))))
+    assert main(["generate", str(tiny_checkpoint), "--input-file", str(file), "--json"]) == 2
+    captured = capsys.readouterr()
+    outputs = [json.loads(line) for line in captured.out.splitlines()]
+    assert [out["index"] for out in outputs] == [0, 1]
+    assert [out["finish_reason"] for out in outputs] == ["error", "length"]
+    assert "no tokenizer" in outputs[0]["error"]
+    assert outputs[0]["seed"] == 7
+    assert "request 0: the checkpoint has no tokenizer" in captured.err
+
+
+def test_a_refused_request_alone_still_prints_its_object(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"prompt_token_ids": [64]}))
+    assert main(["generate", str(tiny_checkpoint), "--input-file", str(file), "--json"]) == 2
+    captured = capsys.readouterr()
+    [output] = [json.loads(line) for line in captured.out.splitlines()]
+    assert output["prompt_token_ids"] == [64]
+    assert output["finish_reason"] == "error"
+    assert "wanted a whole number from 0 to 63" in output["error"]
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_a_line_separator_inside_a_json_string_is_no_end_of_line(tmp_path: Path) -> None:
+    file = tmp_path / "odd.jsonl"
+    file.write_text('{"prompt": "a\u2028b\x85c"}\r\n\n{"prompt": "d"}', encoding="utf-8")
+    assert [request.prompt for request in read_requests(str(file), {})] == ["a\u2028b\x85c", "d"]
+
+
+def test_a_logit_bias_that_is_no_object_is_refused(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "bias.jsonl"
+    file.write_text(json.dumps({"prompt_token_ids": [1], "logit_bias": [[1, 2.0]]}))
+    line = refused(capsys, "generate", tiny_checkpoint, "--input-file", file)
+    assert "line 1: logit_bias is [[1, 2.0]]; wanted a mapping" in line

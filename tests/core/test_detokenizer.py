@@ -252,8 +252,9 @@ def test_work_per_token_does_not_grow(vocabularies: dict[str, Tokenizer]) -> Non
             Counting.calls += 1
             return real.backend.id_to_token(index)  # type: ignore[union-attr]
 
-        def to_str(self) -> str:
-            return str(real.backend.to_str())  # type: ignore[union-attr]
+        @property
+        def decoder(self) -> Any:
+            return real.backend.decoder  # type: ignore[union-attr]
 
     class NoDecoding(Letters):
         def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
@@ -266,3 +267,27 @@ def test_work_per_token_does_not_grow(vocabularies: dict[str, Tokenizer]) -> Non
     for index in range(2000):
         ours.add(20 + index)
     assert Counting.calls == 2000
+
+
+class Tidy:
+    """Decodes as tokenizers do that take the space before a full stop away."""
+
+    words = ("pilot", "fish", ".", "swim")
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return " ".join(self.words[index] for index in ids).replace(" .", ".")
+
+
+def test_spaces_that_cleaning_takes_away_are_not_given_too_early() -> None:
+    """The space after a word is uncertain until the next token: a full stop takes it away."""
+    tidy = Tokenizer(
+        Tidy(), None, vocab_size=4, special_tokens={}, special_ids=frozenset(), plain_decoding=False
+    )
+    assert tidy.cleans_up
+    for ids in ([0, 1, 2, 3, 2], [2, 2, 0], [0, 2]):
+        stream = text_stream(tidy)
+        pieces = [stream.push(index) for index in ids]
+        assert "".join(pieces) + stream.finish() == Tidy().decode(ids, True)

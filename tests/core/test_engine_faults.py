@@ -34,11 +34,15 @@ class PlantedError(Exception):
 
 
 class Plant:
-    """Raises at the given calls, counted over all watched functions; before or after the call."""
+    """Raises at the given calls, counted over all watched functions; before or after the call.
+
+    real_raised: whether such a call raised something of its own, so that nothing was planted.
+    """
 
     def __init__(self, at: set[int], after: bool, error: type[BaseException]) -> None:
         self.at, self.after, self.error = at, after, error
         self.num_calls = 0
+        self.real_raised = False
 
     def wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -46,7 +50,11 @@ class Plant:
             hit = self.num_calls in self.at
             if hit and not self.after:
                 raise self.error(f"planted before call {self.num_calls} of {real.__name__}")
-            result = real(*args, **kwargs)
+            try:
+                result = real(*args, **kwargs)
+            except Exception:
+                self.real_raised |= hit
+                raise
             if hit:
                 raise self.error(f"planted after call {self.num_calls} of {real.__name__}")
             return result

@@ -184,7 +184,7 @@ def ignores_the_prompt(self: Request) -> Any:
 def counts_before_the_commit(self: Runner, request: Request, result: Any) -> None:
     """An exception of the commit leaves the request one step ahead of its state."""
     request.context.num_computed += result.num_rows
-    self._state.commit(request.request_id, result.num_rows)
+    self.state.commit(request.request_id, result.num_rows)
 
 
 def samples_too_early(self: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from core.toy_model import (
 )
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig
 from pilotfish.engine import RequestOutput
+from pilotfish.engine import llm as llm_module
 from pilotfish.engine import progress as progress_module
 from pilotfish.engine.loading import prepare_from_options
 from pilotfish.errors import (
@@ -343,3 +345,31 @@ def test_the_bar_goes_to_stderr_and_only_when_there_is_time_to_read_it(
     assert "tok" in err
     llm.generate(["abc"] * 3, GREEDY)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stream_that_was_not_begun_ends_with_an_error_after_close(checkpoint: str) -> None:
+    made = LLM(checkpoint, registry=toy_registry())
+    stream = made.stream("abc", GREEDY)
+    made.close()
+    with pytest.raises(PilotfishError, match="closed"):
+        next(stream)
+
+
+def test_scores_that_do_not_fit_are_refused_before_they_are_computed(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_module, "available_bytes", lambda _: 11 * VOCAB * 4 - 1)
+    with pytest.raises(CapacityError, match="the logits of 11 tokens take"):
+        llm.score_many(["abcdef", "abcde"])
+    assert llm.score("abcdef").shape == (6, VOCAB)
+
+
+def test_a_model_that_is_not_invariant_says_so_when_it_is_loaded(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyModel, "is_invariant", False, raising=False)
+    with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant"):
+        LLM(checkpoint, registry=toy_registry()).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LLM(checkpoint, registry=toy_registry(), arithmetic="fastest").close()

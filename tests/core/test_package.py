@@ -19,6 +19,7 @@ LIGHT = (
     "from pilotfish.cli import main; main(['--help'])",
     "from pilotfish.cli import main; main(['--version'])",
     "import pilotfish.protocols, pilotfish.batch, pilotfish.errors, pilotfish.hookspecs",
+    "import pilotfish.testing, pilotfish.testing.examples, pilotfish.testing.pytest_plugin",
 )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from core.state_hunt import ALARMS, HUNT
 from core.state_model import StateMachine
-from pilotfish.errors import StateError
 from pilotfish.state.attached import AttachedGroup
 from pilotfish.state.books import FullPage, RequestBook
 from pilotfish.state.manager import StateManager
@@ -21,21 +21,6 @@ from pilotfish.state.tables import PageTables
 
 TestStateMachine = StateMachine.TestCase
 TestStateMachine.settings = settings(max_examples=120, stateful_step_count=40)
-
-HUNT = settings(
-    max_examples=3000,
-    stateful_step_count=40,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=(Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-    report_multiple_bugs=False,
-)
-"""Fixed draws, no shrinking: a mutant has to fall to the same history on every run."""
-
-ALARMS = (AssertionError, StateError)
-"""A broken promise that the model saw, or the manager's own guard. A crash of the model is none."""
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 MUTANTS: dict[str, Plant] = {}

@@ -55,6 +55,27 @@ def test_drafted_rows_and_other_leaves_are_counted() -> None:
     assert made.state["conv"] == 4 * 3 * 32 * 4
 
 
+def test_what_a_slot_cache_keeps_at_page_ends_is_counted_per_page() -> None:
+    """Only where prefixes are shared; pages then cost more, so memory_bytes holds fewer."""
+    conv = SlotStateSpec(
+        name="conv",
+        num_layers=3,
+        slot_shape=(16, 2),
+        boundary_shape=(2, 64),
+        row_shape=(64,),
+        dtype="float32",
+    )
+    assert (conv.bytes_per_boundary, conv.bytes_per_row) == (3 * 128 * 4, 3 * 64 * 4)
+    made = plan(specs=[KV, conv])
+    assert made.state["conv at page ends"] == made.num_pages * 3 * 128 * 4
+    cache = CacheConfig(memory_bytes=10 << 20)
+    shared = plan(specs=[KV, conv], cache=cache)
+    alone = plan(specs=[KV, conv], cache=CacheConfig(memory_bytes=10 << 20, prefix_caching=False))
+    assert "conv at page ends" not in alone.state
+    assert shared.num_pages < alone.num_pages
+    assert sum(shared.state.values()) <= 10 << 20
+
+
 def test_the_users_number_wins() -> None:
     made = plan(cache=CacheConfig(num_pages=7, memory_bytes=1))
     assert (made.num_pages, made.reason) == (7, "set by num_pages")

@@ -263,3 +263,15 @@ def test_gguf_control_and_user_defined_tokens() -> None:
     assert tokenizer.special_ids == {258}
     assert tokenizer.decode([258, 256, 259]) == "12<t>"
     assert tokenizer.decode([258, 256, 259], skip_special_tokens=False) == "<b>12<t>"
+
+
+def test_a_lone_surrogate_is_refused(ours: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="wanted Unicode text without lone surrogates"):
+        ours.encode("a\ud800b")
+
+
+@pytest.mark.parametrize("index", [-1, 10**9])
+def test_gguf_special_ids_outside_the_vocabulary_are_no_tokens(index: int) -> None:
+    metadata = {**BYTE_LEVEL, "tokenizer.ggml.padding_token_id": index}
+    tokenizer = need_tokenizer(gguf_tokenizer(metadata))
+    assert "pad_token" not in tokenizer.special_tokens

@@ -26,12 +26,16 @@ from pilotfish.engine.outputs import RequestOutput
 from pilotfish.engine.request import Request
 from pilotfish.engine.runner import Runner
 from pilotfish.engine.scheduler import Scheduler
+from pilotfish.engine.speculative import SpeculativeRunner
 from pilotfish.engine.text_stream import BYTE_LETTERS
 from pilotfish.engine.tokenizer import Tokenizer
 from pilotfish.kernels import KernelBackend
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import ArchitectureSpec, Plugin, Registry
 from pilotfish.sampling import Sampler, SamplingRow, TokenHistory
+from pilotfish.sampling.acceptance import Acceptance, CoupledAcceptance
+from pilotfish.speculation import Proposer, SpeculationCounters, WidthPolicy
+from pilotfish.speculation.width import FixedWidth
 from pilotfish.state import KVCacheInputs, KVCacheParams, PagedStateSpec, StateManager, StateSpec
 from pilotfish.weights import WeightSource
 
@@ -118,6 +122,7 @@ class ToyModel:
         self.return_logits = return_logits
         self.return_hidden_states = return_hidden_states
         self.row_multiple = 1
+        self.return_hidden_states = return_hidden_states
         self.nan_token: int | None = None
         self.passes: list[tuple[int, ...]] = []
         self.released: list[str] = []
@@ -160,6 +165,7 @@ class ToyModel:
         offsets = model_inputs.input_row_offsets.tolist()
         tokens, slots = model_inputs.tokens.tolist(), kv.write_slots.tolist()
         rows: list[NDArray[np.float32]] = []
+        hidden: list[tuple[int, int]] = []
         logit_offsets = [0]
         for b, (length, wanted) in enumerate(
             zip(kv.lengths, model_inputs.return_n_logits.tolist(), strict=True)
@@ -168,14 +174,17 @@ class ToyModel:
             own = range(offsets[b], offsets[b + 1])
             for row, i in enumerate(own, start=length):
                 number = self._continue(memory[table].flatten(0, 1)[:row], tokens[i])
-                halves = (-1, -1) if number is None else divmod(number, 65536)
+                halves: tuple[int, int] = (-1, -1) if number is None else divmod(number, 65536)
                 memory[slots[i] // size, slots[i] % size] = torch.tensor([*halves, tokens[i]])
+                hidden.append(halves)
                 if i >= offsets[b + 1] - wanted:
                     rows.append(self._logits(number))
             logit_offsets.append(len(rows))
         logits = np.stack(rows) if rows else np.zeros((0, VOCAB), dtype=np.float32)
         return ModelOutputs(
-            logits=torch.from_numpy(logits), logit_offsets=torch.tensor(logit_offsets)
+            logits=torch.from_numpy(logits),
+            logit_offsets=torch.tensor(logit_offsets),
+            hidden_states=torch.tensor(hidden, dtype=torch.float32),
         )
 
     def release(self, request_id: str) -> None:
@@ -271,6 +280,21 @@ def write_toy_checkpoint(
 
 
 @attrs.define(kw_only=True)
+class Drafting:
+    """What a ToyEngine drafts with; nothing by default."""
+
+    proposer: Proposer | None = None
+    policy: WidthPolicy = attrs.field(factory=lambda: FixedWidth(3))
+    acceptance: Acceptance = attrs.field(factory=lambda: CoupledAcceptance(Sampler()))
+    leaves: Sequence[PagedStateSpec] = ()
+    lookahead: int = 0
+    num_scratch: int = 0
+
+    def new_counters(self) -> SpeculationCounters | None:
+        return None if self.proposer is None else SpeculationCounters(method="m", acceptance="c")
+
+
+@attrs.define(kw_only=True)
 class ToyEngine:
     """An engine over the toy, with every part at hand. State is poisoned wherever nobody may read.
 
@@ -284,35 +308,57 @@ class ToyEngine:
     max_seq_len: int = 64
     prefix_caching: bool = True
     with_text: bool = True
+    drafting: Drafting | None = None
     model: ToyModel = attrs.field(init=False)
     state: StateManager = attrs.field(init=False)
+    runner: Runner = attrs.field(init=False)
     scheduler: Scheduler = attrs.field(init=False)
     engine: Engine = attrs.field(init=False)
     admission: Admission = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.model = ToyModel(arch_config=ToyConfig(max_seq_len=self.max_seq_len))
+        drafting = self.drafting or Drafting()
         self.state = StateManager(
-            [toy_leaf()],
+            [toy_leaf(), *drafting.leaves],
             num_pages=self.num_pages,
             page_size_tokens=self.page_size,
             prefix_caching=self.prefix_caching,
+            lookahead=drafting.lookahead,
             poison=True,
         )
         self.scheduler = Scheduler(
             self.state,
             max_batch_size=self.max_batch_size,
             max_batch_tokens=self.max_batch_tokens,
-            on_release=self.model.release,
+            on_release=self._release,
+            num_scratch=drafting.num_scratch,
         )
-        self.engine = Engine(self.scheduler, Runner(self.model, self.state, Sampler()))
+        self.runner = Runner(self.model, self.state, Sampler())
+        if drafting.proposer is not None:
+            self.runner = SpeculativeRunner(
+                self.model,
+                self.state,
+                Sampler(),
+                proposer=drafting.proposer,
+                acceptance=drafting.acceptance,
+                policy=drafting.policy,
+                vocab_size=VOCAB,
+                num_scratch=drafting.num_scratch,
+            )
+        self.engine = Engine(self.scheduler, self.runner)
         self.admission = Admission(
             vocab_size=VOCAB,
             max_seq_len=self.max_seq_len,
             eos_token_ids=(EOS,),
             max_cached_tokens=self.num_pages * self.page_size,
             tokenizer=toy_tokenizer() if self.with_text else None,
+            new_counters=drafting.new_counters,
         )
+
+    def _release(self, request_id: str) -> None:
+        self.runner.release(request_id)
+        self.model.release(request_id)
 
     def add(
         self, prompt: str | Sequence[int], params: SamplingParams, streams: bool = False

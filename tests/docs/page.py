@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import attrs
 
@@ -47,7 +48,7 @@ def blocks(page: str) -> Iterator[Block]:
 
 def run(page: Path) -> int:
     """Runs a page in the current folder; returns how many blocks were checked."""
-    names: dict[str, object] = {"__name__": "__page__"}
+    names = vars(sys.modules.setdefault("__page__", ModuleType("__page__")))
     count = 0
     for block in blocks(page.read_text()):
         language, _, file = block.info.partition(" file=")

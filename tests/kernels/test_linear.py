@@ -281,6 +281,14 @@ def test_the_probe_finds_the_smallest_multiple_that_holds(
     assert row_multiple([weight], backend=TORCH) == wanted
 
 
+def test_a_packed_weight_takes_four_rows_at_least() -> None:
+    plain, _ = draw_layer(20, 33, torch.float32)
+    packed = prepare_linear(plain, backend=TORCH)
+    held = row_multiple([packed], backend=TORCH)
+    assert held is not None
+    assert held >= (4 if packed.kind == "packed" else 2)
+
+
 def test_the_probe_tries_each_shape_once_and_takes_the_worst(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -207,6 +207,7 @@ def test_rows_are_padded_to_what_this_machine_needs(
 
     monkeypatch.setattr(Linear, "__call__", spy)
     monkeypatch.setattr(model, "_row_multiple", multiple)
+    monkeypatch.setattr(model, "_head_multiple", multiple)
     assert model.row_multiple == multiple
     for length, logits_alone in wanted.items():
         assert torch.equal(whole(model, prompt(length)), logits_alone)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from pilotfish.bench.report import BenchRow
+from pilotfish.errors import PilotfishError
 
 ALLOWANCE_BYTES = 700 * 10**6
 """What Python, torch and activations may take beside weights and planned state."""
@@ -18,7 +19,12 @@ ALLOWANCE_BYTES = 700 * 10**6
 def peak_memory_row(model: str, dtype: str) -> BenchRow:
     """Ours: peak resident bytes. Theirs: weights + planned state + the allowance."""
     command = [sys.executable, "-m", "pilotfish.bench.memory", model, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PilotfishError(
+            f"the process whose memory is measured ended with {done.returncode}: "
+            f"{done.stderr.strip()[-2000:]}"
+        )
     figures = json.loads(done.stdout)
     return BenchRow.cost(
         "peak memory",
@@ -26,18 +32,20 @@ def peak_memory_row(model: str, dtype: str) -> BenchRow:
         (figures["weights_bytes"] + figures["state_bytes"] + ALLOWANCE_BYTES) / 1e6,
         peer="weights + planned state + 700 MB",
         unit="MB",
-        equal=None,
     )
 
 
 def _measure(model: str, dtype: str) -> dict[str, int]:
     import resource
 
+    from pilotfish.bench.workloads import Workload
     from pilotfish.config import SamplingParams
     from pilotfish.engine import LLM
 
     llm = LLM(model, dtype=dtype, device="cpu")
-    llm.generate([list(range(1000, 1100))], SamplingParams(max_tokens=16, temperature=0))
+    work = Workload.of(llm)
+    prompt = work.random(work.num_shared, 0)
+    llm.generate([prompt], SamplingParams(max_tokens=16, temperature=0, ignore_eos=True))
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,

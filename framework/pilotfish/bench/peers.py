@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pilotfish.bench.workloads import TokenIds
 from pilotfish.config import CacheConfig, SamplingParams
 from pilotfish.config.runtime import Arithmetic
 from pilotfish.engine import LLM
 from pilotfish.errors import CheckpointError, ConfigError
-
-TokenIds = list[int]
 
 
 class Side(Protocol):
@@ -55,12 +54,19 @@ class PilotfishSide:
 
 
 class TransformersSide:
-    """transformers' `generate`, prompts padded on the left."""
+    """transformers' `generate`, prompts padded on the left; loads what `LLM` loads."""
 
     name = "transformers"
 
     def __init__(self, directory: str, *, dtype: str) -> None:
-        self.model = load_transformers(directory, dtype)
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=getattr(torch, dtype)
+        ).eval()
+        has_tokenizer = (Path(directory) / "tokenizer.json").exists()
+        self.tokenizer = AutoTokenizer.from_pretrained(directory) if has_tokenizer else None
 
     def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
         """See Side."""
@@ -82,30 +88,20 @@ class TransformersSide:
         return rows
 
 
-def load_transformers(directory: str, dtype: str) -> Any:
-    """The model of a safetensors directory, ready to generate."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
-    model.eval()
-    return model
-
-
 def as_safetensors_directory(path: str, dtype: str, scratch: str) -> str:
-    """A safetensors directory with the checkpoint's weights, for sides that read no GGUF.
+    """A safetensors directory with the checkpoint's weights and tokenizer, for all sides.
 
     transformers itself dequantizes a GGUF file, so its weights are its own.
     """
     if Path(path).is_dir():
         return path
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    folder, name = str(Path(path).parent), Path(path).name
     try:
-        source = AutoModelForCausalLM.from_pretrained(
-            str(Path(path).parent), gguf_file=Path(path).name, dtype=torch.float32
-        )
+        source = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except (ValueError, ImportError) as error:
         if "accelerate" in str(error):
             raise ConfigError(
@@ -119,4 +115,5 @@ def as_safetensors_directory(path: str, dtype: str, scratch: str) -> str:
     plain = type(source)(config).to(torch.float32)
     plain.load_state_dict(source.state_dict())
     plain.to(getattr(torch, dtype)).save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
     return scratch

@@ -37,16 +37,17 @@ class BenchRow:
         theirs: float,
         *,
         peer: str,
-        unit: str,
-        equal: bool | str | None,
+        equal: bool | str | None = None,
+        unit: str = "tokens/s",
     ) -> BenchRow:
         """A figure where more is better."""
+        ratio = ours / theirs
         return cls(
             name=name,
             ours=ours,
             theirs=theirs,
             peer=peer,
-            ratio=ours / theirs,
+            ratio=ratio,
             unit=unit,
             tokens_equal=equal,
         )
@@ -59,19 +60,12 @@ class BenchRow:
         theirs: float,
         *,
         peer: str,
-        unit: str,
-        equal: bool | str | None,
+        equal: bool | str | None = None,
+        unit: str = "s",
     ) -> BenchRow:
         """A figure where less is better."""
-        return cls(
-            name=name,
-            ours=ours,
-            theirs=theirs,
-            peer=peer,
-            ratio=theirs / ours,
-            unit=unit,
-            tokens_equal=equal,
-        )
+        row = cls.rate(name, ours, theirs, peer=peer, equal=equal, unit=unit)
+        return attrs.evolve(row, ratio=theirs / ours)
 
 
 @attrs.frozen(kw_only=True)

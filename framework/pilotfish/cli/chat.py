@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from pilotfish.cli.deltas import draft_colors, plain_text
 from pilotfish.cli.options import add_model_flags, add_sampling_flags, load_llm, sampling_params
 from pilotfish.errors import CapacityError, RequestError
 
@@ -21,6 +23,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "chat", help="talk to a model", description="Talk to a model in the terminal."
     )
     add_model_flags(parser)
+    parser.add_argument(
+        "--show-draft", action="store_true", help="color accepted and rejected drafts"
+    )
     parser.add_argument("--system", metavar="P", help="system message")
     add_sampling_flags(parser)
     return parser
@@ -40,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
                 continue
             messages.append({"role": "user", "content": message})
             try:
-                answer = _answer(llm.stream(llm.chat_prompt(messages), params))
+                show = draft_colors(llm) if args.show_draft else plain_text
+                answer = _answer(llm.stream(llm.chat_prompt(messages), params), show)
             except (RequestError, CapacityError) as error:
                 messages.pop()
                 print(f"pilotfish: {error}; /clear starts again", file=sys.stderr)
@@ -63,7 +69,7 @@ def _read_message() -> str | None:
             return line
 
 
-def _answer(deltas: Any) -> str:
+def _answer(deltas: Any, show: Callable[[Any], str]) -> str:
     """Prints the answer as it comes; Ctrl-C cuts it and keeps what was said."""
     said: list[str] = []
     try:
@@ -71,7 +77,7 @@ def _answer(deltas: Any) -> str:
             if delta.output is not None and delta.output.error is not None:
                 raise RequestError(delta.output.error)
             said.append(delta.text)
-            sys.stdout.write(delta.text)
+            sys.stdout.write(show(delta))
             sys.stdout.flush()
     except KeyboardInterrupt:
         deltas.close()

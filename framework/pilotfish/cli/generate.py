@@ -10,6 +10,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from pilotfish.cli.deltas import draft_colors, plain_text
 from pilotfish.cli.options import (
     add_model_flags,
     add_sampling_flags,
@@ -18,7 +21,7 @@ from pilotfish.cli.options import (
     sampling_params,
 )
 from pilotfish.cli.requests import FileRequest, read_requests
-from pilotfish.errors import RequestError
+from pilotfish.errors import RequestError, UserError
 
 if TYPE_CHECKING:
     from pilotfish.engine import LLM, RequestOutput
@@ -35,6 +38,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     source.add_argument("--chat", metavar="P", help="a user's message, in the chat template")
     source.add_argument("--input-file", metavar="F.jsonl", help="one JSON request a line")
     add_sampling_flags(parser)
+    parser.add_argument(
+        "--show-draft", action="store_true", help="color accepted and rejected drafts"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per request")
     return parser
 
@@ -43,10 +49,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     requests = _requests(args)
     with load_llm(args) as llm:
-        prompts = [_prompt(llm, request) for request in requests]
-        if len(prompts) == 1 and not args.json:
-            return _stream(llm, prompts[0], requests[0])
-        outputs = llm.generate(prompts, [request.params for request in requests])
+        if len(requests) == 1 and not args.json:
+            return _stream(llm, requests[0], show_draft=args.show_draft)
+        outputs = _answer_all(llm, requests)
     for output in outputs:
         _print_output(output, as_json=args.json)
     return 2 if any(output.finish_reason == "error" for output in outputs) else 0
@@ -82,10 +87,34 @@ def _prompt(llm: LLM, request: FileRequest) -> str | list[int]:
     return llm.chat_prompt(messages)
 
 
-def _stream(llm: LLM, prompt: str | list[int], request: FileRequest) -> int:
+def _answer_all(llm: LLM, requests: list[FileRequest]) -> list[RequestOutput]:
+    """Answers in the order of the requests; a refused one gets its error and disturbs nobody."""
+    from pilotfish.engine import RequestOutput
+
+    outputs: dict[int, RequestOutput] = {}
+    prompts: dict[int, str | list[int]] = {}
+    for index, request in enumerate(requests):
+        try:
+            prompts[index] = _prompt(llm, request)
+        except RequestError as error:
+            outputs[index] = RequestOutput.refused(index, (), request.params.seed, error)
+    try:
+        answers = llm.generate(list(prompts.values()), [requests[i].params for i in prompts])
+    except UserError as error:
+        if len(prompts) != 1:
+            raise
+        (index,) = prompts
+        answers = [RequestOutput.refused(index, prompts[index], requests[index].params.seed, error)]
+    for index, answer in zip(prompts, answers, strict=True):
+        outputs[index] = attrs.evolve(answer, index=index)
+    return [outputs[index] for index in range(len(requests))]
+
+
+def _stream(llm: LLM, request: FileRequest, *, show_draft: bool) -> int:
     error = None
-    for delta in llm.stream(prompt, request.params):
-        sys.stdout.write(delta.text)
+    show = draft_colors(llm) if show_draft else plain_text
+    for delta in llm.stream(_prompt(llm, request), request.params):
+        sys.stdout.write(show(delta))
         sys.stdout.flush()
         if delta.output is not None:
             error = delta.output.error
@@ -96,9 +125,9 @@ def _stream(llm: LLM, prompt: str | list[int], request: FileRequest) -> int:
 
 
 def _print_output(output: RequestOutput, *, as_json: bool) -> None:
+    if output.error is not None:
+        print(f"pilotfish: error: request {output.index}: {output.error}", file=sys.stderr)
     if as_json:
         print(json.dumps(output.to_json(), ensure_ascii=False))
-    elif output.error is not None:
-        print(f"[{output.index}] error: {output.error}", file=sys.stderr)
-    else:
+    elif output.error is None:
         print(f"[{output.index}] {output.text}")

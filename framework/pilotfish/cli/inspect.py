@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
         return 0
     for name, value in facts.items():
-        if name != "memory":
+        if name != "memory" and value is not None:
             print(f"{name}: {value}")
     print(prepared.memory_plan)
     return 0
@@ -56,6 +56,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "architecture": route.hf_architecture,
         "plugin": str(route.plugin),
         "speculative": None if route.speculator is None else route.speculator.method,
+        "draft": _describe_draft(prepared),
         "parameters": prepared.num_parameters,
         "dtype": prepared.dtype,
         "device": str(prepared.device),
@@ -67,3 +68,17 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "vocab_size": prepared.vocab_size,
         "memory": prepared.memory_plan.to_json(),
     }
+
+
+def _describe_draft(prepared: Prepared) -> str | None:
+    """Where the drafter comes from, what it reads of the target, and its own config."""
+    draft, model = prepared.draft, prepared.pipeline_config.draft_model
+    if draft is None:
+        return None
+    source = "no checkpoint" if model is None else f"{model.path} ({model.architecture})"
+    reads = draft.config.return_hidden_states.name
+    taps = f", boundaries {list(draft.config.taps)}" if draft.config.taps else ""
+    return (
+        f"{source}; plugin {prepared.route.speculator_plugin}; reads {reads}{taps}; "
+        f"at most {draft.policy.most} tokens a step"
+    )

@@ -17,7 +17,7 @@ from pilotfish.cli.parser import Parser, UsageError
 from pilotfish.errors import UserError
 from pilotfish.nearest import did_you_mean
 
-VERBS = ("generate", "chat", "inspect", "bench", "plugins")
+VERBS = ("generate", "chat", "inspect", "verify", "bench", "plugins")
 """Modules of this package, in the order of the help. Each is import-light and offers
 `add_parser(subparsers) -> ArgumentParser` and `run(args) -> int` (the exit code)."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from pilotfish.errors import ConfigError
+
 if TYPE_CHECKING:
-    from pilotfish.config import SamplingParams
+    from pilotfish.config import SamplingParams, SpeculativeConfig
     from pilotfish.engine import LLM
 
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "ignore_eos")
@@ -18,9 +20,8 @@ _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "st
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """MODEL and everything that decides how it runs."""
     parser.add_argument("model", metavar="MODEL", help="directory, .gguf file, hub id, or 'demo'")
+    add_speculation_flags(parser)
     group = parser.add_argument_group("model")
-    group.add_argument("--draft", metavar="D", help="draft checkpoint for speculation")
-    group.add_argument("--speculative", metavar="METHOD", help="speculation method")
     group.add_argument(
         "--dtype", default="auto", metavar="D", help="auto, float32, bfloat16, float16"
     )
@@ -37,6 +38,23 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--page-size", type=int, metavar="N", help="tokens in a cache page")
     group.add_argument("--num-pages", type=int, metavar="N", help="pages in the cache")
     group.add_argument("--no-prefix-caching", action="store_true", help="share no pages")
+
+
+def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
+    """Everything that decides what drafts, how much, and what of it counts."""
+    group = parser.add_argument_group("speculation")
+    group.add_argument("--draft", metavar="D", help="draft checkpoint")
+    group.add_argument("--speculative", metavar="METHOD", help="see `pilotfish plugins`")
+    group.add_argument("--width", metavar="W", help="drafted tokens a step: adaptive, or a number")
+    group.add_argument(
+        "--acceptance", metavar="A", help="coupled (default), residual, relaxed, synthetic"
+    )
+    group.add_argument(
+        "--synthetic-rate", type=float, metavar="R", help="share that 'synthetic' accepts (0.8)"
+    )
+    group.add_argument(
+        "--thinking-tokens", metavar="ID,ID", help="start and end of thinking, for 'relaxed'"
+    )
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +94,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         cache["num_pages"] = args.num_pages
     options: dict[str, Any] = {
         "draft": args.draft,
-        "speculative": args.speculative,
+        "speculative": speculative_config(args),
         "dtype": args.dtype,
         "device": args.device,
         "backend": args.backend,
@@ -88,6 +106,38 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     return options
+
+
+def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
+    """The flags of speculation. Raises ConfigError naming a bad one, or one without a method."""
+    from pilotfish.config import SpeculativeConfig
+
+    given: dict[str, Any] = {
+        "width": None if args.width is None else _width(args.width),
+        "acceptance": args.acceptance,
+        "synthetic_rate": args.synthetic_rate,
+        "thinking_tokens": None if args.thinking_tokens is None else _pair(args.thinking_tokens),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.speculative is not None:
+        return SpeculativeConfig(method=args.speculative, **given)
+    if given:
+        flag = "--" + next(iter(given)).replace("_", "-")
+        raise ConfigError(f"{flag} was given without a method; wanted --speculative METHOD too")
+    return None
+
+
+def _width(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def _pair(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--thinking-tokens is {text!r}; wanted two token ids with a comma: START,END"
+        ) from None
 
 
 def load_llm(args: argparse.Namespace) -> LLM:

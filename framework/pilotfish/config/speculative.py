@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
-from pilotfish.config.checks import is_int, one_of
+from pilotfish.config.checks import int_at_least, is_int, one_of
 from pilotfish.errors import ConfigError
 
 Acceptance = Literal["coupled", "residual", "relaxed", "synthetic"]
@@ -27,6 +27,22 @@ def _check_width(instance: object, attribute: object, value: object) -> None:
     )
 
 
+def _check_thinking_tokens(instance: Any, attribute: Any, value: Any) -> None:
+    del instance, attribute
+    if value is None:
+        return
+    if isinstance(value, tuple) and len(value) == 2 and all(is_int(t) and t >= 0 for t in value):
+        return
+    raise ConfigError(f"thinking_tokens is {value!r}; wanted two token ids: (start, end)")
+
+
+def _check_share(instance: Any, attribute: Any, value: Any) -> None:
+    del instance
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return
+    raise ConfigError(f"{attribute.name} is {value!r}; wanted a number from 0 to 1")
+
+
 @attrs.frozen(kw_only=True)
 class SpeculativeConfig:
     """How to speculate.
@@ -35,6 +51,10 @@ class SpeculativeConfig:
     width: drafted tokens a step: "adaptive", a number, or a schedule by batch size.
     acceptance: "coupled" keeps the text of plain decoding; "residual" keeps only its law;
         "relaxed" is lossy; "synthetic" is for benchmarks and not real.
+    thinking_tokens: (start, end) ids of a thinking phase; "relaxed" needs them.
+    relaxed_top, relaxed_slack: a draft is accepted in a thinking phase if it is among so many
+        likeliest tokens and at most so much less probable than the likeliest.
+    synthetic_rate: share of drafted tokens that "synthetic" accepts.
     """
 
     method: str
@@ -44,3 +64,16 @@ class SpeculativeConfig:
     acceptance: Acceptance = attrs.field(
         default="coupled", validator=one_of(("coupled", "residual", "relaxed", "synthetic"))
     )
+    thinking_tokens: tuple[int, int] | None = attrs.field(
+        default=None, validator=_check_thinking_tokens
+    )
+    relaxed_top: int = attrs.field(default=10, validator=int_at_least(1))
+    relaxed_slack: float = attrs.field(default=0.6, validator=_check_share)
+    synthetic_rate: float = attrs.field(default=0.8, validator=_check_share)
+
+    def __attrs_post_init__(self) -> None:
+        if self.acceptance == "relaxed" and self.thinking_tokens is None:
+            raise ConfigError(
+                "acceptance 'relaxed' applies to a thinking phase only, and thinking_tokens is "
+                "None; wanted the token ids that start and end one: (start, end)"
+            )

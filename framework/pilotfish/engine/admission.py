@@ -14,11 +14,13 @@ import attrs
 from pilotfish.batch import RequestContext
 from pilotfish.config import SamplingParams
 from pilotfish.engine.detokenizer import Detokenizer
+from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.request import Request
 from pilotfish.engine.stopping import StopRules
 from pilotfish.engine.tokenizer import Tokenizer, need_tokenizer
 from pilotfish.errors import CapacityError, RequestError
 from pilotfish.sampling import TokenHistory
+from pilotfish.speculation import SpeculationCounters
 
 Prompt: TypeAlias = str | Sequence[int]
 
@@ -29,8 +31,8 @@ class Admission:
 
     vocab_size: ids that the model knows. max_seq_len: tokens of a context, prompt and answer.
     eos_token_ids: tokens that end an answer. max_cached_tokens: rows that the whole state holds.
-    tokenizer: None for a checkpoint without one. prefix_salt: number of prompt tokens -> salt of
-        its shared pages. load_s: reported in each output.
+    tokenizer: None for a checkpoint without one. lengths: the model's. new_counters: of a
+        request's speculation; None without. load_s: reported in each output.
     """
 
     vocab_size: int
@@ -38,7 +40,8 @@ class Admission:
     eos_token_ids: tuple[int, ...]
     max_cached_tokens: int
     tokenizer: Tokenizer | None = None
-    prefix_salt: Callable[[int], bytes] | None = None
+    lengths: LengthRules = attrs.field(factory=LengthRules)
+    new_counters: Callable[[], SpeculationCounters | None] | None = None
     load_s: float = 0.0
     _num_admitted: int = 0
 
@@ -74,6 +77,7 @@ class Admission:
         request = self._request(tokens, params, rules)
         request.index, request.streams = index, streams
         request.detokenizer, request.history = detokenizer, TokenHistory(tokens)
+        request.counters = None if self.new_counters is None else self.new_counters()
         return request
 
     def admit_scoring(self, prompt: Prompt) -> Request:
@@ -89,6 +93,15 @@ class Admission:
         request.keeps_logits = True
         return request
 
+    def check_scores(self, num_rows: int, available: int) -> None:
+        """Raises CapacityError when logits of so many rows do not fit `available` bytes."""
+        num_bytes = num_rows * self.vocab_size * 4
+        if num_bytes > available:
+            raise CapacityError(
+                f"the logits of {num_rows} tokens take {num_bytes / 1e9:.1f} GB in float32 and "
+                f"{available / 1e9:.1f} GB are free; score fewer or shorter texts at once"
+            )
+
     def _request(self, tokens: list[int], params: SamplingParams, rules: StopRules) -> Request:
         self._num_admitted += 1
         context = RequestContext(
@@ -97,14 +110,13 @@ class Admission:
             num_prompt_tokens=len(tokens),
         )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        salt = b"" if self.prefix_salt is None else self.prefix_salt(len(tokens))
         return Request(
             context=context,
             index=0,
             params=params,
             seed=seed,
             rules=rules,
-            salt=salt,
+            lengths=self.lengths,
             load_s=self.load_s,
         )
 

@@ -22,7 +22,7 @@ class Engine:
 
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self.scheduler = scheduler
-        self._runner = runner
+        self.runner = runner
         self._ended: list[Request] = []
 
     @property
@@ -45,7 +45,7 @@ class Engine:
             return []
         for request in batch:
             request.start()
-        results = self._runner.compute(batch)
+        results = self.runner.compute(batch)
         for request, result in zip(batch, results, strict=True):
             self._apply(request, result)
         ended, self._ended = self._ended, []
@@ -70,7 +70,7 @@ class Engine:
             self._end(request, "error", str(result.error))
             return
         try:
-            self._runner.commit(request, result)
+            self.runner.commit(request, result)
         except BaseException:
             self.scheduler.requeue(request)  # how much was kept is not known: compute it again
             raise
@@ -80,11 +80,15 @@ class Engine:
             reason = None if request.num_wanted_rows else "stop"
         elif result.tokens:
             try:
-                reason = request.accept(result.tokens, result.logprobs)
+                reason = request.accept(
+                    result.tokens, result.logprobs, result.drafted, result.num_accepted
+                )
             except Exception as failure:
                 reason, error = "error", f"{type(failure).__name__}: {failure}"
         if reason is not None:
             self._end(request, reason, error)
+        elif request.restart_if_due():
+            self.scheduler.requeue(request)
 
     def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
         request.finish(reason, error)

@@ -22,18 +22,19 @@ from pilotfish.config import (
 )
 from pilotfish.config.runtime import Arithmetic, BackendName
 from pilotfish.engine.admission import Admission, Prompt
+from pilotfish.engine.assembly import counters_for, make_engine
 from pilotfish.engine.engine import Engine
+from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import prepare_from_options
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.request import Request
-from pilotfish.engine.runner import Runner
-from pilotfish.engine.scheduler import Scheduler
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.errors import PilotfishError, RequestError, UserError
+from pilotfish.plugins import load_registry
 from pilotfish.registry import Registry
-from pilotfish.sampling import Sampler
-from pilotfish.state import MemoryPlan, StateManager
+from pilotfish.speculation import Proposer
+from pilotfish.state import MemoryPlan, StateManager, available_bytes
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -48,7 +49,8 @@ class LLM:
     registry: the plugins; None discovers the installed ones.
 
     tokenizer: None for a checkpoint without one. pipeline_config: every option, "auto" resolved.
-    memory_plan: bytes of every part, and the size of the page pool. load_s: seconds it took.
+    proposer: the drafter; None without. memory_plan: bytes of every part, and the size of the page
+    pool. load_s: seconds it took.
 
     Raises a UserError (CheckpointError, RouteError, ConfigError, WeightsError, CapacityError) that
     says what to do; nothing is allocated before it is known to fit.
@@ -71,6 +73,7 @@ class LLM:
         registry: Registry | None = None,
     ) -> None:
         start = perf_counter()
+        registry = registry if registry is not None else load_registry()
         prepared = prepare_from_options(
             str(model),
             registry=registry,
@@ -95,23 +98,18 @@ class LLM:
                 "may differ between batches; arithmetic='fastest' says so on purpose",
                 stacklevel=2,
             )
-        scheduler = Scheduler(
-            self._state,
-            max_batch_size=max_batch_size,
-            max_batch_tokens=max_batch_tokens,
-            on_release=prepared.model.release,
-        )
-        self._engine: Engine | None = Engine(
-            scheduler, Runner(prepared.model, self._state, Sampler())
-        )
+        self.proposer: Proposer | None = prepared.load_proposer(registry)
+        self._engine: Engine | None = make_engine(prepared, self._state, self.proposer)
         self._admission = Admission(
             vocab_size=prepared.vocab_size,
             max_seq_len=prepared.model.config.get_max_seq_len(),
             eos_token_ids=prepared.checkpoint.eos_token_ids or _eos_of(self.tokenizer),
             max_cached_tokens=prepared.memory_plan.max_cached_tokens,
             tokenizer=self.tokenizer,
-            prefix_salt=getattr(prepared.model.config, "prefix_salt", None),
+            lengths=LengthRules.of(prepared.model.config),
+            new_counters=counters_for(prepared),
         )
+        self._device = str(prepared.device)
         self.load_s = perf_counter() - start
         self._admission.load_s = self.load_s
 
@@ -126,6 +124,21 @@ class LLM:
     def dtype(self) -> str:
         """Of weights and activations, "auto" resolved."""
         return self.pipeline_config.runtime.dtype
+
+    @property
+    def engine(self) -> Engine:
+        """The loop behind it, for those who measure or test. Raises PilotfishError when closed."""
+        return self._running()
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model knows are below it."""
+        return self._admission.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens of a context, prompt and answer together."""
+        return self._admission.max_seq_len
 
     @property
     def num_preemptions(self) -> int:
@@ -163,7 +176,8 @@ class LLM:
             except UserError as error:
                 if len(listed) == 1:
                     raise
-                outputs[index] = _refused(index, prompt, options, error)
+                ids = () if isinstance(prompt, str) else prompt
+                outputs[index] = RequestOutput.refused(index, ids, options.seed, error)
         with Progress(requests, progress) as bar:
             self._run(engine, requests, bar)
         for request in requests:
@@ -186,17 +200,22 @@ class LLM:
         return self.score_many([token_ids])[0]
 
     def score_many(self, token_ids: Sequence[Prompt]) -> list[torch.Tensor]:
-        """As `score`, for several texts at once. Raises RequestError for the first bad one."""
+        """As `score`, for several texts at once.
+
+        Raises RequestError for the first bad one, CapacityError when the logits do not fit.
+        """
         engine = self._running()
         requests = [self._admission.admit_scoring(ids) for ids in token_ids]
+        num_rows = sum(request.num_prompt_tokens for request in requests)
+        self._admission.check_scores(num_rows, available_bytes(self._device))
         self._run(engine, requests, None)
         scores = []
         for request in requests:
             output = _terminal(request)
             if output.finish_reason == "error":
                 raise PilotfishError(str(output.error))
-            scores.append(torch.cat(request.kept_logits))
-            request.kept_logits.clear()
+            assert request.kept_logits is not None
+            scores.append(request.kept_logits)
         return scores
 
     def chat_prompt(
@@ -276,18 +295,6 @@ def _terminal(request: Request) -> RequestOutput:
     output = request.outbox[-1].output
     assert output is not None, "a request that ended has an output"
     return output
-
-
-def _refused(index: int, prompt: Prompt, params: SamplingParams, error: UserError) -> RequestOutput:
-    return RequestOutput(
-        index=index,
-        prompt_token_ids=prompt if isinstance(prompt, list | tuple) else [],
-        token_ids=[],
-        text="",
-        finish_reason="error",
-        seed=params.seed,
-        error=str(error),
-    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

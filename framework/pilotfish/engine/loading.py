@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,10 +25,14 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ArchConfig, PipelineModel, ReturnLogits
 from pilotfish.registry import Registry, Route
+from pilotfish.speculation import Proposer, ProposerSetup, SpeculatorConfig, WidthPolicy
+from pilotfish.speculation.width import width_policy
 from pilotfish.state import (
     MemoryPlan,
     PagedStateSpec,
+    SlotStateSpec,
     StateManager,
+    StateSpec,
     activation_bytes,
     available_bytes,
 )
@@ -36,6 +41,26 @@ from pilotfish.weights import Checkpoint, WeightSource, open_checkpoint
 
 if TYPE_CHECKING:
     import torch
+
+
+@attrs.frozen(kw_only=True)
+class PreparedDraft:
+    """The drafter, decided before weights are read.
+
+    config: its SpeculatorConfig, complete. model_class: of the Proposer. weights: unread; None for
+    a method without a draft. policy: how much is drafted. speculative: the user's options.
+    """
+
+    config: SpeculatorConfig
+    model_class: Callable[[ProposerSetup], Proposer]
+    weights: WeightSource | None
+    policy: WidthPolicy
+    speculative: SpeculativeConfig
+
+    @property
+    def num_scratch_rows(self) -> int:
+        """Rows past the last one of a pass that drafting may write."""
+        return self.config.num_scratch_rows(self.policy.most)
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +78,7 @@ class Prepared:
     backend: KernelBackend
     device: torch.device
     weights: WeightSource
+    draft: PreparedDraft | None = None
     vocab_size: int
     memory_plan: MemoryPlan
 
@@ -66,18 +92,59 @@ class Prepared:
         """Numbers in the checkpoint's tensors."""
         return sum(math.prod(info.shape) for info in self.weights.infos.values())
 
+    @property
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        """The caches of the model and of its drafter."""
+        drafter = () if self.draft is None else self.draft.config.get_state_specs()
+        return (*self.model.state, *drafter)
+
+    def load_proposer(self, registry: Registry) -> Proposer | None:
+        """The drafter with its weights, after `load`; None without one. Raises WeightsError."""
+        if self.draft is None:
+            return None
+        proposer = self.draft.model_class(
+            ProposerSetup(
+                pipeline_config=self.pipeline_config,
+                config=self.draft.config,
+                backend=self.backend,
+                device=self.device,
+                target=self.model,
+                registry=registry,
+            )
+        )
+        proposer.load_model(self.draft.weights)
+        return proposer
+
     def load(self) -> StateManager:
         """Reads the weights into `model` and allocates its state.
 
         Raises WeightsError naming tensors that do not fit.
         """
         self.model.load_model(self.weights)
+        return self.allocate()
+
+    def allocate(self, *, poison: bool = False) -> StateManager:
+        """Allocates the state that `model` declares. poison: see StateManager; for tests."""
+        plan, prefix_caching = self.memory_plan, self.pipeline_config.cache.prefix_caching
+        attached = [
+            self.model.make_cache(
+                spec,
+                max_slots=plan.max_batch_size,
+                num_pages=plan.num_pages if prefix_caching else 0,
+                poison=poison,
+            )
+            for spec in self.model.state
+            if isinstance(spec, SlotStateSpec)
+        ]
         return StateManager(
-            [spec for spec in self.model.state if isinstance(spec, PagedStateSpec)],
-            num_pages=self.memory_plan.num_pages,
-            page_size_tokens=self.memory_plan.page_size_tokens,
+            [spec for spec in self.state_specs if isinstance(spec, PagedStateSpec)],
+            num_pages=plan.num_pages,
+            page_size_tokens=plan.page_size_tokens,
             device=self.device,
-            prefix_caching=self.pipeline_config.cache.prefix_caching,
+            prefix_caching=prefix_caching,
+            attached=attached,
+            lookahead=0 if self.draft is None else self.draft.config.lookahead,
+            poison=poison,
         )
 
 
@@ -119,20 +186,33 @@ def prepare(
     """
     checkpoint = open_checkpoint(model, registry)
     model_config = checkpoint.model_config(max_length)
-    route = _route(registry, model_config, draft, speculative)
+    options = SpeculativeConfig(method=speculative) if isinstance(speculative, str) else speculative
+    draft_checkpoint = None if draft is None else open_checkpoint(draft, registry)
+    route = _route(registry, model_config, options, draft_checkpoint)
     weights = checkpoint.weights()
     resolved = _resolve(runtime or RuntimeConfig(), checkpoint, weights)
     device = _device(resolved.device)
     backend = _backend(resolved, device)
     pipeline_config = PipelineConfig(
         model=model_config,
+        draft_model=None if draft_checkpoint is None else draft_checkpoint.model_config(),
         cache=cache or CacheConfig(),
         runtime=attrs.evolve(resolved, backend=backend.name),
+        speculative=options,
     )
     config = route.config_class().initialize(pipeline_config)
+    prepared_draft = None
+    if options is not None:
+        prepared_draft = _prepare_draft(route, pipeline_config, options, draft_checkpoint, registry)
     vocab_size = _vocab_size(config, model_config)
-    memory_plan = _plan(pipeline_config, config, weights, vocab_size)
+    memory_plan = _plan(pipeline_config, config, weights, vocab_size, prepared_draft)
     config = config.finalize(checkpoint.huggingface_config, weights.infos)
+    hidden: dict[str, Any] = {}
+    if prepared_draft is not None:
+        hidden = {
+            "return_hidden_states": prepared_draft.config.return_hidden_states,
+            "hidden_state_boundaries": prepared_draft.config.taps,
+        }
     return Prepared(
         checkpoint=checkpoint,
         route=route,
@@ -143,10 +223,12 @@ def prepare(
             backend,
             device=device,
             return_logits=ReturnLogits.VARIABLE,
+            **hidden,
         ),
         backend=backend,
         device=device,
         weights=weights,
+        draft=prepared_draft,
         vocab_size=vocab_size,
         memory_plan=memory_plan,
     )
@@ -155,20 +237,48 @@ def prepare(
 def _route(
     registry: Registry,
     model: ModelConfig,
-    draft: str | None,
-    speculative: str | SpeculativeConfig | None,
+    options: SpeculativeConfig | None,
+    draft: Checkpoint | None,
 ) -> Route:
-    method = speculative.method if isinstance(speculative, SpeculativeConfig) else speculative
-    draft_architecture = None
-    if draft is not None:
-        draft_architecture = open_checkpoint(draft, registry).model_config().architecture
+    method = None if options is None else options.method
+    draft_architecture = None if draft is None else draft.model_config().architecture
     route = registry.route(model.architecture, method, draft_architecture)
-    if route.speculator is not None:
+    if route.needs_draft and draft is None:
         raise ConfigError(
-            f"the method {method!r} is registered, but this version runs plain decoding only; "
-            "leave --speculative and --draft out"
+            f"the method {method!r} needs a draft and none was given; wanted a checkpoint of one "
+            f"of {', '.join(route.draft_architectures)}: give --draft"
         )
     return route
+
+
+def _prepare_draft(
+    route: Route,
+    pipeline_config: PipelineConfig,
+    options: SpeculativeConfig,
+    checkpoint: Checkpoint | None,
+    registry: Registry,
+) -> PreparedDraft:
+    """Makes the drafter's config and checks it; reads no weights."""
+    config_class: Any = route.speculator_config_class()
+    config = config_class.initialize(pipeline_config, registry=registry)
+    weights = None
+    if checkpoint is not None:
+        weights = checkpoint.weights()
+        config = config.finalize(checkpoint.huggingface_config, weights.infos)
+    most = config.max_width
+    width = options.width
+    if isinstance(width, int) and most is not None and width > most:
+        raise ConfigError(
+            f"width is {width} and the draft was made for at most {most} tokens a step; "
+            f"wanted {most} or less, or 'adaptive'"
+        )
+    return PreparedDraft(
+        config=config,
+        model_class=route.speculator_model_class(),
+        weights=weights,
+        policy=width_policy(options, most),
+        speculative=options,
+    )
 
 
 def _resolve(
@@ -230,24 +340,29 @@ def _vocab_size(config: ArchConfig, model: ModelConfig) -> int:
 
 
 def _plan(
-    pipeline_config: PipelineConfig, config: ArchConfig, weights: WeightSource, vocab_size: int
+    pipeline_config: PipelineConfig,
+    config: ArchConfig,
+    weights: WeightSource,
+    vocab_size: int,
+    draft: PreparedDraft | None,
 ) -> MemoryPlan:
     runtime = pipeline_config.runtime
-    specs = config.get_state_specs()
-    for spec in specs:
-        if not isinstance(spec, PagedStateSpec):
-            raise ConfigError(
-                f"the state {spec.name!r} is a {type(spec).__name__}; this version allocates "
-                "PagedStateSpec only"
-            )
+    specs = tuple(config.get_state_specs())
+    uncommitted = sum(spec.bytes_per_row for spec in specs if isinstance(spec, SlotStateSpec))
     itemsize = DTYPE_BYTES[runtime.dtype]
+    weight_bytes = {"model": _weight_bytes(weights, itemsize)}
+    if draft is not None:
+        specs += tuple(draft.config.get_state_specs())
+        if draft.weights is not None:
+            weight_bytes["draft"] = _weight_bytes(draft.weights, itemsize)
     return MemoryPlan.make(
-        weights={"model": _weight_bytes(weights, itemsize)},
+        weights=weight_bytes,
         specs=specs,
         cache=pipeline_config.cache,
         max_batch_size=runtime.max_batch_size,
         max_seq_len=config.get_max_seq_len(),
-        activations=activation_bytes(
+        activations=uncommitted * runtime.max_batch_tokens
+        + activation_bytes(
             max_batch_tokens=runtime.max_batch_tokens,
             widths=_widths(pipeline_config.model.huggingface_config),
             itemsize=itemsize,

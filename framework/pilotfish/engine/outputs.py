@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from pilotfish.errors import UserError
+
 if TYPE_CHECKING:
     from pilotfish.sampling import TokenLogprobs
 
@@ -72,6 +74,21 @@ class RequestOutput:
     timing: Timing = attrs.field(factory=Timing)
     error: str | None = None
 
+    @classmethod
+    def refused(
+        cls, index: int, prompt_token_ids: Any, seed: int | None, error: UserError
+    ) -> RequestOutput:
+        """The output of a request that never ran. prompt_token_ids: shown if it is a list."""
+        return cls(
+            index=index,
+            prompt_token_ids=prompt_token_ids if isinstance(prompt_token_ids, list | tuple) else [],
+            token_ids=[],
+            text="",
+            finish_reason="error",
+            seed=seed,
+            error=str(error),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The record as plain data; log probabilities and the error only where there are any."""
         found: dict[str, Any] = {
@@ -99,6 +116,7 @@ class Delta:
 
     token_ids: new tokens. text: text that is now certain; it may come later than its tokens.
     logprobs: one record a new token; None when not asked for.
+    drafted: tokens that the step verified; the first num_accepted of them begin token_ids.
     finish_reason, output: of the last delta of an answer only; there is exactly one such.
     """
 
@@ -106,6 +124,8 @@ class Delta:
     token_ids: Sequence[int] = ()
     text: str = ""
     logprobs: Sequence[TokenLogprobs] | None = None
+    drafted: Sequence[int] = ()
+    num_accepted: int = 0
     finish_reason: FinishReason | None = None
     output: RequestOutput | None = None
 

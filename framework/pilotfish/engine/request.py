@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from pilotfish.batch import RequestContext
 from pilotfish.config import SamplingParams
+from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.outputs import Delta, FinishReason, RequestOutput, Timing
 from pilotfish.engine.stopping import StopRules
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from pilotfish.engine.detokenizer import Detokenizer
     from pilotfish.sampling import SamplingRow, TokenHistory, TokenLogprobs
+    from pilotfish.speculation import SpeculationCounters
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -32,7 +34,9 @@ class Request:
     context: id, tokens (prompt and answer so far) and how many of them are computed.
     index: of the prompt in the caller's list. seed: of its noise.
     rules: when the answer ends. history: tokens counted for the sampler; None when nothing is
-        sampled. detokenizer: None without a tokenizer. salt: of its shared pages.
+        sampled. detokenizer: None without a tokenizer. lengths: see LengthRules.
+    num_scratch: rows past the scheduled ones that are reserved for drafting in this pass.
+    counters: of speculation; None without.
     streams: whether the caller reads deltas; if not, only the terminal one is kept.
     keeps_logits: whether the logits of every row are wanted, and no answer.
     """
@@ -44,15 +48,17 @@ class Request:
     rules: StopRules
     history: TokenHistory | None = None
     detokenizer: Detokenizer | None = None
-    salt: bytes = b""
+    lengths: LengthRules = attrs.field(factory=LengthRules)
     load_s: float = 0.0
     streams: bool = False
     keeps_logits: bool = False
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
     prompt_logprobs: list[TokenLogprobs] = attrs.field(factory=list)
-    kept_logits: list[torch.Tensor] = attrs.field(factory=list)
+    kept_logits: torch.Tensor | None = None
     num_kept_rows: int = 0
     num_preemptions: int = 0
+    num_scratch: int = 0
+    counters: SpeculationCounters | None = None
     outbox: deque[Delta] = attrs.field(factory=deque)
     finish_reason: FinishReason | None = None
     error: str | None = None
@@ -78,6 +84,20 @@ class Request:
         return len(self.context.tokens) - self.context.num_computed
 
     @property
+    def num_wanted(self) -> int:
+        """Rows of the next pass if there is room: the pending ones, and those to be verified."""
+        return self.num_pending + len(self.context.draft_tokens)
+
+    def cut_draft(self, num_tokens: int) -> None:
+        """Keeps only the first so many drafted tokens for verification."""
+        self.context.draft_tokens = self.context.draft_tokens[:num_tokens]
+
+    @property
+    def salt(self) -> bytes:
+        """Of its shared pages."""
+        return self.lengths.salt(self._num_started_tokens)
+
+    @property
     def prefix_keys(self) -> Sequence[int]:
         """Keys for a prefix hit; none while rows of the prompt are wanted that a hit leaves out."""
         return () if self.num_wanted_rows else self.context.tokens
@@ -85,7 +105,17 @@ class Request:
     def next_keys(self, num_rows: int) -> list[int]:
         """Keys of the next rows."""
         done = self.context.num_computed
-        return self.context.tokens[done : done + num_rows]
+        known = self.context.tokens[done : done + num_rows]
+        return known + list(self.context.draft_tokens[: num_rows - len(known)])
+
+    @property
+    def _num_started_tokens(self) -> int:
+        """Tokens it had when its rows were first computed, or computed anew on purpose."""
+        return max(self.context.num_prompt_tokens, self.context.num_restart_tokens)
+
+    @property
+    def _is_restart_due(self) -> bool:
+        return self.lengths.must_restart(self._num_started_tokens, len(self.context.tokens))
 
     # What the runner asks
 
@@ -114,7 +144,7 @@ class Request:
     @property
     def samples_next(self) -> bool:
         """Whether the scheduled rows end with the last token, so that a token follows."""
-        return self.context.num_scheduled == self.num_pending and not self.keeps_logits
+        return self.context.num_scheduled >= self.num_pending and not self.keeps_logits
 
     @property
     def num_logit_rows(self) -> int:
@@ -126,10 +156,10 @@ class Request:
             last_wanted = self.num_prompt_tokens - (0 if self.keeps_logits else 1)
             if max(first, seen) < min(stop, last_wanted):
                 return stop - max(first, seen)
-        return 1 if self.samples_next else 0
+        return 1 + len(self.context.draft_tokens) if self.samples_next else 0
 
-    def sampling_row(self) -> SamplingRow:
-        """The row after all tokens so far."""
+    def sampling_row(self, draft_ids: Sequence[int] = ()) -> SamplingRow:
+        """The row after all tokens so far and `draft_ids`."""
         from pilotfish.sampling import SamplingRow
 
         assert self.history is not None
@@ -137,23 +167,45 @@ class Request:
             self.history,
             self.params,
             seed=self.seed,
+            draft_ids=draft_ids,
             stop_ids=self.rules.banned_ids,
             request_id=self.request_id,
         )
 
     # What happens to it
 
+    def keep_logits(self, logits: torch.Tensor) -> None:
+        """logits: [n, V] float32, of the next n rows that it keeps; copied."""
+        if self.kept_logits is None:
+            self.kept_logits = logits.new_empty(self.num_prompt_tokens, logits.shape[1])
+        end = self.num_kept_rows + logits.shape[0]
+        self.kept_logits[self.num_kept_rows : end] = logits
+        self.num_kept_rows = end
+
     def start(self) -> None:
         """The first pass begins; later calls change nothing."""
         if self._started is None:
             self._started = perf_counter()
 
+    def restart_if_due(self) -> bool:
+        """Whether its model wants all rows computed anew now; the caller then gives them up."""
+        if not self._is_restart_due:
+            return False
+        self.context.num_restart_tokens = len(self.context.tokens)
+        return True
+
     def accept(
-        self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs | None]
+        self,
+        tokens: Sequence[int],
+        logprobs: Sequence[TokenLogprobs | None],
+        drafted: Sequence[int] = (),
+        num_accepted: int = 0,
     ) -> FinishReason | None:
         """Takes what one step sampled, up to where a rule ends the answer.
 
-        tokens: one or more, in order; those after the end are dropped. logprobs: one record each.
+        tokens: one or more, in order; those after the end are dropped, and those after a length
+            at which the model wants all rows computed anew: ask `restart_if_due` afterwards.
+        logprobs: one record each. drafted, num_accepted: what was verified, for those who watch.
         Returns why the answer ends, if it does: the caller must then `finish` it.
         """
         assert not self.is_finished, "the answer has ended"
@@ -163,7 +215,7 @@ class Request:
         self._last_token = now
         text, taken = "", 0
         reason: FinishReason | None = None
-        while reason is None and taken < len(tokens):
+        while reason is None and taken < len(tokens) and not self._is_restart_due:
             added, reason = self._accept_one(tokens[taken])
             text += added
             taken += 1
@@ -176,6 +228,8 @@ class Request:
                     token_ids=tuple(tokens[:taken]),
                     text=text,
                     logprobs=records if self.params.logprobs is not None else None,
+                    drafted=tuple(drafted),
+                    num_accepted=min(num_accepted, taken),
                 )
             )
         return reason
@@ -234,7 +288,13 @@ class Request:
             seed=self.seed,
             timing=self._timing(),
             error=self.error,
+            speculative=self._speculative(),
         )
+
+    def _speculative(self) -> dict[str, Any] | None:
+        if self.counters is None:
+            return None
+        return self.counters.to_json(max(0, self.num_output_tokens - 1))
 
     def _timing(self) -> Timing:
         first, last = self._first_token, self._last_token

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import attrs
 import torch
 
+from pilotfish.batch import RequestContext
 from pilotfish.engine.request import Request
 from pilotfish.errors import PilotfishError
-from pilotfish.protocols import ModelOutputs, PipelineModel
+from pilotfish.protocols import ModelInputs, ModelOutputs, PipelineModel
 from pilotfish.sampling import Sampler, TokenLogprobs, prompt_logprobs
+from pilotfish.speculation import Proposal
 from pilotfish.state import PagedStateSpec, StateManager
 
 
@@ -24,7 +26,9 @@ class StepResult:
 
     num_rows: rows to keep. tokens: sampled ones, in order; none for a chunk that is not the last.
     logprobs: one record (or None) a token. prompt_records: of the chunk's prompt tokens.
-    kept_logits: [n, V] float32, rows for a request that keeps them.
+    kept_logits: [n, V] float32, rows for a request that keeps them; valid until the next pass.
+    drafted: tokens that were verified; num_accepted: how many of them begin `tokens`.
+    proposal: drafted to follow `tokens`.
     error: why this request cannot go on; the others can.
     """
 
@@ -33,6 +37,9 @@ class StepResult:
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     prompt_records: Sequence[TokenLogprobs] = ()
     kept_logits: torch.Tensor | None = None
+    drafted: tuple[int, ...] = ()
+    num_accepted: int = 0
+    proposal: Proposal | None = None
     error: PilotfishError | None = None
 
 
@@ -44,11 +51,10 @@ class Runner:
     """
 
     def __init__(self, model: PipelineModel, state: StateManager, sampler: Sampler) -> None:
-        self._model = model
-        self._state = state
+        self.model = model
+        self.state = state
         self._sampler = sampler
-        leaves = [spec.name for spec in model.state if isinstance(spec, PagedStateSpec)]
-        self._leaf = leaves[0] if leaves else None
+        self._leaf = paged_leaf(model)
 
     @torch.inference_mode()
     def compute(self, requests: Sequence[Request]) -> list[StepResult]:
@@ -58,7 +64,11 @@ class Runner:
         model itself concerns all requests and is raised; every request can then be run again.
         """
         num_logit_rows = [request.num_logit_rows for request in requests]
-        outputs = self._execute(requests, num_logit_rows)
+        return self._results(requests, num_logit_rows, self._execute(requests, num_logit_rows))
+
+    def _results(
+        self, requests: Sequence[Request], num_logit_rows: list[int], outputs: ModelOutputs
+    ) -> list[StepResult]:
         ends = outputs.logit_offsets.tolist()[1:]
         samples = [b for b, request in enumerate(requests) if request.samples_next]
         sampled = self._sample(outputs.logits, requests, samples, [ends[b] - 1 for b in samples])
@@ -72,28 +82,24 @@ class Runner:
             results.append(result)
         return results
 
+    def release(self, request_id: str) -> None:
+        """A request gave up its state; nothing is kept here."""
+
     def commit(self, request: Request, result: StepResult) -> None:
         """Makes the rows of a pass count."""
         context = request.context
-        self._state.commit(context.request_id, result.num_rows)
+        self.state.commit(context.request_id, result.num_rows)
         context.num_computed += result.num_rows
         context.num_scheduled = 0
         request.prompt_logprobs.extend(result.prompt_records)
         if result.kept_logits is not None:
-            request.kept_logits.append(result.kept_logits)
-            request.num_kept_rows += result.kept_logits.shape[0]
+            request.keep_logits(result.kept_logits)
 
     def _execute(self, requests: Sequence[Request], num_logit_rows: list[int]) -> ModelOutputs:
         contexts = [request.context for request in requests]
-        kv_inputs = None
-        if self._leaf is not None:
-            kv_inputs = self._state.kv_inputs(
-                [context.request_id for context in contexts],
-                [context.num_scheduled for context in contexts],
-                self._leaf,
-            )
-        inputs = self._model.prepare_initial_token_inputs([contexts], kv_inputs, num_logit_rows)
-        return self._model.execute(inputs)
+        return self.model.execute(
+            pass_inputs(self.model, self.state, contexts, num_logit_rows, self._leaf)
+        )
 
     def _sample(
         self,
@@ -130,12 +136,38 @@ class Runner:
             return StepResult(num_rows=request.context.num_scheduled, error=error)
 
 
+def paged_leaf(model: PipelineModel) -> str | None:
+    """The leaf whose pages a model's inputs describe: the first it declares; None without pages."""
+    return next((spec.name for spec in model.state if isinstance(spec, PagedStateSpec)), None)
+
+
+def pass_inputs(
+    model: PipelineModel,
+    state: StateManager,
+    contexts: Sequence[RequestContext],
+    num_logit_rows: Sequence[int],
+    leaf: str | None,
+) -> ModelInputs:
+    """Inputs of one pass over the scheduled rows of some requests, all of them reserved.
+
+    num_logit_rows: [B], rows of logits wanted of each. leaf: see `paged_leaf`.
+    """
+    kv_inputs = None
+    if leaf is not None:
+        kv_inputs = state.kv_inputs(
+            [context.request_id for context in contexts],
+            [context.num_scheduled for context in contexts],
+            leaf,
+        )
+    return model.prepare_initial_token_inputs([contexts], kv_inputs, num_logit_rows)
+
+
 def _with_prompt_rows(request: Request, result: StepResult, logits: torch.Tensor) -> StepResult:
     """Adds what the request wants of its prompt's rows; logits: the last rows of its chunk."""
     context = request.context
     first = context.num_computed + context.num_scheduled - logits.shape[0]
     if request.keeps_logits:
-        return attrs.evolve(result, kept_logits=logits.clone())
+        return attrs.evolve(result, kept_logits=logits)
     num_top = request.params.prompt_logprobs
     assert num_top is not None
     prompt_ids = context.tokens[: request.num_prompt_tokens]

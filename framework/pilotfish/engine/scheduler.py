@@ -39,8 +39,8 @@ class PageState(Protocol):
         """Registers a request; returns the rows restored from shared pages."""
         ...
 
-    def reserve(self, request_id: str, keys: Sequence[int]) -> None:
-        """Makes room for rows. Raises OutOfPagesError with nothing changed."""
+    def reserve(self, request_id: str, keys: Sequence[int], scratch: int = 0) -> None:
+        """Makes room for rows, and scratch after them. Raises OutOfPagesError, nothing changed."""
         ...
 
     def release(self, request_id: str) -> None:
@@ -58,7 +58,11 @@ class Scheduler:
     never preempted for another, and every admitted request fits when it is alone: so there is
     always progress, and nobody waits for ever.
 
+    Drafts never cost another request its pages: where there is no room for drafted tokens or for
+    scratch, the request runs without.
+
     state: where pages come from. on_release: told the id of a request that gave up its state.
+    num_scratch: rows that drafting writes past the last one of a pass.
     """
 
     def __init__(
@@ -68,11 +72,13 @@ class Scheduler:
         max_batch_size: int,
         max_batch_tokens: int,
         on_release: Callable[[str], None] | None = None,
+        num_scratch: int = 0,
     ) -> None:
         self._state = state
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
         self._on_release = on_release
+        self._num_scratch = num_scratch
         self._running: list[Request] = []
         self._waiting: deque[Request] = deque()
         self._refused: tuple[Request, int, int] | None = None
@@ -128,10 +134,12 @@ class Scheduler:
         preempted = self.num_preemptions
         decoding = [r for r in self._running if r.num_pending == 1]
         prefilling = [r for r in self._running if r.num_pending > 1]
-        for request in decoding + prefilling:
+        for place, request in enumerate(decoding + prefilling):
             if budget and request in self._running:
-                num_rows = min(request.num_pending, budget)
-                if self._reserve(request, num_rows, plan):
+                # Drafts take what is left after one row for every request that decodes.
+                room = max(1, budget - max(0, len(decoding) - 1 - place))
+                num_rows = self._reserve(request, min(request.num_wanted, room), plan)
+                if num_rows:
                     plan[request] = num_rows
                 budget = self._max_batch_tokens - sum(plan.values())
         if preempted == self.num_preemptions:
@@ -145,20 +153,37 @@ class Scheduler:
             request.context.num_scheduled = num_rows
         return list(plan)
 
-    def _reserve(self, request: Request, num_rows: int, plan: dict[Request, int]) -> bool:
-        """Reserves, preempting the newest until there is room; False if that is the request."""
-        keys = request.next_keys(num_rows)
+    def _reserve(self, request: Request, num_rows: int, plan: dict[Request, int]) -> int:
+        """Reserves, preempting the newest until there is room; 0 rows if that is the request."""
+        if self._reserve_with_draft(request, num_rows):
+            return num_rows
+        request.cut_draft(0)
+        num_rows = min(num_rows, request.num_pending)
         while True:
             try:
-                self._state.reserve(request.request_id, keys)
+                self._state.reserve(request.request_id, request.next_keys(num_rows))
             except OutOfPagesError:
                 victim = self._running[-1]
                 plan.pop(victim, None)
                 self.requeue(victim)
                 if victim is request:
-                    return False
+                    return 0
             else:
-                return True
+                return num_rows
+
+    def _reserve_with_draft(self, request: Request, num_rows: int) -> bool:
+        """Reserves with room for drafting; False, and nothing reserved, where there is none."""
+        request.cut_draft(max(0, num_rows - request.num_pending))
+        is_last = num_rows >= request.num_pending and not request.keeps_logits
+        request.num_scratch = self._num_scratch if is_last else 0
+        try:
+            self._state.reserve(
+                request.request_id, request.next_keys(num_rows), request.num_scratch
+            )
+        except OutOfPagesError:
+            request.num_scratch = 0
+            return False
+        return True
 
     def _admit(self, plan: dict[Request, int], budget: int) -> None:
         """Moves requests from the queue to the batch, in order, as long as they fit."""
@@ -185,7 +210,8 @@ class Scheduler:
             )
             if self._has_room(request):
                 num_rows = min(request.num_pending, budget)
-                state.reserve(request_id, request.next_keys(num_rows))
+                if not self._reserve_with_draft(request, num_rows):
+                    state.reserve(request_id, request.next_keys(num_rows))
         except OutOfPagesError:
             num_rows = 0
         except BaseException:
@@ -231,6 +257,7 @@ class Scheduler:
                 self._mark_running(request)
             else:
                 request.context.num_computed = request.context.num_scheduled = 0
+                request.cut_draft(0)
                 if request in self._running:
                     self._running.remove(request)
                 if self._on_release is not None:

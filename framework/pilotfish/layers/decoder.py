@@ -85,18 +85,12 @@ class Decoder(Layer):
         """
         kept: dict[int, torch.Tensor] = {}
         state = Stream(rows, None, self.residual_multiplier)
-        if 0 in boundaries:
-            kept[0] = state.sum()
-        if not boundaries:
-            x, stream = rows, None
-            for block in self.layers:
-                x, stream = block(x, stream, run)
-            return Stream(x, stream, self.residual_multiplier), kept
-        for number, block in enumerate(self.layers, start=1):
-            x, stream = block(state.x, state.stream, run)
-            state = Stream(x, stream, self.residual_multiplier)
+        for number, block in enumerate(self.layers):
             if number in boundaries:
                 kept[number] = state.sum()
+            state = Stream(*block(state.x, state.stream, run), self.residual_multiplier)
+        if len(self.layers) in boundaries:
+            kept[len(self.layers)] = state.sum()
         return state, kept
 
     def finish(self, state: Stream, backend: KernelBackend) -> torch.Tensor:

@@ -15,6 +15,7 @@ from pilotfish.kernels import KernelBackend
 
 if TYPE_CHECKING:
     from pilotfish.kernels.paged_attention import AttentionPlan
+    from pilotfish.state import SlotInputs
 
 
 @attrs.frozen(kw_only=True)
@@ -24,6 +25,7 @@ class ForwardPass:
     cos, sin: [T, R] float32, each row's angles; None in a model without rotary positions.
     plan: which keys each row may see. caches: per layer, the pages keys and values lie in.
     write_slots: [rows] int64, where the keys and values of the real rows go.
+    slots: this pass's views of the caches without pages.
     """
 
     backend: KernelBackend
@@ -32,3 +34,4 @@ class ForwardPass:
     plan: AttentionPlan
     caches: tuple[torch.Tensor, ...]
     write_slots: torch.Tensor
+    slots: tuple[SlotInputs, ...] = ()

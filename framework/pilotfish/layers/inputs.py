@@ -106,4 +106,5 @@ def next_row(kv: KVCacheInputs, input_row_offsets: torch.Tensor) -> KVCacheInput
         write_slots=page_ids * kv.page_size_tokens + cache_lengths % kv.page_size_tokens,
         lengths=lengths,
         row_counts=(1,) * len(lengths),
+        slots=tuple(view.next_row() for view in kv.slots),
     )

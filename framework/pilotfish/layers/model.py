@@ -25,7 +25,7 @@ from pilotfish.layers.inputs import DecoderInputs, initial_inputs, next_inputs
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
-from pilotfish.state import KVCacheInputs, StateSpec
+from pilotfish.state import AttachedCache, KVCacheInputs, SlotStateSpec, StateSpec
 from pilotfish.weights import WeightRules, WeightSource, execute_load, plan_load
 
 _HIDDEN = ReturnHiddenStates
@@ -64,6 +64,7 @@ class DecoderModel:
         self._check_boundaries()
         self.network = self.build_network()
         self._row_multiple: int | None = 1
+        self._head_multiple: int | None = 1
         self._attention_multiple: int | None = None
 
     # What a plugin writes.
@@ -76,6 +77,12 @@ class DecoderModel:
         """How a checkpoint's tensors become the network's parameters."""
         raise NotImplementedError
 
+    def make_cache(
+        self, spec: SlotStateSpec, *, max_slots: int, num_pages: int, poison: bool = False
+    ) -> AttachedCache:
+        """The cache of a slot spec; only for architectures that declare one."""
+        raise NotImplementedError(f"{type(self).__name__} makes no cache for {spec.name!r}")
+
     # Loading.
 
     @property
@@ -86,7 +93,7 @@ class DecoderModel:
 
     @property
     def row_multiple(self) -> int:
-        """Rows of a pass are padded to this multiple."""
+        """Rows of a pass are padded to this multiple; the head's rows to one of their own."""
         return self._row_multiple or 1
 
     @property
@@ -95,11 +102,12 @@ class DecoderModel:
         return (
             self.backend.invariant
             and self._row_multiple is not None
+            and self._head_multiple is not None
             and (self.backend.name != "torch" or self._attention_multiple is not None)
         )
 
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every parameter, for a memory plan: name -> shape; a tied one shares another's memory."""
+        """Every parameter with memory of its own, name -> shape; a tied one has none."""
         ties = self.weight_rules().ties
         shapes = self.network.parameter_shapes()
         return {name: shape for name, shape in shapes.items() if name not in ties}
@@ -123,9 +131,12 @@ class DecoderModel:
             device=self.device,
         )
         self.network.rotary.to(self.device)
-        self._row_multiple = row_multiple(self._linear_weights(), backend=self.backend, known=known)
-
-        self._attention_multiple = self.probe_attention({} if known is None else known)
+        known = {} if known is None else known
+        head = self.network.lm_head.prepared
+        body = [weight for weight in self._linear_weights() if weight is not head]
+        self._row_multiple = row_multiple(body, backend=self.backend, known=known)
+        self._head_multiple = row_multiple([head], backend=self.backend, known=known)
+        self._attention_multiple = self.probe_attention(known)
 
     def _linear_weights(self) -> list[LinearWeight]:
         return [
@@ -209,7 +220,7 @@ class DecoderModel:
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """hidden_states: [T, D] after a final norm -> [T, V] float32 logits."""
         num_rows = hidden_states.shape[0]
-        short = padded(num_rows, self.row_multiple) - num_rows
+        short = padded(num_rows, self._head_multiple or 1) - num_rows
         if short:
             hidden_states = torch.nn.functional.pad(hidden_states, (0, 0, 0, short))
         return self.network.logits(hidden_states, self.backend)[:num_rows]
@@ -249,6 +260,7 @@ class DecoderModel:
             plan=plan,
             caches=kv.blocks,
             write_slots=kv.write_slots,
+            slots=kv.slots,
         )
         return run, tokens
 
@@ -258,7 +270,7 @@ class DecoderModel:
         if not count:
             vocab = self.network.lm_head.prepared.out_features
             return torch.empty(0, vocab, dtype=torch.float32, device=self.device)
-        filled = indices + [indices[-1]] * (padded(count, self.row_multiple) - count)
+        filled = indices + [indices[-1]] * (padded(count, self._head_multiple or 1) - count)
         if len(filled) != state.x.shape[0] or indices[-1] != count - 1:
             state = state.rows(torch.tensor(filled, device=self.device))
         normed = self.network.finish(state, self.backend)

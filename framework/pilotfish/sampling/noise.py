@@ -76,6 +76,30 @@ def gumbel_at(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
     return out
 
 
+_ACCEPT_ID = -3
+"""Ids below -1 are no token's: their numbers are free for what is not the choice of a token."""
+_RESIDUAL_IDS = 1 << 40
+"""Added to every id: the noise of a token that replaces a rejected draft."""
+
+
+def uniform_at(seeds: Tensor, positions: Tensor) -> Tensor:
+    """[R] float64 in (0, 1], one number for each position, independent of its Gumbel noise.
+
+    seeds, positions: [R] int64.
+    """
+    bits = _row_keys(seeds, positions)
+    bits += _counters(torch.tensor(_ACCEPT_ID, device=bits.device))
+    _mix_(bits)
+    bits &= _INT63
+    return (bits.double() + 1.0).mul_(2.0**-63).clamp_(max=1.0)
+
+
+def residual_gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """[R, V] float32, noise as `gumbel`'s and independent of it."""
+    ids = torch.arange(vocab_size, device=seeds.device) + _RESIDUAL_IDS
+    return gumbel_at(seeds, positions, ids.expand(seeds.numel(), vocab_size))
+
+
 def _fill_whole(out: Tensor, keys: Tensor) -> None:
     """out: [R, V] float32, written; keys: [R] int64. As many rows at once as scratch allows."""
     num_rows, vocab_size = out.shape

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pilotfish.state.pages import PagePool
 from pilotfish.state.prefix import PrefixIndex
+from pilotfish.state.slots import SlotPool
 from pilotfish.state.specs import KVCacheParams, PagedStateSpec, SlotStateSpec, StateSpec
 
 if TYPE_CHECKING:
     from pilotfish.state.attached import AttachedCache
-    from pilotfish.state.inputs import KVCacheInputs
+    from pilotfish.state.inputs import KVCacheInputs, SlotInputs
     from pilotfish.state.manager import StateManager
     from pilotfish.state.memory import MemoryPlan, activation_bytes, available_bytes
     from pilotfish.state.paged import PagedCache
@@ -28,6 +29,8 @@ __all__ = [
     "PagedCache",
     "PagedStateSpec",
     "PrefixIndex",
+    "SlotInputs",
+    "SlotPool",
     "SlotStateSpec",
     "StateManager",
     "StateSpec",
@@ -40,6 +43,7 @@ _LAZY = {
     "KVCacheInputs": "inputs",
     "MemoryPlan": "memory",
     "PagedCache": "paged",
+    "SlotInputs": "inputs",
     "StateManager": "manager",
     "activation_bytes": "memory",
     "available_bytes": "memory",

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pilotfish.protocols import StateCache
 from pilotfish.state.books import FullPage
+
+if TYPE_CHECKING:
+    from pilotfish.state.inputs import SlotInputs
 
 
 class AttachedCache(StateCache, Protocol):
@@ -23,6 +26,19 @@ class AttachedCache(StateCache, Protocol):
     A reserve replaces an uncommitted one. commit must not fail for a number of tokens that was
     reserved; if it does all the same, the manager drops the request's state in every cache.
     """
+
+    def inputs(
+        self,
+        leaf: str,
+        request_ids: Sequence[str],
+        row_counts: Sequence[int],
+        skip: Sequence[int] | None,
+    ) -> SlotInputs | None:
+        """What a pass over the paged leaf `leaf` must know of this cache; None if it reads nothing.
+
+        The arguments are those of `StateManager.kv_inputs`, and checked. Changes nothing.
+        """
+        ...
 
     def restorable(self, page: int) -> bool:
         """Whether a request can start right after the last row of `page`."""
@@ -51,6 +67,17 @@ class AttachedGroup:
 
     def __init__(self, caches: Sequence[AttachedCache] = ()) -> None:
         self._caches = tuple(caches)
+
+    def inputs(
+        self,
+        leaf: str,
+        request_ids: Sequence[str],
+        row_counts: Sequence[int],
+        skip: Sequence[int] | None,
+    ) -> tuple[SlotInputs, ...]:
+        """The views of the caches that a pass over a leaf reads."""
+        found = (cache.inputs(leaf, request_ids, row_counts, skip) for cache in self._caches)
+        return tuple(view for view in found if view is not None)
 
     def restorable(self, page: int) -> bool:
         """Whether every cache can restore the boundary that ends `page`."""

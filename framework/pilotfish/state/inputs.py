@@ -1,16 +1,27 @@
-"""KVCacheInputs: where each request's rows lie in the pages, for one pass over one leaf.
+"""KVCacheInputs: where each request's rows lie in the caches, for one pass over one leaf.
 
-Knows: tensors and host copies of lengths. Does not know: who owns which page.
+Knows: tensors and host copies of lengths. Does not know: who owns which page or slot.
 Axis letters: B requests, T packed tokens, P pages, S tokens in a page, W pages of the longest
 request.
 """
 
 from __future__ import annotations
 
+from typing import Self
+
 import attrs
 import torch
 
 from pilotfish.protocols import TensorRecord
+
+
+@attrs.frozen(kw_only=True)
+class SlotInputs(TensorRecord):
+    """One pass's view of a cache without pages; each such cache brings its own subclass."""
+
+    def next_row(self) -> Self:
+        """The view of a pass of one row per request, after the rows of this one."""
+        raise NotImplementedError
 
 
 @attrs.frozen(kw_only=True)
@@ -23,6 +34,7 @@ class KVCacheInputs(TensorRecord):
     write_slots: [T] int64, page * S + offset of each packed row of this pass.
     page_size_tokens: S.
     lengths, row_counts: the same on the host: committed rows, and rows of this pass, per request.
+    slots: views of the caches without pages that passes over this leaf read, in their order.
     """
 
     blocks: tuple[torch.Tensor, ...]
@@ -32,3 +44,4 @@ class KVCacheInputs(TensorRecord):
     page_size_tokens: int
     lengths: tuple[int, ...]
     row_counts: tuple[int, ...]
+    slots: tuple[SlotInputs, ...] = ()

@@ -268,6 +268,7 @@ class StateManager:
             page_size_tokens=size,
             lengths=tuple(lengths),
             row_counts=tuple(row_counts),
+            slots=self._attached.inputs(leaf, request_ids, row_counts, skip),
         )
 
     def check(self) -> None:

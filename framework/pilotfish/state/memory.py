@@ -64,7 +64,8 @@ class MemoryPlan:
     """Bytes of every part, and the number of pages that follows.
 
     weights: bytes of each model's weights, by role.
-    leaves: bytes of one page in each paged leaf. slots: bytes of each slot cache, all requests.
+    leaves: bytes of one page in each paged leaf, and of what slot caches keep at a page's end.
+    slots: bytes of each slot cache, all requests.
     activations: bytes of a pass. available: bytes that could be taken when the plan was made.
     num_pages, page_size_tokens: the page pool. max_seq_len: the longest context asked for.
     reason: what decided num_pages.
@@ -110,6 +111,12 @@ class MemoryPlan:
         paged = [spec for spec in specs if isinstance(spec, PagedStateSpec)]
         slotted = [spec for spec in specs if isinstance(spec, SlotStateSpec)]
         leaves = {spec.name: spec.bytes_per_token * size for spec in paged}
+        if cache.prefix_caching:
+            leaves |= {
+                f"{spec.name} at page ends": spec.bytes_per_boundary
+                for spec in slotted
+                if spec.bytes_per_boundary
+            }
         slots = {spec.name: spec.bytes_per_slot * max_batch_size for spec in slotted}
         choice = _PageChoice(
             cache=cache,

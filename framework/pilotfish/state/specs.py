@@ -35,17 +35,37 @@ class PagedStateSpec:
 
 @attrs.frozen(kw_only=True)
 class SlotStateSpec:
-    """A cache with one block of `slot_shape` per request and layer, e.g. convolution columns."""
+    """A cache with one block of `slot_shape` per request and layer, e.g. convolution columns.
+
+    boundary_shape: what a layer keeps of the state at the end of a page, so that a prefix hit can
+        start there; None for a cache that keeps nothing, which takes no hits.
+    row_shape: what a layer keeps of every row of a pass until it is committed; None for nothing.
+    """
 
     name: str
     num_layers: int = attrs.field(validator=int_at_least(0))
     slot_shape: tuple[int, ...]
+    boundary_shape: tuple[int, ...] | None = None
+    row_shape: tuple[int, ...] | None = None
     dtype: str
 
     @property
     def bytes_per_slot(self) -> int:
         """Bytes that one request takes, all layers."""
-        return self.num_layers * math.prod(self.slot_shape) * DTYPE_BYTES[self.dtype]
+        return self._bytes(self.slot_shape)
+
+    @property
+    def bytes_per_boundary(self) -> int:
+        """Bytes kept at the end of one page, all layers."""
+        return self._bytes(self.boundary_shape)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes that one row of a pass takes until it is committed, all layers."""
+        return self._bytes(self.row_shape)
+
+    def _bytes(self, shape: tuple[int, ...] | None) -> int:
+        return 0 if shape is None else self.num_layers * math.prod(shape) * DTYPE_BYTES[self.dtype]
 
 
 StateSpec = PagedStateSpec | SlotStateSpec

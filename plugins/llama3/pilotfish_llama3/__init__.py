@@ -24,6 +24,7 @@ def pilotfish_architectures() -> Sequence[ArchitectureSpec]:
             gguf_config="pilotfish_llama3.gguf:gguf_config",
             gguf_pretokenizers=dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3_TEXT),
             capabilities=frozenset({"verify", "taps", "embed", "lm_head"}),
+            examples="pilotfish_llama3.examples:examples",
             verified_against="transformers: logits, hidden states and greedy tokens",
         )
     ]

@@ -12,6 +12,7 @@ from pilotfish.state import KVCacheParams, StateSpec
 
 # Options that would change the maths and are not read: the value that changes nothing.
 NEUTRAL = {"hidden_act": "silu", "qk_layernorm": False, "use_parallel_residual": False}
+NEUTRAL |= {"quantization_config": None}
 
 
 @attrs.frozen(kw_only=True)

@@ -17,6 +17,8 @@ from pilotfish.kernels.linear.weight import LinearWeight
 ProbeKey: TypeAlias = tuple[int, int, torch.dtype, bool, str]
 
 MULTIPLES = (2, 4, 8, 16)
+# oneDNN's packed kernels take 4 rows in no more time than 1 or 2, in float32 in less.
+PACKED_MULTIPLES = MULTIPLES[1:]
 # Each multiple is a size; a last size that stays, 16, 32 or 128, is a multiple of all of them.
 SIZES = (2, 4, 6, 8, 12, 16, 32, 128)
 # A pass above this many multiply-adds is left out, unless it is among the smallest sizes.
@@ -38,13 +40,14 @@ def row_multiple(
 
     weights: a model's prepared linear layers; each (K, O, dtype, bias, kind) is tried once.
     known: results by that key, read and filled; pass one mapping to share results.
-    Returns 2, 4, 8 or 16; None when none of them holds; 1 on triton (by construction) and where
-    invariance is not asked for. Holds for this machine and number of threads.
+    Returns 2, 4, 8 or 16 (packed weights: at least 4); None when none of them holds; 1 on triton
+    (by construction) and where invariance is not asked for. Holds for this machine and number of
+    threads.
     """
     if backend.name == "triton" or not backend.invariant:
         return 1
     results = {} if known is None else known
-    worst = MULTIPLES[0]
+    worst = 1
     for weight in weights:
         key = (
             weight.in_features,
@@ -71,7 +74,8 @@ def probe(weight: LinearWeight) -> int | None:
     x = cancelling_rows(sizes[-1], weight, generator)
     wanted = eager.linear(x, subject)
     bad = [size for size in sizes[:-1] if not _rows_agree(x, subject, size, wanted)]
-    good = (m for m in MULTIPLES if not any(size % m == 0 for size in bad))
+    multiples = PACKED_MULTIPLES if weight.kind == "packed" else MULTIPLES
+    good = (m for m in multiples if not any(size % m == 0 for size in bad))
     return next(good, None)
 
 

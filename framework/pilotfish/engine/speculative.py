@@ -1,0 +1,217 @@
+"""SpeculativeRunner: passes that verify drafted tokens, and the drafting that follows them.
+
+Knows: the order verify -> accept -> draft -> commit. Does not know: drafters, rules or widths.
+Axis letters: B requests, T packed rows, R rows of logits, V vocabulary, F feature width.
+
+Everything of a step is computed before any of it is committed: an exception anywhere leaves target
+and draft at the length they had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import attrs
+import torch
+
+from pilotfish.engine.request import Request
+from pilotfish.engine.runner import Runner, StepResult
+from pilotfish.errors import PilotfishError
+from pilotfish.protocols import ModelOutputs, PipelineModel
+from pilotfish.sampling import Sampler
+from pilotfish.sampling.acceptance import Acceptance, VerifyRequest
+from pilotfish.speculation import DraftBatch, DraftRequest, Proposal, Proposer, WidthPolicy
+from pilotfish.state import StateManager
+
+
+class SpeculativeRunner(Runner):
+    """A Runner whose passes verify what the proposer drafted.
+
+    proposer: the drafter. acceptance: the rule. policy: how much is drafted.
+    vocab_size: a drafted token outside it ends the draft before it.
+    num_scratch: reserved rows without which nothing is drafted.
+    """
+
+    def __init__(
+        self,
+        model: PipelineModel,
+        state: StateManager,
+        sampler: Sampler,
+        *,
+        proposer: Proposer,
+        acceptance: Acceptance,
+        policy: WidthPolicy,
+        vocab_size: int,
+        num_scratch: int,
+    ) -> None:
+        super().__init__(model, state, sampler)
+        self._proposer = proposer
+        self._acceptance = acceptance
+        self._policy = policy
+        self._vocab_size = vocab_size
+        self._num_scratch = num_scratch
+        self._laws: dict[str, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def compute(self, requests: Sequence[Request]) -> list[StepResult]:
+        """As Runner.compute; the results carry the accepted tokens and the next proposals."""
+        start = perf_counter()
+        num_logit_rows = [request.num_logit_rows for request in requests]
+        outputs = self._execute(requests, num_logit_rows)
+        results = self._results(requests, num_logit_rows, outputs)
+        proposals = self._draft(requests, results, outputs)
+        self._observe(requests, results, perf_counter() - start)
+        return [
+            attrs.evolve(result, proposal=proposal)
+            for result, proposal in zip(results, proposals, strict=True)
+        ]
+
+    def commit(self, request: Request, result: StepResult) -> None:
+        """As Runner.commit; what was drafted waits for the next pass."""
+        super().commit(request, result)
+        if request.counters is not None and result.tokens and request.num_output_tokens:
+            request.counters.add_step(len(result.drafted), result.num_accepted)
+        proposal = result.proposal or Proposal()
+        request.context.draft_tokens = self._known(proposal.tokens)
+        self._laws.pop(request.request_id, None)
+        if proposal.laws is not None:
+            self._laws[request.request_id] = proposal.laws
+
+    def release(self, request_id: str) -> None:
+        """Drops what is kept for a request that gave up its state."""
+        self._laws.pop(request_id, None)
+        self._proposer.release(request_id)
+
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        requests: Sequence[Request],
+        samples: Sequence[int],
+        logit_rows: Sequence[int],
+    ) -> dict[int, StepResult]:
+        """As Runner._sample, over all rows to be verified; `logit_rows` are their last ones."""
+        if not samples:
+            return {}
+        chosen = [requests[b] for b in samples]
+        verify = [self._verify_request(request) for request in chosen]
+        rows = [
+            row
+            for last, one in zip(logit_rows, verify, strict=True)
+            for row in range(last - len(one.drafts), last + 1)
+        ]
+        if len(rows) != logits.shape[0]:
+            logits = logits[torch.tensor(rows, device=logits.device)]
+        return dict(zip(samples, self._decide(logits, chosen, verify), strict=True))
+
+    def _decide(
+        self, logits: torch.Tensor, requests: Sequence[Request], verify: list[VerifyRequest]
+    ) -> list[StepResult]:
+        try:
+            accepted = self._acceptance.decide(logits, verify)
+        except PilotfishError as error:
+            if len(requests) == 1:
+                return [StepResult(num_rows=requests[0].context.num_scheduled, error=error)]
+            # A request is decided by its own rows alone, so the bad one is found one by one.
+            first, results = 0, []
+            for request, one in zip(requests, verify, strict=True):
+                rows = logits[first : first + len(one.rows)]
+                results += self._decide(rows, [request], [one])
+                first += len(one.rows)
+            return results
+        return [
+            StepResult(
+                num_rows=request.context.num_scheduled - len(one.drafts) + found.num_accepted,
+                tokens=found.tokens,
+                logprobs=found.logprobs,
+                drafted=tuple(one.drafts),
+                num_accepted=found.num_accepted,
+            )
+            for request, one, found in zip(requests, verify, accepted, strict=True)
+        ]
+
+    def _verify_request(self, request: Request) -> VerifyRequest:
+        drafts = request.context.draft_tokens
+        laws = self._laws.get(request.request_id)
+        return VerifyRequest(
+            rows=[request.sampling_row(drafts[:place]) for place in range(len(drafts) + 1)],
+            drafts=drafts,
+            laws=None if laws is None else laws[: len(drafts)],
+            context=request.context.tokens,
+        )
+
+    # Drafting
+
+    def _draft(
+        self, requests: Sequence[Request], results: Sequence[StepResult], outputs: ModelOutputs
+    ) -> Sequence[Proposal | None]:
+        """Hands the rows that count to the proposer; None for a request that failed."""
+        places = [b for b, result in enumerate(results) if result.error is None]
+        if not places:
+            return [None] * len(requests)
+        width = self._policy.choose(sum(bool(results[b].tokens) for b in places))
+        batch = DraftBatch(
+            requests=[self._draft_request(requests[b], results[b], width) for b in places],
+            features=_counted_rows(requests, results, outputs.hidden_states),
+            kv_inputs=self.state.kv_inputs,
+        )
+        proposals = self._proposer.propose(batch)
+        if len(proposals) != len(places):
+            raise PilotfishError(
+                f"{type(self._proposer).__name__}.propose returned {len(proposals)} proposals; "
+                f"wanted one for each of {len(places)} requests"
+            )
+        found: list[Proposal | None] = [None] * len(requests)
+        for b, asked, proposal in zip(places, batch.requests, proposals, strict=True):
+            found[b] = attrs.evolve(proposal, tokens=proposal.tokens[: asked.width])
+        return found
+
+    def _draft_request(self, request: Request, result: StepResult, width: int) -> DraftRequest:
+        new = list(result.tokens)
+        tokens = request.context.tokens + new
+        if not new or not request.rules.end_ids.isdisjoint(new):
+            width = 0  # most likely the answer ends here; if not, it goes on without a draft
+        room = request.rules.max_total_tokens - len(tokens) - 1
+        return DraftRequest(
+            request_id=request.request_id,
+            tokens=tokens,
+            num_before=request.context.num_computed,
+            num_new=result.num_rows,
+            width=max(0, min(width, room)) if request.num_scratch >= self._num_scratch else 0,
+            sampling_row=lambda drafted: request.sampling_row([*new, *drafted]),
+        )
+
+    def _known(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """The drafted tokens up to the first that is no id of the target."""
+        for place, token in enumerate(tokens):
+            if not 0 <= token < self._vocab_size:
+                return tuple(tokens[:place])
+        return tuple(tokens)
+
+    def _observe(
+        self, requests: Sequence[Request], results: Sequence[StepResult], seconds: float
+    ) -> None:
+        """Tells the policy about passes that only decode."""
+        num_rows = sum(request.context.num_scheduled for request in requests)
+        if all(request.num_pending == 1 and request.num_output_tokens for request in requests):
+            self._policy.observe(len(requests), num_rows, seconds)
+        for result in results:
+            if result.drafted:
+                self._policy.observe_acceptance(len(result.drafted), result.num_accepted)
+
+
+def _counted_rows(
+    requests: Sequence[Request], results: Sequence[StepResult], hidden: torch.Tensor | None
+) -> torch.Tensor | None:
+    """[T', F]: the rows that count of the requests that did not fail, of the pass's [T, F]."""
+    if hidden is None:
+        return None
+    rows: list[int] = []
+    first = 0
+    for request, result in zip(requests, results, strict=True):
+        if result.error is None:
+            rows.extend(range(first, first + result.num_rows))
+        first += request.context.num_scheduled
+    if len(rows) == hidden.shape[0]:
+        return hidden
+    return hidden[torch.tensor(rows, device=hidden.device)]

@@ -1,0 +1,300 @@
+"""Acceptance: which drafted tokens count, and which token follows them.
+
+Knows: verify rows, drafted tokens, and the rules. Does not know: drafters, caches or requests.
+Axis letters: R verify rows of all requests, G drafted tokens of one, V vocabulary.
+
+Row i of a request is the target's row after its committed tokens and drafts[:i]; it judges
+drafts[i], and the row after the last draft gives the bonus token.
+
+- coupled (Daliri et al. 2024, drafter-invariant): every row samples its own token with the noise of
+  its (seed, position); a draft is accepted if it is that token. The text is that of plain decoding.
+- residual (Leviathan et al. 2023, Chen et al. 2023): accept d with min(1, p(d) / q(d)), else sample
+  from max(p - q, 0) normalised. The law is that of plain decoding, the text is not.
+- relaxed: lossy; in a thinking phase the draft is accepted if it is among the target's likeliest.
+- synthetic: for benchmarks; drafts are accepted at a rate, whatever they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.count_accepted import count_accepted
+from pilotfish.sampling.logprobs import TokenLogprobs, token_logprobs
+from pilotfish.sampling.noise import residual_gumbel, uniform_at
+from pilotfish.sampling.row import SamplingRow
+from pilotfish.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from pilotfish.config import SpeculativeConfig
+
+Logprobs = tuple[TokenLogprobs | None, ...]
+
+
+@attrs.frozen(kw_only=True)
+class VerifyRequest:
+    """rows: 1 + G SamplingRows. drafts: G token ids. laws: [G, V] float32 that they were drawn
+    from; None: the drafts were certain. context: committed tokens, for relaxed acceptance.
+    """
+
+    rows: Sequence[SamplingRow]
+    drafts: Sequence[int]
+    laws: Tensor | None = None
+    context: Sequence[int] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Accepted:
+    """num_accepted: drafts that count. tokens: those, and the one that follows. logprobs: one
+    record a token, None where none were asked for.
+    """
+
+    num_accepted: int
+    tokens: tuple[int, ...]
+    logprobs: Logprobs
+
+
+class Acceptance(Protocol):
+    """A rule."""
+
+    def decide(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[Accepted]:
+        """logits: [R, V] float32, raw, the rows of all requests behind one another.
+
+        Raises as `Sampler.sample`.
+        """
+        ...
+
+
+def acceptance_rule(
+    config: SpeculativeConfig, sampler: Sampler, backend: KernelBackend | None = None
+) -> Acceptance:
+    """The rule that a config names. backend: of its kernels; None: torch."""
+    if config.acceptance == "residual":
+        return ResidualAcceptance(sampler)
+    if config.acceptance == "relaxed":
+        start, end = config.thinking_tokens or (-1, -1)
+        return RelaxedAcceptance(
+            sampler, start, end, top=config.relaxed_top, slack=config.relaxed_slack
+        )
+    if config.acceptance == "synthetic":
+        return SyntheticAcceptance(sampler, config.synthetic_rate)
+    return CoupledAcceptance(sampler, backend)
+
+
+class CoupledAcceptance:
+    """See the head of this file. backend: of the kernel that compares; None: torch."""
+
+    def __init__(self, sampler: Sampler, backend: KernelBackend | None = None) -> None:
+        self._sampler = sampler
+        self._backend = backend or KernelBackend("torch")
+
+    def decide(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[Accepted]:
+        """As Acceptance."""
+        sampled = self._sampler.sample(logits, [row for r in requests for row in r.rows])
+        drafts, offsets = _pack_drafts(requests, sampled.token_ids.device)
+        accepted = count_accepted(sampled.token_ids, drafts, offsets, backend=self._backend)
+        # One read for both: on a GPU each read waits for the pass.
+        both = torch.cat([accepted, sampled.token_ids]).tolist()
+        counts, tokens = both[: len(requests)], both[len(requests) :]
+        decided, first = [], 0
+        for request, count in zip(requests, counts, strict=True):
+            stop = first + count + 1
+            decided.append(
+                Accepted(
+                    num_accepted=count,
+                    tokens=tuple(tokens[first:stop]),
+                    logprobs=sampled.logprobs[first:stop],
+                )
+            )
+            first += len(request.rows)
+        return decided
+
+
+def _pack_drafts(requests: Sequence[VerifyRequest], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[R] int64, what each row judges, -1 in the row that judges nothing; [B+1] int32 offsets."""
+    drafts: list[int] = []
+    offsets = [0]
+    for request in requests:
+        drafts += [*request.drafts, -1]
+        offsets.append(len(drafts))
+    return (
+        torch.tensor(drafts, dtype=torch.int64, device=device),
+        torch.tensor(offsets, dtype=torch.int32, device=device),
+    )
+
+
+class _OneByOne:
+    """Rules that judge draft after draft; requests without drafts and greedy ones are coupled."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._coupled = CoupledAcceptance(sampler)
+
+    def decide(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[Accepted]:
+        """As Acceptance."""
+        decided, first = [], 0
+        for request in requests:
+            rows = logits[first : first + len(request.rows)]
+            if self.is_coupled(request):
+                decided += self._coupled.decide(rows, [request])
+            else:
+                tokens = self.judge(rows, request)
+                decided.append(
+                    Accepted(
+                        num_accepted=len(tokens) - 1,
+                        tokens=tuple(tokens),
+                        logprobs=_logprobs(rows, request.rows, tokens),
+                    )
+                )
+            first += len(request.rows)
+        return decided
+
+    def is_coupled(self, request: VerifyRequest) -> bool:
+        """Whether this request is decided by the coupled rule."""
+        return not request.drafts or request.rows[0].params.is_greedy
+
+    def judge(self, logits: Tensor, request: VerifyRequest) -> list[int]:
+        """The accepted drafts, and the token after them."""
+        raise NotImplementedError
+
+
+class ResidualAcceptance(_OneByOne):
+    """See the head of this file. A certain draft has the law that is all on it."""
+
+    def judge(self, logits: Tensor, request: VerifyRequest) -> list[int]:
+        """As the base."""
+        laws = self._sampler.process_logits(logits, request.rows).double().softmax(-1)
+        for place, draft in enumerate(request.drafts):
+            p, row = laws[place], request.rows[place]
+            if request.laws is None:
+                q = torch.zeros_like(p)
+                q[draft] = 1.0
+            else:
+                q = request.laws[place].double()
+            if _uniform(row) <= float(acceptance_probability(p, q)[draft]):
+                continue
+            return [*request.drafts[:place], _draw(residual_law(p, q), row)]
+        last = request.rows[-1]
+        [bonus] = self._sampler.sample(logits[-1:], [last]).token_ids.tolist()
+        return [*request.drafts, bonus]
+
+
+def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
+    """p, q: [V] laws of target and draft -> [V], min(1, p / q), 0 wherever p is 0."""
+    ratio = torch.where(q > 0, p / q.clamp(min=torch.finfo(q.dtype).tiny), torch.ones_like(p))
+    return torch.where(p > 0, ratio.clamp(max=1.0), torch.zeros_like(p))
+
+
+def residual_law(p: Tensor, q: Tensor) -> Tensor:
+    """p, q: [V] -> [V], max(p - q, 0) normalised; p itself where that is zero everywhere.
+
+    It is zero only where p and q are equal up to rounding; then a rejection is rounding too.
+    """
+    left = (p - q).clamp(min=0.0)
+    total = left.sum()
+    return left / total if total > 0 else p
+
+
+class RelaxedAcceptance(_OneByOne):
+    """In a thinking phase a draft is accepted if it is one of the `top` likeliest tokens and its
+    probability is at least the likeliest's less `slack`. Elsewhere coupled. Lossy.
+
+    start, end: token ids that begin and end a thinking phase.
+    """
+
+    def __init__(
+        self, sampler: Sampler, start: int, end: int, *, top: int = 10, slack: float = 0.6
+    ) -> None:
+        super().__init__(sampler)
+        self._start, self._end = start, end
+        self._top, self._slack = top, slack
+
+    def is_coupled(self, request: VerifyRequest) -> bool:
+        """Greedy requests are relaxed too."""
+        return not request.drafts or not self._thinks(request.context)
+
+    def judge(self, logits: Tensor, request: VerifyRequest) -> list[int]:
+        """As the base. The end of the phase inside the block ends the relaxing."""
+        sampled = self._sampler.sample(logits, request.rows).token_ids.tolist()
+        probabilities = logits.softmax(-1)
+        best, ids = probabilities.topk(min(self._top, logits.shape[1]), dim=-1)
+        thinking = True
+        for place, draft in enumerate(request.drafts):
+            near = draft in ids[place].tolist() and float(probabilities[place, draft]) >= (
+                float(best[place, 0]) - self._slack
+            )
+            allowed = draft not in request.rows[place].banned_ids
+            if not (draft == sampled[place] or (thinking and near and allowed)):
+                return [*request.drafts[:place], sampled[place]]
+            thinking = thinking and draft != self._end
+        return [*request.drafts, sampled[-1]]
+
+    def _thinks(self, tokens: Sequence[int]) -> bool:
+        for token in reversed(tokens):
+            if token in (self._start, self._end):
+                return token == self._start
+        return False
+
+
+class SyntheticAcceptance(_OneByOne):
+    """Place i (from 1) is accepted with rate b^i whatever the draft is; the text is not real.
+
+    rate: of all places together: (b + b^2 + ... + b^G) / G.
+    """
+
+    def __init__(self, sampler: Sampler, rate: float) -> None:
+        super().__init__(sampler)
+        self._rate = rate
+        self._bases: dict[int, float] = {}
+
+    def is_coupled(self, request: VerifyRequest) -> bool:
+        """Greedy requests are synthetic too."""
+        return not request.drafts
+
+    def judge(self, logits: Tensor, request: VerifyRequest) -> list[int]:
+        """As the base."""
+        width = len(request.drafts)
+        if width not in self._bases:
+            self._bases[width] = synthetic_base(self._rate, width)
+        for place in range(width):
+            if _uniform(request.rows[place]) > self._bases[width]:
+                break
+        else:
+            place = width
+        row = request.rows[place]
+        [follows] = self._sampler.sample(logits[place : place + 1], [row]).token_ids.tolist()
+        return [*request.drafts[:place], follows]
+
+
+def synthetic_base(rate: float, width: int) -> float:
+    """b in [0, 1] with (b + ... + b^width) / width = rate, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean = sum(middle**place for place in range(1, width + 1)) / width
+        low, high = (middle, high) if mean < rate else (low, middle)
+    return (low + high) / 2
+
+
+def _uniform(row: SamplingRow) -> float:
+    """In (0, 1]: a draft of probability 0 is never accepted."""
+    return float(uniform_at(torch.tensor([row.seed]), torch.tensor([row.position])))
+
+
+def _draw(law: Tensor, row: SamplingRow) -> int:
+    """law: [V] float64 -> a token, with noise that no other use of the position shares."""
+    noise = residual_gumbel(torch.tensor([row.seed]), torch.tensor([row.position]), law.shape[0])
+    scores = law.log() + noise[0].double().to(law.device)
+    return int(scores.argmax())
+
+
+def _logprobs(logits: Tensor, rows: Sequence[SamplingRow], tokens: list[int]) -> Logprobs:
+    wanted = rows[0].params.logprobs
+    if wanted is None:
+        return (None,) * len(tokens)
+    return tuple(token_logprobs(logits[: len(tokens)], tokens, wanted))

@@ -1,0 +1,56 @@
+"""Speculation: what a drafter is, the drivers that drafts share, acceptance counters and widths.
+
+Import-light: names are resolved on first use, since most need torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pilotfish.speculation.counters import SpeculationCounters
+    from pilotfish.speculation.proposer import (
+        DraftBatch,
+        DraftRequest,
+        Proposal,
+        Proposer,
+        ProposerSetup,
+        SpeculatorConfig,
+    )
+    from pilotfish.speculation.sequential import DraftOutputs, DraftRows, SequentialProposer
+    from pilotfish.speculation.width import WidthPolicy
+
+_HOME = {
+    "SpeculationCounters": "counters",
+    "DraftBatch": "proposer",
+    "DraftRequest": "proposer",
+    "Proposal": "proposer",
+    "Proposer": "proposer",
+    "ProposerSetup": "proposer",
+    "SpeculatorConfig": "proposer",
+    "DraftOutputs": "sequential",
+    "DraftRows": "sequential",
+    "SequentialProposer": "sequential",
+    "WidthPolicy": "width",
+}
+
+__all__ = [
+    "SpeculationCounters",
+    "DraftBatch",
+    "DraftOutputs",
+    "DraftRequest",
+    "DraftRows",
+    "Proposal",
+    "Proposer",
+    "ProposerSetup",
+    "SequentialProposer",
+    "SpeculatorConfig",
+    "WidthPolicy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"pilotfish.speculation.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,169 @@
+"""What a drafter is to the speculative step: the records that pass between them, and the contract.
+
+Knows: requests as token lists and row counts. Does not know: any drafter, target or sampler.
+Axis letters: B requests, T packed rows, D model width, G drafted tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import attrs
+
+from pilotfish.protocols import PipelineModel, ReturnHiddenStates
+
+if TYPE_CHECKING:
+    import torch
+
+    from pilotfish.config import ModelConfig, PipelineConfig
+    from pilotfish.kernels import KernelBackend
+    from pilotfish.registry import Registry
+    from pilotfish.sampling import SamplingRow
+    from pilotfish.state import KVCacheInputs, StateSpec
+    from pilotfish.weights import WeightSource
+
+NO_PROPOSAL: tuple[int, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class DraftRequest:
+    """One request after the target has run: what counts now, and how much may be drafted.
+
+    request_id: of the request. tokens: everything that counts, the newest token included.
+    num_before: rows committed in every cache before this step. num_new: rows of this step that
+        count. Row i belongs to tokens[i], so tokens[num_before + num_new] is the newest token,
+        whose row no cache has yet; only a text that is scored ends without one.
+    width: most tokens to propose; 0 asks only that the rows be taken in.
+    sampling_row: drafted tokens -> the SamplingRow of the token after `tokens` and those.
+    """
+
+    request_id: str
+    tokens: Sequence[int]
+    num_before: int
+    num_new: int
+    width: int
+    sampling_row: Callable[[Sequence[int]], SamplingRow]
+
+    @property
+    def num_after(self) -> int:
+        """Rows that will be committed when this step is."""
+        return self.num_before + self.num_new
+
+
+@attrs.frozen(kw_only=True)
+class DraftBatch:
+    """The requests of one step.
+
+    requests: B of them, in the order of the target's pass.
+    features: [T, F], the target's hidden states as the proposer asked for them, rows that count
+        only, packed in the order of the requests; None when it asked for none.
+    kv_inputs: (request ids, rows of each, leaf, rows to skip of each) -> the view of one pass of
+        the draft over a paged leaf of its own. The rows num_before .. num_after of a request are
+        reserved, and as many scratch rows after them as the proposer asked for.
+    """
+
+    requests: Sequence[DraftRequest]
+    features: torch.Tensor | None
+    kv_inputs: Callable[[Sequence[str], Sequence[int], str, Sequence[int]], KVCacheInputs]
+
+
+@attrs.frozen(kw_only=True)
+class Proposal:
+    """What a drafter proposes for one request.
+
+    tokens: up to `width` token ids of the target, in order; empty: no proposal.
+    laws: [G, V] float32, row i the law that tokens[i] was drawn from; None: deterministic.
+    """
+
+    tokens: Sequence[int] = NO_PROPOSAL
+    laws: torch.Tensor | None = None
+
+
+class SpeculatorConfig(Protocol):
+    """The configuration of a drafter: what `SpeculatorSpec.config` names.
+
+    `initialize` and `finalize` as an ArchConfig's, and what follows.
+    """
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: ModelConfig | None = None,
+        *,
+        registry: Registry | None = None,
+    ) -> Self:
+        """Reads `pipeline_config.model` (the target), `.draft_model` and `.speculative`.
+
+        model_config: the draft; None means `pipeline_config.draft_model`, which is None for a
+        method without a draft. registry: for drafters that run an architecture of another plugin.
+        Raises ConfigError for a draft that was made for another target.
+        """
+        ...
+
+    def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
+        """Returns the config completed from the draft's tensors; called only if it has any."""
+        ...
+
+    return_hidden_states: ReturnHiddenStates
+    """What it reads of the target: NONE, ALL_NORMALIZED or SELECTED."""
+    taps: tuple[int, ...]
+    """With SELECTED: boundaries of the target's residual stream, in the drafter's own order."""
+    max_width: int | None
+    """Most tokens a step that it was trained for; None: any number."""
+    lookahead: int
+    """1 where the draft's row of a token depends on the next token, so that shared pages must
+    agree on it; else 0."""
+
+    def num_scratch_rows(self, width: int) -> int:
+        """Rows past the committed ones that drafting `width` tokens writes in its paged leaves."""
+        ...
+
+    def get_state_specs(self) -> tuple[StateSpec, ...]:
+        """Leaves of its own; they share page ids with the target's."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class ProposerSetup:
+    """Everything that a proposer is made from.
+
+    config: its own, finalized. target: loaded before the proposer; it offers what the spec's
+    `needs` name. registry: for drafters that run an architecture of another plugin.
+    """
+
+    pipeline_config: PipelineConfig
+    config: Any
+    backend: KernelBackend
+    device: torch.device
+    target: PipelineModel
+    registry: Registry
+
+
+class Proposer(Protocol):
+    """A drafter: what `SpeculatorSpec.model` names. Made as `Model(setup)`, without weights.
+
+    It proposes and keeps its own caches; it decides nothing about the text.
+    """
+
+    config_class: ClassVar[type[Any]]
+
+    def load_model(self, weights: WeightSource | None) -> None:
+        """Fills its parameters; weights: the draft's, None for a method without a draft.
+
+        Raises WeightsError naming missing, extra and misshapen tensors.
+        """
+        ...
+
+    def propose(self, batch: DraftBatch) -> Sequence[Proposal]:
+        """Takes in the rows that count and drafts; one Proposal a request, in their order.
+
+        Called once a step, before the step is committed; after an exception it may be called again
+        for the same rows. Text cannot depend on what it proposes.
+        """
+        ...
+
+    def release(self, request_id: str) -> None:
+        """Drops what it keeps for a request outside its caches."""
+        ...

@@ -1,0 +1,247 @@
+"""SequentialProposer: the driver of drafts that propose one token a pass.
+
+Knows: which rows a draft runs in a step, and how its tokens are chosen. Does not know: networks.
+Axis letters: B requests, T packed rows, D draft width, F feature width, G drafted tokens,
+V vocabulary of the target.
+
+A step of one request, with rows p .. p+n-1 that count now and the newest token t:
+
+    shift 1 (reads features) pass 1: rows p .. p+n-1, row i reads token i+1 beside the target's
+                             features of row i; the last one reads t. Later passes: row p+n+k
+                             reads the token drafted last.
+    shift 0 (a small model)  pass 1: rows p .. p+n, row i reads token i; the last one is t's, and
+                             scratch. Later passes: row p+n+1+k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+import torch
+
+from pilotfish.errors import PilotfishError
+from pilotfish.sampling import Sampler
+from pilotfish.speculation.proposer import DraftBatch, DraftRequest, Proposal
+
+if TYPE_CHECKING:
+    from pilotfish.sampling import SamplingRow
+    from pilotfish.state import KVCacheInputs
+
+
+@attrs.frozen(kw_only=True)
+class DraftRows:
+    """One pass of a draft.
+
+    request_ids: B of them. tokens: [T] int64, what each row reads. input_row_offsets: [B+1] int32.
+    kv: where the rows lie in the draft's leaf; rows see their request's earlier rows.
+    features: [T, F] of the target in pass 1 of a draft of shift 1, else None. recycled: [B, D],
+        what the pass before returned for these requests, else None. wanted: [B] host, whether a
+        token is drafted.
+    """
+
+    request_ids: tuple[str, ...]
+    tokens: torch.Tensor
+    input_row_offsets: torch.Tensor
+    kv: KVCacheInputs
+    features: torch.Tensor | None = None
+    recycled: torch.Tensor | None = None
+    wanted: tuple[bool, ...]
+
+    @property
+    def wanted_rows(self) -> list[int]:
+        """The last row of each request that drafts."""
+        ends = self.input_row_offsets.tolist()[1:]
+        return [end - 1 for end, wanted in zip(ends, self.wanted, strict=True) if wanted]
+
+
+@attrs.frozen(kw_only=True)
+class DraftOutputs:
+    """logits: [B', V] float32 over the target's ids, -inf for ids the draft does not know; B' the
+    requests that draft. recycled: [B', D] for their next rows; None for a draft that needs none.
+    """
+
+    logits: torch.Tensor
+    recycled: torch.Tensor | None = None
+
+
+@attrs.define
+class _Live:
+    """A request while it is drafted: its place in the batch, what was drafted, and the laws."""
+
+    place: int
+    request: DraftRequest
+    skip: int
+    drafted: list[int] = attrs.field(factory=list)
+    laws: list[torch.Tensor] = attrs.field(factory=list)
+
+
+class SequentialProposer:
+    """Base of such drafts; a subclass implements `forward`.
+
+    leaf: its paged leaf. shift: see above. max_positions: rows past it are never run: drafting
+    pauses there. device: of its tensors. keeps_laws: whether proposals say which law each token
+    was drawn from ("residual" acceptance needs it).
+    """
+
+    shift: ClassVar[int]
+    config_class: ClassVar[type[Any]]
+
+    def __init__(
+        self,
+        *,
+        leaf: str,
+        device: torch.device,
+        max_positions: int | None = None,
+        keeps_laws: bool = False,
+    ) -> None:
+        self.leaf = leaf
+        self.device = device
+        self.max_positions = max_positions
+        self.keeps_laws = keeps_laws
+        self._sampler = Sampler()
+
+    def forward(self, rows: DraftRows) -> DraftOutputs:
+        """One pass: writes the rows' keys and values, returns logits for the next tokens."""
+        raise NotImplementedError
+
+    def release(self, request_id: str) -> None:
+        """A draft keeps nothing outside its pages."""
+
+    @torch.inference_mode()
+    def propose(self, batch: DraftBatch) -> Sequence[Proposal]:
+        """Takes the rows in, then drafts token by token."""
+        proposals = [Proposal() for _ in batch.requests]
+        live, outputs = self._first_pass(batch)
+        while live:
+            live, recycled = self._choose(live, outputs, proposals)
+            if live:
+                outputs = self._next_pass(batch, live, recycled)
+        return proposals
+
+    def _first_pass(self, batch: DraftBatch) -> tuple[list[_Live], DraftOutputs]:
+        """The rows that count, of every request whose positions are within the limit."""
+        running: list[_Live] = []
+        tokens: list[list[int]] = []
+        feature_rows: list[int] = []
+        first_row = 0
+        for place, request in enumerate(batch.requests):
+            count = self._num_first_rows(request)
+            if count:
+                start = request.num_before + self.shift
+                tokens.append(list(request.tokens[start : start + count]))
+                running.append(_Live(place, request, skip=count))
+                feature_rows.extend(range(first_row, first_row + count))
+            first_row += request.num_new
+        if not running:
+            return [], DraftOutputs(logits=torch.empty(0, 0))
+        features = batch.features if self.shift else None
+        if features is not None and len(feature_rows) != features.shape[0]:
+            features = features[torch.tensor(feature_rows, device=features.device)]
+        wanted = tuple(self._width(live.request) > 0 for live in running)
+        outputs = self.forward(
+            self._rows(batch, running, tokens, skip=None, features=features, wanted=wanted)
+        )
+        return [live for live, wants in zip(running, wanted, strict=True) if wants], outputs
+
+    def _next_pass(
+        self, batch: DraftBatch, live: list[_Live], recycled: torch.Tensor | None
+    ) -> DraftOutputs:
+        rows = self._rows(
+            batch,
+            live,
+            [one.drafted[-1:] for one in live],
+            skip=[one.skip for one in live],
+            recycled=recycled,
+            wanted=(True,) * len(live),
+        )
+        for one in live:
+            one.skip += 1
+        return self.forward(rows)
+
+    def _rows(
+        self,
+        batch: DraftBatch,
+        live: list[_Live],
+        tokens: list[list[int]],
+        *,
+        skip: list[int] | None,
+        wanted: tuple[bool, ...],
+        features: torch.Tensor | None = None,
+        recycled: torch.Tensor | None = None,
+    ) -> DraftRows:
+        ids = tuple(one.request.request_id for one in live)
+        counts = [len(row) for row in tokens]
+        offsets = [0]
+        for count in counts:
+            offsets.append(offsets[-1] + count)
+        flat = [token for row in tokens for token in row]
+        return DraftRows(
+            request_ids=ids,
+            tokens=torch.tensor(flat, dtype=torch.int64, device=self.device),
+            input_row_offsets=torch.tensor(offsets, dtype=torch.int32, device=self.device),
+            kv=batch.kv_inputs(
+                ids, counts, self.leaf, skip if skip is not None else [0] * len(ids)
+            ),
+            features=features,
+            recycled=recycled,
+            wanted=wanted,
+        )
+
+    def _choose(
+        self, live: list[_Live], outputs: DraftOutputs, proposals: list[Proposal]
+    ) -> tuple[list[_Live], torch.Tensor | None]:
+        """Chooses one token each; returns the requests that draft on, with what they recycle.
+
+        The noise is the target's own of that position (Gumbel coupling): where the laws are close
+        the same token wins.
+        """
+        rows = [one.request.sampling_row(one.drafted) for one in live]
+        tokens = self._sample(outputs.logits, rows)
+        going: list[_Live] = []
+        kept: list[int] = []
+        for index, (one, token) in enumerate(zip(live, tokens, strict=True)):
+            if token is not None:
+                if self.keeps_laws:
+                    law = self._sampler.process_logits(
+                        outputs.logits[index : index + 1], rows[index : index + 1]
+                    )
+                    one.laws.append(law.softmax(-1)[0])
+                one.drafted.append(token)
+                laws = torch.stack(one.laws) if one.laws else None
+                proposals[one.place] = Proposal(tokens=tuple(one.drafted), laws=laws)
+                if len(one.drafted) < self._width(one.request):
+                    going.append(one)
+                    kept.append(index)
+        recycled = outputs.recycled
+        if recycled is not None and len(kept) != len(live):
+            recycled = recycled[torch.tensor(kept, dtype=torch.int64, device=recycled.device)]
+        return going, recycled
+
+    def _sample(self, logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
+        """One token a row; None where the draft has no token that may come."""
+        try:
+            return list(self._sampler.sample(logits, rows).token_ids.tolist())
+        except PilotfishError:
+            if len(rows) == 1:
+                return [None]
+            singles = [self._sample(logits[i : i + 1], [row]) for i, row in enumerate(rows)]
+            return [single[0] for single in singles]
+
+    def _num_first_rows(self, request: DraftRequest) -> int:
+        """Rows of pass 1. Rows that count are run also where nothing is drafted."""
+        known = len(request.tokens) - self.shift - request.num_before
+        count = min(request.num_new, known)
+        if not self.shift and self._width(request):
+            count += 1  # the newest token's own row
+        if self.max_positions is not None:
+            count = min(count, self.max_positions - request.num_before)
+        return max(0, count)
+
+    def _width(self, request: DraftRequest) -> int:
+        """Tokens to draft, the positions of all their rows within the limit."""
+        if self.max_positions is None:
+            return request.width
+        first = request.num_after if not self.shift else request.num_after - 1
+        return max(0, min(request.width, self.max_positions - first))

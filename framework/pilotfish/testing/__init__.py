@@ -1,0 +1,83 @@
+"""The conformance kit: whether a plugin, anybody's, keeps the promises of Pilotfish.
+
+Import-light: names are resolved on first use, since they need torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pilotfish.testing.checkpoints import save_tiny, save_with_transformers
+    from pilotfish.testing.examples import SMALL, Examples
+    from pilotfish.testing.naive import NaiveAnswer, naive_answer, naive_token
+    from pilotfish.testing.oracle import Oracle, TransformersOracle
+    from pilotfish.testing.promise import Broken, NotApplicable, Promise, want
+    from pilotfish.testing.session import Session
+    from pilotfish.testing.subject import Subject
+    from pilotfish.testing.suite import (
+        PROMISES,
+        Result,
+        check,
+        promise_named,
+        promises_for,
+        run,
+        tiny_subjects,
+    )
+
+_HOMES = {
+    "Broken": "promise",
+    "Examples": "examples",
+    "NaiveAnswer": "naive",
+    "NotApplicable": "promise",
+    "Oracle": "oracle",
+    "PROMISES": "suite",
+    "Promise": "promise",
+    "Result": "suite",
+    "SMALL": "examples",
+    "Session": "session",
+    "Subject": "subject",
+    "TransformersOracle": "oracle",
+    "check": "suite",
+    "naive_answer": "naive",
+    "naive_token": "naive",
+    "promise_named": "suite",
+    "promises_for": "suite",
+    "run": "suite",
+    "save_tiny": "checkpoints",
+    "save_with_transformers": "checkpoints",
+    "tiny_subjects": "suite",
+    "want": "promise",
+}
+
+__all__ = [
+    "Broken",
+    "Examples",
+    "NaiveAnswer",
+    "NotApplicable",
+    "Oracle",
+    "PROMISES",
+    "Promise",
+    "Result",
+    "SMALL",
+    "Session",
+    "Subject",
+    "TransformersOracle",
+    "check",
+    "naive_answer",
+    "naive_token",
+    "promise_named",
+    "promises_for",
+    "run",
+    "save_tiny",
+    "save_with_transformers",
+    "tiny_subjects",
+    "want",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

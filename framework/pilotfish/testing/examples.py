@@ -1,0 +1,47 @@
+"""Examples: what a plugin tells the conformance kit about an architecture.
+
+Knows: the fields. Does not know: how checkpoints are made; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from pilotfish.testing.oracle import Oracle
+
+SMALL: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+)
+"""Sizes of a tiny model, under what an example's own options say."""
+
+
+@attrs.frozen(kw_only=True)
+class Examples:
+    """Tiny models of one architecture. A spec names a function that returns them, by reference.
+
+    configs: name -> Hugging Face options, laid over `SMALL` (a "text_config" among them too).
+    save: writes a random checkpoint of such options to a folder, for an architecture whose files
+        transformers cannot write; None lets transformers do it.
+    oracle: makes the oracle of a checkpoint's folder; None takes transformers.
+    """
+
+    configs: Mapping[str, Mapping[str, Any]] = attrs.field(factory=lambda: {"plain": {}})
+    save: Callable[[Mapping[str, Any], Path], None] | None = None
+    oracle: Callable[[Path], Oracle] | None = None

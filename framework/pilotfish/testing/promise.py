@@ -1,0 +1,65 @@
+"""Promise: one property that every architecture keeps, by name, with a check that can fail.
+
+Knows: how a broken promise is said. Does not know: any one promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from pilotfish.testing.subject import Subject
+
+
+class Broken(AssertionError):
+    """A promise was not kept.
+
+    got, wanted: in words. promise: its name; "" until `Promise.keep` fills it in.
+    """
+
+    def __init__(self, got: str, wanted: str, promise: str = "") -> None:
+        super().__init__(got, wanted, promise)
+        self.got, self.wanted, self.promise = got, wanted, promise
+
+    def __str__(self) -> str:
+        name = f"{self.promise}: " if self.promise else ""
+        return f"{name}got {self.got}; wanted {self.wanted}"
+
+
+class NotApplicable(Exception):
+    """A promise says nothing about this subject; the message is the reason."""
+
+
+@attrs.frozen(kw_only=True)
+class Promise:
+    """A promise and its check.
+
+    name: as reports and tests show it. check: raises Broken, or NotApplicable with the reason.
+    needs_drafter: whether it is about a drafter, and so is checked only where one is given.
+    """
+
+    name: str
+    check: Callable[[Subject], None]
+    needs_drafter: bool = False
+
+    @property
+    def says(self) -> str:
+        """The promise in a sentence: the first line of the check's docstring."""
+        return (self.check.__doc__ or "").strip().partition("\n")[0]
+
+    def keep(self, subject: Subject) -> None:
+        """Checks one subject. Raises Broken with the promise's name, or NotApplicable."""
+        try:
+            with subject.threads():
+                self.check(subject)
+        except Broken as broken:
+            raise Broken(broken.got, broken.wanted, self.name) from broken.__cause__
+
+
+def want(holds: bool, got: str, wanted: str) -> None:
+    """Raises Broken unless it holds."""
+    if not holds:
+        raise Broken(got, wanted)

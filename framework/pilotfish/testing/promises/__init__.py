@@ -1,0 +1,1 @@
+"""The promises, one module a group; `pilotfish.testing.suite` lists them."""

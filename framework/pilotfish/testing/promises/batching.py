@@ -1,0 +1,144 @@
+"""Promises about what runs beside and before a row: batch mates, chunks, pages, one pass or many.
+
+Knows: schedules. Does not know: what the logits should be, only that they do not change.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from pilotfish.testing.compare import want_same_bits
+from pilotfish.testing.session import Session
+from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
+
+LENGTHS = (1, PAGE_SIZE - 1, LONG, PAGE_SIZE, PAGE_SIZE + 1, 2 * PAGE_SIZE)
+"""Around the page, and a long one in the middle."""
+NUM_SCHEDULES = 4
+CHUNK = 4
+
+
+def batch_equals_singles(subject: Subject) -> None:
+    """A request's logits have the same bits in a batch as alone."""
+    for dtype in subject.dtypes:
+        texts = {str(n): subject.tokens(n, seed) for seed, n in enumerate(LENGTHS)}
+        session = subject.session(dtype)
+        for name, tokens in texts.items():
+            session.add(name, tokens)
+        together = session.run({name: len(tokens) for name, tokens in texts.items()})
+        for name, tokens in texts.items():
+            where = f"{dtype}, the request of {name} tokens in a batch of {len(texts)}"
+            want_same_bits(together[name], subject.alone(tokens, dtype), where)
+
+
+def chunks_equal_whole(subject: Subject) -> None:
+    """However a text is cut into passes, its logits have the same bits as in one pass."""
+    sizes = (1, 2, 3, PAGE_SIZE, PAGE_SIZE + 1, 2 * PAGE_SIZE - 1)
+    for dtype in subject.dtypes:
+        tokens = subject.tokens(LONG)
+        whole = subject.alone(tokens, dtype)
+        for size in sizes:
+            _want_chunked(subject, dtype, tokens, [size] * LONG, whole)
+        _want_chunked(subject, dtype, tokens, [LONG - 1], whole)
+    dtype = subject.dtype
+    tokens = subject.tokens(3 * CHUNK, seed=1)
+    whole = subject.alone(tokens, dtype)
+    for length in range(1, 3 * CHUNK + 1):
+        # The number of prompt tokens stays: where angles depend on it, it is part of the request.
+        session = subject.session(dtype)
+        session.add("a", tokens, num_prompt=len(tokens))
+        session.contexts["a"].tokens = tokens[:length]
+        rows = session.finish("a", [CHUNK] * length)
+        want_same_bits(rows, whole[:length], f"{dtype}, {length} tokens in chunks of {CHUNK}")
+
+
+def _want_chunked(
+    subject: Subject, dtype: str, tokens: list[int], chunks: list[int], whole: torch.Tensor
+) -> None:
+    session = subject.session(dtype)
+    session.add("a", tokens)
+    rows = session.finish("a", chunks)
+    want_same_bits(rows, whole, f"{dtype}, {len(tokens)} tokens in chunks of {chunks[0]}")
+
+
+def mixtures_equal_singles(subject: Subject) -> None:
+    """Prefill, chunks and decode of several requests in one pass, in any mixture, change no bit."""
+    for dtype in subject.dtypes:
+        texts = {str(i): subject.tokens(n, i) for i, n in enumerate((LONG, 1, 9, 14))}
+        alone = {name: subject.alone(tokens, dtype) for name, tokens in texts.items()}
+        for number in range(NUM_SCHEDULES):
+            session = subject.session(dtype, poison=number % 2 == 0)
+            got = _drawn_schedule(session, texts, random.Random(number))
+            for name in texts:
+                where = f"{dtype}, request {name} of drawn schedule {number}"
+                want_same_bits(got[name], alone[name], where)
+
+
+def _drawn_schedule(
+    session: Session, texts: dict[str, list[int]], drawn: random.Random
+) -> dict[str, torch.Tensor]:
+    """Every request's rows, computed in passes over a random few of them."""
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in texts}
+    for name, tokens in texts.items():
+        session.add(name, tokens)
+    while left := [name for name in texts if session.left(name)]:
+        chosen = drawn.sample(left, drawn.randint(1, len(left)))
+        counts = {name: drawn.choice((1, drawn.randint(1, session.left(name)))) for name in chosen}
+        for name, logits in session.run(counts).items():
+            rows[name].append(logits)
+    return {name: torch.cat(pieces) for name, pieces in rows.items()}
+
+
+def pages_do_not_matter(subject: Subject) -> None:
+    """Sizes and places of pages change no bit, and equal rows leave equal bits in the cache."""
+    for dtype in subject.dtypes:
+        tokens = subject.tokens(LONG)
+        first = subject.session(dtype)
+        first.add("a", tokens)
+        whole, kept = first.finish("a"), first.memory_of("a")
+        for size in (1, 2, 16, 128):
+            session = subject.session(dtype, page_size=size)
+            session.add("other", subject.tokens(5, seed=2))
+            session.run({"other": 5})
+            session.add("a", tokens)
+            where = f"{dtype}, pages of {size} tokens"
+            want_same_bits(session.finish("a", [3, 9]), whole, where)
+            for layer, (got, wanted) in enumerate(zip(session.memory_of("a"), kept, strict=True)):
+                want_same_bits(got, wanted, f"{where}, cached rows of layer {layer}")
+
+
+def next_inputs_equal_packed(subject: Subject) -> None:
+    """`prepare_next_token_inputs`, pass after pass, gives what packing afresh gives."""
+    steps, lengths = 5, {"a": 6, "b": 3}
+    for dtype in subject.dtypes:
+        texts = {name: subject.tokens(n + steps, n) for name, n in lengths.items()}
+        packed = subject.session(dtype)
+        for name, tokens in texts.items():
+            packed.add(name, tokens, num_prompt=lengths[name])
+        packed.run(lengths)
+        wanted = [packed.run(dict.fromkeys(texts, 1)) for _ in range(steps)]
+        got = _followed(subject.session(dtype), texts, lengths, steps)
+        for step, (rows, expected) in enumerate(zip(got, wanted, strict=True)):
+            want_same_bits(
+                rows, torch.cat(list(expected.values())), f"{dtype}, {step + 1} rows later"
+            )
+
+
+def _followed(
+    session: Session, texts: dict[str, list[int]], lengths: dict[str, int], steps: int
+) -> list[torch.Tensor]:
+    """Logits of passes of one row, the inputs of each made from those before."""
+    for name, tokens in texts.items():
+        session.add(name, tokens, num_prompt=lengths[name])
+    session.run(lengths)
+    inputs = session.inputs(dict.fromkeys(texts, 1), ahead=steps - 1)
+    found = [session.execute(inputs).logits.clone()]
+    for step in range(1, steps):
+        tokens = [text[lengths[name] + step] for name, text in texts.items()]
+        inputs = session.model.prepare_next_token_inputs(
+            torch.tensor(tokens, device=session.model.device), inputs
+        )
+        found.append(session.execute(inputs).logits.clone())
+    session.commit(dict.fromkeys(texts, steps))
+    return found

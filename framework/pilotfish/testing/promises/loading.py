@@ -1,0 +1,205 @@
+"""Promises about loading: every tensor and every option is used or refused, by name.
+
+Knows: weight sources and configs. Does not know: batches or requests.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from pilotfish.engine.loading import Prepared
+from pilotfish.errors import UserError, WeightsError
+from pilotfish.protocols import PipelineModel
+from pilotfish.testing.compare import want_finite, want_same_bits
+from pilotfish.testing.promise import NotApplicable, want
+from pilotfish.testing.subject import LONG, Subject
+from pilotfish.weights import TensorInfo, WeightSource, open_checkpoint
+from pilotfish.weights.hf_config import PlainConfig
+
+SMALL_BYTES = 16 << 20
+"""A checkpoint up to this is loaded once for every tensor."""
+
+
+@attrs.frozen(kw_only=True)
+class EditedSource:
+    """A weight source with one tensor left out, added or changed.
+
+    drop: a name to leave out. put: name -> a function of the file's tensor (None for a new one).
+    """
+
+    source: WeightSource
+    drop: str = ""
+    put: Mapping[str, Callable[[torch.Tensor | None], torch.Tensor]] = attrs.field(factory=dict)
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """As `WeightSource`."""
+        found = {n: info for n, info in self.source.infos.items() if n != self.drop}
+        for name in self.put:
+            tensor = self.load(name)
+            found[name] = TensorInfo(
+                tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes
+            )
+        return found
+
+    def load(self, name: str) -> torch.Tensor:
+        """As `WeightSource`."""
+        old = self.source.load(name) if name in self.source.infos else None
+        if name in self.put:
+            return self.put[name](old)
+        assert old is not None
+        return old
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+
+def load_edited(prepared: Prepared, source: EditedSource) -> PipelineModel:
+    """A model of the checkpoint as if its file held what `source` says."""
+    pipeline = prepared.pipeline_config
+    config = prepared.route.config_class().initialize(pipeline)
+    config = config.finalize(prepared.checkpoint.huggingface_config, source.infos)
+    model = prepared.route.model_class()(pipeline, config, prepared.backend, device=prepared.device)
+    model.load_model(source)
+    return model
+
+
+def weights_are_strict(subject: Subject) -> None:
+    """A tensor that is missing, of another shape or left over is refused by its name."""
+    prepared = subject.prepared(subject.dtype)
+    source, infos = prepared.weights, prepared.weights.infos
+    for name, info in infos.items():
+        if not _may_be_tied(info, prepared.vocab_size):
+            # One of several spellings may be gone; then the module it belongs to is named.
+            _want_named(prepared, EditedSource(source=source, drop=name), _module(name), "missing")
+    first = next(iter(infos))
+    for name in ("surprise.weight", f"{first}.extra"):
+        extra = EditedSource(source=source, put={name: lambda _: torch.zeros(3)})
+        _want_named(prepared, extra, name, "left over")
+    widest = max(infos, key=lambda name: infos[name].num_bytes)
+    for name in {first, widest, list(infos)[-1]}:
+        put = {name: lambda old: torch.cat([old, old[-1:]])}
+        _want_named(prepared, EditedSource(source=source, put=put), name, "one row too long")
+
+
+def _module(name: str) -> str:
+    short = name.removeprefix("model.")
+    return short.rsplit(".", 2)[0] if short.count(".") > 1 else short
+
+
+def _may_be_tied(info: TensorInfo, vocab_size: int) -> bool:
+    """A head that is not in the file is tied to the embedding: that is no mistake."""
+    return info.shape[0] == vocab_size
+
+
+def _want_named(prepared: Prepared, source: EditedSource, name: str, what: str) -> None:
+    try:
+        load_edited(prepared, source)
+    except UserError as error:
+        short = name.rpartition("model.")[2]
+        said = isinstance(error, WeightsError) and short in str(error)
+        want(said, f"{name} {what}: {type(error).__name__}: {error}", "a WeightsError naming it")
+    else:
+        want(False, f"{name} {what}: accepted", "a WeightsError naming it")
+
+
+def every_tensor_counts(subject: Subject) -> None:
+    """Every tensor of the checkpoint changes the logits when it is changed."""
+    prepared = subject.prepared(subject.dtype)
+    _want_small(prepared)
+    # Several texts: with routed experts each must be some token's choice.
+    texts = [subject.tokens(LONG, seed) for seed in range(3)]
+    before = [subject.alone(tokens) for tokens in texts]
+    for name in prepared.weights.infos:
+        source = EditedSource(source=prepared.weights, put={name: _disturbed})
+        model = load_edited(prepared, source)
+        same = True
+        for tokens, wanted in zip(texts, before, strict=True):
+            session = subject.session(model=model)
+            session.add("a", tokens)
+            got = session.finish("a")
+            want_finite(got, f"with {name} disturbed")
+            same = same and torch.equal(got, wanted)
+            if not same:
+                break
+        want(not same, f"logits that do not depend on {name}", "every tensor used")
+
+
+def _disturbed(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    if not tensor.is_floating_point():
+        return tensor.flip(0)
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
+    return (tensor.float() * (1 + 0.5 * noise) + 0.1 * noise).to(tensor.dtype)
+
+
+def _want_small(prepared: Prepared) -> None:
+    size = sum(info.num_bytes for info in prepared.weights.infos.values())
+    if size > SMALL_BYTES:
+        raise NotApplicable(f"the checkpoint has {size >> 20} MiB: too many to load once a tensor")
+
+
+def config_round_trips(subject: Subject) -> None:
+    """A config is frozen, made alike from alike, only reads, and knows its state early."""
+    before = open_checkpoint(subject.model, subject.registry).huggingface_config.to_dict()
+    prepared = subject.prepared(subject.dtype)
+    hf, pipeline = prepared.checkpoint.huggingface_config, prepared.pipeline_config
+    config_class = prepared.route.config_class()
+    first = config_class.initialize(pipeline)
+    final = first.finalize(hf, prepared.weights.infos)
+    changed = {name for name, value in hf.to_dict().items() if before.get(name, ...) != value}
+    want(not changed, f"{sorted(changed)} of the Hugging Face config changed", "it is only read")
+    again = config_class.initialize(pipeline).finalize(hf, prepared.weights.infos)
+    want(again == final, f"{again}", f"{final}, made twice from the same")
+    twice = final.finalize(hf, prepared.weights.infos)
+    want(twice == final, f"{twice}, finalized twice", f"{final}")
+    plain = attrs.evolve(
+        pipeline, model=attrs.evolve(pipeline.model, huggingface_config=PlainConfig(before))
+    )
+    from_plain = config_class.initialize(plain).finalize(
+        PlainConfig(before), prepared.weights.infos
+    )
+    want(from_plain == final, f"{from_plain}, read from a plain dict", f"{final}")
+    want(copy.deepcopy(final) == final, "a copy that is not equal", "an equal one")
+    for name in ("get_state_specs", "get_max_seq_len", "get_kv_params"):
+        early, late = getattr(first, name)(), getattr(final, name)()
+        want(early == late, f"{name} {early} before weights are known", f"{late}, as after")
+    want(tuple(prepared.model.state) == final.get_state_specs(), "another state", "the config's")
+    _want_frozen(final)
+
+
+def _want_frozen(config: Any) -> None:
+    name = (
+        next((f.name for f in attrs.fields(type(config))), None)
+        if attrs.has(type(config))
+        else next(iter(vars(config)), None)
+    )
+    try:
+        setattr(config, str(name), None)
+    except AttributeError:
+        return
+    want(False, f"{name} of {type(config).__name__} was set", "a frozen config")
+
+
+def parameters_are_known_early(subject: Subject) -> None:
+    """The parameters' shapes, known before weights are read, hold as many numbers as the file."""
+    prepared = subject.prepared(subject.dtype)
+    shapes = prepared.model.parameter_shapes()
+    declared = sum(torch.Size(shape).numel() for shape in shapes.values())
+    want(declared == prepared.num_parameters, f"{declared} numbers", f"{prepared.num_parameters}")
+
+
+def loading_twice_is_the_same(subject: Subject) -> None:
+    """Two models loaded from one checkpoint give the same bits, also beside one another."""
+    tokens = subject.tokens(LONG)
+    for dtype in subject.dtypes:
+        wanted = subject.alone(tokens, dtype)
+        session = subject.session(dtype, model=subject.load(dtype))
+        session.add("a", tokens)
+        want_same_bits(session.finish("a"), wanted, f"{dtype}, another model")
+        want_same_bits(subject.alone(tokens, dtype), wanted, f"{dtype}, the first one again")

@@ -1,0 +1,89 @@
+"""Promises about a checkpoint's options: one that changes the maths is read or refused, by name.
+
+Knows: the oracle under other options. Does not know: what an option means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from pilotfish.errors import ConfigError, UserError
+from pilotfish.testing.compare import want_near
+from pilotfish.testing.promise import Broken, want
+from pilotfish.testing.subject import LONG, Subject
+
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
+NESTED = ("rope_parameters", "text_config")
+
+
+def options_are_read_or_refused(subject: Subject) -> None:
+    """Every option that changes the oracle's logits changes ours alike, or is refused by name."""
+    tokens = subject.tokens(LONG)
+    base = subject.oracle.exact(tokens, "float32")
+    for path, changes in other_options(subject):
+        with subject.with_config(changes) as changed:
+            try:
+                exact = changed.oracle.exact(tokens, "float32")
+                if exact.shape == base.shape and torch.equal(exact, base):
+                    continue
+                eager = changed.oracle.eager(tokens, "float32")
+            except Exception:  # the oracle itself refuses it, for whatever reason
+                continue
+            try:
+                ours = changed.alone(tokens, "float32").cpu()
+            except UserError as error:
+                name = path.rpartition(".")[2]
+                want(name in str(error), f"{changes}: {error}", f"an error that names {name}")
+                continue
+            try:
+                want_near(ours, exact, eager, "logits")
+            except Broken as broken:
+                raise Broken(f"{changes} was accepted, {broken.got}", broken.wanted) from broken
+
+
+def other_options(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each option of the checkpoint with another value: its dotted name, the changed options."""
+    values = subject.prepared(subject.dtype).checkpoint.huggingface_config.to_dict()
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name in NESTED:
+            for inner, number in value.items():
+                for other in _others(number):
+                    yield f"{name}.{inner}", {name: {**value, inner: other}}
+        else:
+            for other in _others(value):
+                yield name, {name: other}
+
+
+def _others(value: Any) -> list[Any]:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, float):
+        return [1.5 * value + 0.25]
+    if value is None:
+        return [3, 0.5]
+    return ["relu"] if value in ACTIVATIONS else []
+
+
+def unknown_kinds_are_refused(subject: Subject) -> None:
+    """An unknown rope type or quantization is refused, by name, before weights are read."""
+    hf = subject.prepared(subject.dtype).checkpoint.huggingface_config.to_dict()
+    changes: list[dict[str, Any]] = [{"quantization_config": {"quant_method": "unheard-of"}}]
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(hf.get(name), Mapping):
+            changes.append({name: {**hf[name], "rope_type": "unheard-of", "factor": 2.0}})
+    for change in changes:
+        with subject.with_config(change) as changed:
+            try:
+                changed.prepared(subject.dtype)
+            except ConfigError as error:
+                named = "unheard-of" in str(error) or next(iter(change)) in str(error)
+                want(named, f"{change}: {error}", "an error that names the option")
+            except UserError:
+                continue  # refused where the config is read
+            else:
+                want(False, f"{change} was accepted", "a ConfigError that names it")

@@ -1,0 +1,65 @@
+"""Promises about requests: each has one terminal event, and what cannot be served is refused.
+
+Knows: `LLM`. Does not know: scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pilotfish.config import SamplingParams
+from pilotfish.errors import UserError
+from pilotfish.testing.promise import want
+from pilotfish.testing.subject import Subject
+
+CONTEXT = 24
+
+
+def every_request_ends_once(subject: Subject) -> None:
+    """Every request has exactly one end, the refused ones too, and says why; nothing stays held."""
+    greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    prompts = [
+        subject.tokens(5),
+        subject.tokens(CONTEXT),
+        [],
+        subject.tokens(CONTEXT - 1),
+        [subject.vocab_size],
+        subject.tokens(3 * CONTEXT),
+        subject.tokens(1),
+    ]
+    reasons = ["length", "error", "error", "length", "error", "error", "length"]
+    with subject.llm(max_length=CONTEXT, max_batch_tokens=6) as llm:
+        outputs = llm.generate(prompts, greedy, progress=False)
+        got = [output.finish_reason for output in outputs]
+        want(got == reasons, f"ends {got}", f"{reasons}")
+        for output in outputs:
+            named = bool(output.error) == (output.finish_reason == "error")
+            want(
+                named, f"the error {output.error!r} of request {output.index}", "one that says why"
+            )
+        want(len(outputs[3].token_ids) == 1, "an answer past the context", "one token")
+        deltas = list(llm.stream(prompts[0], greedy))
+        ends = [delta.finish_reason for delta in deltas if delta.finish_reason is not None]
+        want(ends == ["length"], f"terminal events {ends} of a stream", "['length'], once")
+        streamed = [token for delta in deltas for token in delta.token_ids]
+        want(streamed == list(outputs[0].token_ids), f"streamed {streamed}", "the same tokens")
+        for prompt in (prompts[1], prompts[4]):
+            _want_refused(
+                lambda prompt=prompt: llm.generate(prompt, greedy),  # type: ignore[misc]
+                f"a single prompt of {len(prompt)} tokens",
+            )
+
+
+def limits_are_refused(subject: Subject) -> None:
+    """A context that the model cannot reach is refused before weights are read."""
+    _want_refused(
+        lambda: subject.prepared(subject.dtype, max_length=1 << 40), "max_length of 2**40"
+    )
+
+
+def _want_refused(call: Callable[[], object], what: str) -> None:
+    try:
+        call()
+    except UserError:
+        return
+    want(False, f"{what} was accepted", "a UserError that says why")

@@ -1,0 +1,112 @@
+"""The pytest plugin: every promise as a test of its own, in three lines.
+
+    @pytest.mark.pilotfish("StableLmForCausalLM")
+    def test_conformance(promise):
+        promise.keep()
+
+Knows: markers and parameters. Does not know: promises. Import-light: pytest loads it always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+
+if TYPE_CHECKING:
+    from pilotfish.registry import Registry
+    from pilotfish.testing.subject import Subject
+
+MARKER = "pilotfish(architecture, *, promises=None, registry=None, dtypes=None, draft=None, \
+speculative=None): the tests of the conformance kit for an architecture, or for a drafter on it; \
+use it with the fixture `promise`"
+
+
+@attrs.frozen(kw_only=True)
+class BoundPromise:
+    """A promise and the subjects it is checked on: an architecture's tiny checkpoints."""
+
+    name: str
+    subjects: list[Subject]
+
+    def keep(self) -> None:
+        """Fails the test when the promise is broken; skips it where it applies to no subject."""
+        __tracebackhide__ = True
+        from pilotfish.testing.promise import NotApplicable
+        from pilotfish.testing.suite import promise_named
+
+        reasons = []
+        for subject in self.subjects:
+            try:
+                promise_named(self.name).keep(subject)
+            except NotApplicable as reason:
+                reasons.append(f"{subject.name}: {reason}")
+        if len(reasons) == len(self.subjects):
+            pytest.skip("; ".join(reasons))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declares the marker."""
+    config.addinivalue_line("markers", MARKER)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a promise, for a function that is marked and asks for `promise`."""
+    marker = metafunc.definition.get_closest_marker("pilotfish")
+    if marker is None or "promise" not in metafunc.fixturenames:
+        return
+    from pilotfish.testing.suite import promises_for
+
+    asked = promises_for(with_drafter="speculative" in marker.kwargs)
+    names = marker.kwargs.get("promises") or [promise.name for promise in asked]
+    metafunc.parametrize("promise", names, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def _pilotfish_subjects() -> Iterator[_Subjects]:
+    made = _Subjects()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def promise(request: pytest.FixtureRequest, _pilotfish_subjects: Any) -> BoundPromise:
+    """One promise of the architecture that the marker names; `promise.keep()` checks it."""
+    marker = request.node.get_closest_marker("pilotfish")
+    if marker is None or not hasattr(request, "param"):
+        raise pytest.UsageError('the fixture `promise` wants @pytest.mark.pilotfish("Name")')
+    options = {
+        key: marker.kwargs[key]
+        for key in ("dtypes", "draft", "speculative")
+        if marker.kwargs.get(key)
+    }
+    subjects = _pilotfish_subjects.of(marker.args[0], marker.kwargs.get("registry"), options)
+    return BoundPromise(name=request.param, subjects=subjects)
+
+
+class _Subjects:
+    """The tiny checkpoints of the architectures asked for, made once and kept for the run."""
+
+    def __init__(self) -> None:
+        from contextlib import ExitStack
+
+        self._exits = ExitStack()
+        self._made: dict[Any, list[Subject]] = {}
+
+    def of(
+        self, architecture: str, registry: Registry | None, options: dict[str, Any]
+    ) -> list[Subject]:
+        from pilotfish.plugins import load_registry
+        from pilotfish.testing.suite import tiny_subjects
+
+        key = (architecture, id(registry), repr(options))
+        if key not in self._made:
+            found = registry if registry is not None else load_registry()
+            made = tiny_subjects(architecture, found, **options)
+            self._made[key] = self._exits.enter_context(made)
+        return self._made[key]
+
+    def close(self) -> None:
+        self._exits.close()

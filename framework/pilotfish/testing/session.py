@@ -1,0 +1,132 @@
+"""Session: requests over one model and one state, pass by pass as the test asks. No scheduler.
+
+Knows: the lifecycle of state. Does not know: what should come out.
+Axis letters: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from pilotfish.batch import RequestContext
+from pilotfish.engine.length_rules import LengthRules
+from pilotfish.engine.runner import paged_leaf, pass_inputs
+from pilotfish.protocols import ModelInputs, ModelOutputs, PipelineModel
+from pilotfish.state import StateManager
+
+
+class Session:
+    """Live requests by name. A session's state is its own; its model may serve several sessions.
+
+    model: with VARIABLE logits unless the test knows better.
+    """
+
+    def __init__(self, model: PipelineModel, state: StateManager) -> None:
+        self.model = model
+        self.state = state
+        self.contexts: dict[str, RequestContext] = {}
+
+    def add(
+        self, name: str, tokens: Sequence[int], *, num_prompt: int | None = None, warm: bool = False
+    ) -> RequestContext:
+        """A new request with all its tokens known.
+
+        num_prompt: how many of them are prompt; None: all. warm: takes a prefix hit.
+        """
+        prompt = len(tokens) if num_prompt is None else num_prompt
+        rules = LengthRules.of(self.model.config)
+        # As if all of an answer had been computed anew when the model wanted that.
+        restart = (rules.recompute_length or 0) + 1
+        restarts = rules.must_restart(prompt, len(tokens))
+        salt = rules.salt(restart if restarts else prompt)
+        context = RequestContext(
+            request_id=name,
+            tokens=list(tokens),
+            num_computed=self.state.claim(name, tokens if warm else (), salt),
+            num_prompt_tokens=prompt,
+            num_restart_tokens=restart if restarts else 0,
+        )
+        self.contexts[name] = context
+        return context
+
+    def drop(self, name: str) -> None:
+        """Releases a request."""
+        self.state.release(name)
+        self.model.release(name)
+        del self.contexts[name]
+
+    def left(self, name: str) -> int:
+        """Tokens whose rows are not computed."""
+        context = self.contexts[name]
+        return len(context.tokens) - context.num_computed
+
+    def inputs(
+        self, rows: Mapping[str, int], wanted: Mapping[str, int] | None = None, ahead: int = 0
+    ) -> ModelInputs:
+        """Reserves the next rows of some requests; the inputs of a pass over them.
+
+        rows: name -> rows, in the order of the batch. wanted: rows of logits; None: all.
+        ahead: rows reserved beyond them, for passes that follow from these inputs.
+        """
+        contexts = [self.contexts[name] for name in rows]
+        for context, count in zip(contexts, rows.values(), strict=True):
+            start = context.num_computed
+            self.state.reserve(context.request_id, context.tokens[start : start + count + ahead])
+            context.num_scheduled = count
+        counts = rows if wanted is None else wanted
+        return pass_inputs(
+            self.model,
+            self.state,
+            contexts,
+            [counts[name] for name in rows],
+            paged_leaf(self.model),
+        )
+
+    @torch.inference_mode()
+    def execute(self, inputs: ModelInputs) -> ModelOutputs:
+        """One pass; commits nothing."""
+        return self.model.execute(inputs)
+
+    def commit(self, rows: Mapping[str, int]) -> None:
+        """Keeps the first rows of each request's pass; the others never happened."""
+        for name, count in rows.items():
+            self.state.commit(name, count)
+            self.contexts[name].num_computed += count
+            self.contexts[name].num_scheduled = 0
+
+    def run(
+        self,
+        rows: Mapping[str, int],
+        *,
+        wanted: Mapping[str, int] | None = None,
+        keep: Mapping[str, int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """One pass, committed; name -> logits [rows, V]. keep: rows to commit; None: all."""
+        outputs = self.execute(self.inputs(rows, wanted))
+        self.commit(rows if keep is None else keep)
+        bounds = outputs.logit_offsets.tolist()
+        return {
+            name: outputs.logits[bounds[i] : bounds[i + 1]].clone() for i, name in enumerate(rows)
+        }
+
+    def finish(self, name: str, chunks: Sequence[int] = ()) -> torch.Tensor:
+        """All rows that are left, in chunks of the given sizes and then at once: [rows, V]."""
+        found = []
+        for size in (*chunks, self.left(name)):
+            count = min(size, self.left(name))
+            if count:
+                found.append(self.run({name: count})[name])
+        return torch.cat(found)
+
+    def memory_of(self, name: str) -> list[torch.Tensor]:
+        """The committed rows of a request in every layer of the paged leaf, each [rows, ...]."""
+        leaf = paged_leaf(self.model)
+        if leaf is None:
+            return []
+        pages = list(self.state.pages_of(name))
+        count = self.state.num_committed(name)
+        return [
+            block[pages].flatten(0, 1)[:count].clone() for block in self.state.leaf(leaf).blocks
+        ]

@@ -1,0 +1,252 @@
+"""Subject: one checkpoint under test, and everything a promise needs to test it.
+
+Knows: how models, states and oracles of the checkpoint are made. Does not know: any promise.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+import torch
+
+from pilotfish.config import CacheConfig, SpeculativeConfig
+from pilotfish.config.runtime import BackendName
+from pilotfish.engine import LLM
+from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.protocols import PipelineModel, ReturnHiddenStates, ReturnLogits
+from pilotfish.registry import Registry
+from pilotfish.testing.checkpoints import copy_with_config, copy_with_weights, examples_of
+from pilotfish.testing.oracle import Oracle, TransformersOracle
+from pilotfish.testing.promise import NotApplicable
+from pilotfish.testing.session import Session
+from pilotfish.weights.safetensors import SINGLE_FILE
+
+PAGE_SIZE = 4
+"""Tokens in a page, unless a test asks for another size: small, so that borders are everywhere."""
+NUM_PAGES = 64
+LONG = 27
+"""Tokens of a long prompt: several pages, and no multiple of anything."""
+
+
+@attrs.define(kw_only=True)
+class Subject:
+    """A checkpoint, with the dtypes, device and kernels it is tested on. A context manager.
+
+    name: for reports. model: directory, .gguf file, hub id or "demo". dtypes: "float32" and so on.
+    num_threads: of torch while a promise is checked; None leaves it.
+    draft, speculative: a drafter to be tested on it, for the promises about drafts.
+    """
+
+    name: str
+    model: str
+    registry: Registry
+    dtypes: Sequence[str] = ("float32", "bfloat16")
+    device: str = "auto"
+    backend: BackendName = "auto"
+    num_threads: int | None = None
+    draft: str | None = None
+    speculative: SpeculativeConfig | None = None
+    _models: dict[str, tuple[Prepared, PipelineModel]] = attrs.field(factory=dict, repr=False)
+    _oracle: Oracle | NotApplicable | None = attrs.field(default=None, repr=False)
+    _exits: ExitStack = attrs.field(factory=ExitStack, repr=False)
+
+    # Facts
+
+    @property
+    def dtype(self) -> str:
+        """The one dtype of promises that do not turn on it."""
+        return self.dtypes[0]
+
+    def prepared(self, dtype: str, **options: Any) -> Prepared:
+        """The checkpoint opened and routed, no weights read. options: of `prepare_from_options`."""
+        options.setdefault("cache", CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=NUM_PAGES))
+        where = {"device": self.device, "backend": self.backend, **options}
+        return prepare_from_options(self.model, registry=self.registry, dtype=dtype, **where)
+
+    def check_draft(self) -> None:
+        """Raises a UserError for a drafter that does not fit; reads no weights."""
+        if self.speculative is not None:
+            self.prepared(self.dtype, draft=self.draft, speculative=self.speculative)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model knows."""
+        return self._loaded(self.dtype)[0].vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest context."""
+        return int(self._loaded(self.dtype)[1].config.get_max_seq_len())
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the architecture's spec says it offers to drafters."""
+        return self._loaded(self.dtype)[0].route.architecture.capabilities
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's directory. Raises NotApplicable unless it holds one safetensors file."""
+        path = self._loaded(self.dtype)[0].checkpoint.path
+        if not (path / SINGLE_FILE).is_file():
+            raise NotApplicable(f"the checkpoint is no directory with {SINGLE_FILE}")
+        return path
+
+    @property
+    def oracle(self) -> Oracle:
+        """The author's, else transformers'. Raises NotApplicable where there is none."""
+        if self._oracle is None:
+            try:
+                self._oracle = self._find_oracle()
+            except NotApplicable as reason:
+                self._oracle = reason
+        if isinstance(self._oracle, NotApplicable):
+            raise self._oracle
+        return self._oracle
+
+    def tokens(self, count: int, seed: int = 0) -> list[int]:
+        """Random token ids."""
+        drawn = random.Random(f"{seed}")
+        return [drawn.randrange(self.vocab_size) for _ in range(count)]
+
+    # Things to run
+
+    def load(
+        self,
+        dtype: str,
+        logits: ReturnLogits = ReturnLogits.VARIABLE,
+        hidden: ReturnHiddenStates = ReturnHiddenStates.NONE,
+        boundaries: Sequence[int] = (),
+    ) -> PipelineModel:
+        """A new model with weights."""
+        prepared = self._loaded(dtype)[0]
+        model = prepared.route.model_class()(
+            prepared.pipeline_config,
+            prepared.model.config,
+            prepared.backend,
+            device=prepared.device,
+            return_logits=logits,
+            return_hidden_states=hidden,
+            hidden_state_boundaries=tuple(boundaries),
+        )
+        model.load_model(prepared.weights)
+        return model
+
+    def session(
+        self,
+        dtype: str | None = None,
+        *,
+        model: PipelineModel | None = None,
+        page_size: int = PAGE_SIZE,
+        num_pages: int = NUM_PAGES,
+        prefix_caching: bool = False,
+        poison: bool = True,
+    ) -> Session:
+        """A session with a state of its own; model: None takes one that sessions share.
+
+        poison: rows that nobody may read are NaN.
+        """
+        dtype = dtype or self.dtype
+        cache = CacheConfig(
+            page_size_tokens=page_size, num_pages=num_pages, prefix_caching=prefix_caching
+        )
+        base, shared = self._loaded(dtype)
+        prepared = attrs.evolve(
+            base,
+            model=model or shared,
+            pipeline_config=attrs.evolve(base.pipeline_config, cache=cache),
+            memory_plan=attrs.evolve(
+                base.memory_plan, num_pages=num_pages, page_size_tokens=page_size
+            ),
+        )
+        return Session(prepared.model, prepared.allocate(poison=poison))
+
+    def alone(
+        self, tokens: Sequence[int], dtype: str | None = None, *, num_prompt: int | None = None
+    ) -> torch.Tensor:
+        """The naive answer: one request, one pass, nothing cached. [T, V] logits of every row."""
+        session = self.session(dtype)
+        session.add("alone", tokens, num_prompt=num_prompt)
+        return session.finish("alone")
+
+    def llm(self, dtype: str | None = None, *, num_pages: int = 256, **options: Any) -> LLM:
+        """The engine as users run it, with small pages. options: of `LLM`."""
+        options.setdefault("cache", CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=num_pages))
+        return LLM(
+            self.model,
+            dtype=dtype or self.dtype,
+            device=self.device,
+            backend=self.backend,
+            registry=self.registry,
+            **options,
+        )
+
+    # Changed copies
+
+    def with_config(self, changes: Mapping[str, Any]) -> Subject:
+        """The checkpoint with other options and the same weights."""
+        return self._copy(lambda target: copy_with_config(self.folder, target, changes))
+
+    def with_weights(self, change: Callable[[dict[str, torch.Tensor]], None]) -> Subject:
+        """The checkpoint with changed tensors."""
+        return self._copy(lambda target: copy_with_weights(self.folder, target, change))
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Limits torch's threads as `num_threads` says, for a while."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.num_threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def close(self) -> None:
+        """Drops the models, and of a copy the files."""
+        self._exits.close()
+        self._models.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _copy(self, make: Callable[[Path], Path]) -> Subject:
+        exits = ExitStack()
+        folder = Path(exits.enter_context(TemporaryDirectory(prefix="pilotfish-")))
+        return Subject(
+            name=self.name,
+            model=str(make(folder / "copy")),
+            registry=self.registry,
+            dtypes=self.dtypes,
+            device=self.device,
+            backend=self.backend,
+            num_threads=self.num_threads,
+            exits=exits,
+        )
+
+    def _loaded(self, dtype: str) -> tuple[Prepared, PipelineModel]:
+        if dtype not in self._models:
+            prepared = self.prepared(dtype)
+            prepared.model.load_model(prepared.weights)
+            self._models[dtype] = (prepared, prepared.model)
+        return self._models[dtype]
+
+    def _find_oracle(self) -> Oracle:
+        architecture = self._loaded(self.dtype)[0].route.hf_architecture
+        make = examples_of(architecture, self.registry).oracle
+        if make is not None:
+            return make(self._loaded(self.dtype)[0].checkpoint.path)
+        return TransformersOracle(self.folder)

@@ -1,0 +1,192 @@
+"""The suite: every promise by name, and what comes of checking them.
+
+Knows: the list. Does not know: how results are shown.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Literal
+
+import attrs
+
+from pilotfish.config import SpeculativeConfig
+from pilotfish.config.runtime import BackendName
+from pilotfish.errors import UserError
+from pilotfish.nearest import did_you_mean
+from pilotfish.registry import Registry
+from pilotfish.testing.checkpoints import examples_of, save_tiny
+from pilotfish.testing.promise import Broken, NotApplicable, Promise
+from pilotfish.testing.promises import (
+    batching,
+    lifecycle,
+    loading,
+    options,
+    outputs,
+    parity,
+    requests,
+    sampling,
+    speculation,
+)
+from pilotfish.testing.subject import Subject
+
+Status = Literal["ok", "FAILED", "not applicable"]
+
+_GROUPS = {
+    "parity with the oracle": parity.logits_are_the_oracles,
+    "greedy tokens are the oracle's": parity.greedy_tokens_are_the_oracles,
+    "boundaries are the oracle's": parity.boundaries_are_the_oracles,
+    "batch equals singles": batching.batch_equals_singles,
+    "any chunking equals one chunk": batching.chunks_equal_whole,
+    "any mixture equals singles": batching.mixtures_equal_singles,
+    "pages do not matter": batching.pages_do_not_matter,
+    "next inputs equal packed inputs": batching.next_inputs_equal_packed,
+    "any history equals committed only": lifecycle.history_equals_committed,
+    "preemption is invisible": lifecycle.preemption_is_invisible,
+    "tiny pools do not matter": lifecycle.tiny_pools_do_not_matter,
+    "warm prefix equals cold": lifecycle.warm_equals_cold,
+    "passes write their rows only": lifecycle.passes_write_their_rows_only,
+    "scratch is never read": lifecycle.scratch_is_never_read,
+    "exceptions change nothing": lifecycle.exceptions_change_nothing,
+    "declared state is all": lifecycle.declared_state_is_all,
+    "logit modes agree": outputs.logit_modes_agree,
+    "hidden modes agree": outputs.hidden_modes_agree,
+    "hidden states survive chunks": outputs.hidden_states_survive_chunks,
+    "buffers are in declared order": outputs.buffers_are_in_declared_order,
+    "same seed, same text": sampling.same_seed_same_text,
+    "seeds matter": sampling.seeds_matter,
+    "texts are naive decodings": sampling.texts_are_naive_decodings,
+    "prompt log probabilities are the model's": sampling.prompt_logprobs_are_the_models,
+    "ties go to the lowest id": sampling.ties_go_to_the_lowest_id,
+    "limits cut the same text": sampling.limits_cut_the_same_text,
+    "every request ends once": requests.every_request_ends_once,
+    "limits are refused": requests.limits_are_refused,
+    "weights are strict": loading.weights_are_strict,
+    "every tensor counts": loading.every_tensor_counts,
+    "config round trip": loading.config_round_trips,
+    "parameters are known early": loading.parameters_are_known_early,
+    "loading twice is the same": loading.loading_twice_is_the_same,
+    "no drafter changes a text": speculation.no_drafter_changes_a_text,
+    "right drafts count, wrong ones do not": speculation.right_drafts_count_and_wrong_ones_do_not,
+    "a failing drafter loses nothing": speculation.a_failing_drafter_loses_nothing,
+    "options are read or refused": options.options_are_read_or_refused,
+    "unknown kinds are refused": options.unknown_kinds_are_refused,
+}
+
+_DRAFTS = {
+    "the draft changes no text": speculation.the_draft_changes_no_text,
+    "a warm prefix drafts as a cold one": speculation.a_warm_prefix_drafts_as_a_cold_one,
+    "a draft batch equals singles": speculation.a_draft_batch_equals_singles,
+    "residual acceptance keeps the law": speculation.residual_acceptance_keeps_the_law,
+    "target and draft fail together": speculation.an_exception_leaves_target_and_draft_equal,
+}
+
+PROMISES: tuple[Promise, ...] = (
+    *(Promise(name=n, check=c) for n, c in _GROUPS.items()),
+    *(Promise(name=n, check=c, needs_drafter=True) for n, c in _DRAFTS.items()),
+)
+"""Every promise, in the order of reports."""
+
+
+def promises_for(*, with_drafter: bool) -> tuple[Promise, ...]:
+    """Those that say something: about drafters only where one is given."""
+    return tuple(promise for promise in PROMISES if with_drafter or not promise.needs_drafter)
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """What came of one promise and one subject.
+
+    said: what was got and wanted, or why it does not apply; "" for "ok". seconds: it took.
+    """
+
+    promise: str
+    subject: str
+    status: Status
+    said: str = ""
+    seconds: float = 0.0
+
+
+def promise_named(name: str) -> Promise:
+    """The promise of a name. Raises UserError with the nearest names."""
+    for promise in PROMISES:
+        if promise.name == name:
+            return promise
+    names = [promise.name for promise in PROMISES]
+    raise UserError(f"no promise is named {name!r}{did_you_mean(name, names)}")
+
+
+def check(promise: Promise, subject: Subject) -> Result:
+    """Checks one promise. An exception that is neither Broken nor NotApplicable fails it too."""
+    start, status, said = perf_counter(), "ok", ""
+    try:
+        promise.keep(subject)
+    except NotApplicable as reason:
+        status, said = "not applicable", str(reason)
+    except Broken as broken:
+        status, said = "FAILED", f"got {broken.got}; wanted {broken.wanted}"
+    except Exception as error:  # a plugin may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        status = "FAILED"
+        said = f"got {type(error).__name__}: {error} ({place.filename}:{place.lineno}); wanted none"
+    return Result(
+        promise=promise.name,
+        subject=subject.name,
+        status=status,  # type: ignore[arg-type]
+        said=said,
+        seconds=perf_counter() - start,
+    )
+
+
+def run(subjects: Sequence[Subject], promises: Iterable[Promise] = PROMISES) -> Iterator[Result]:
+    """Checks promises one after another, each on every subject."""
+    for promise in promises:
+        for subject in subjects:
+            yield check(promise, subject)
+
+
+@contextmanager
+def tiny_subjects(
+    architecture: str,
+    registry: Registry,
+    *,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    device: str = "auto",
+    backend: BackendName = "auto",
+    only: Sequence[str] = (),
+    draft: str | None = None,
+    speculative: SpeculativeConfig | None = None,
+) -> Iterator[list[Subject]]:
+    """Tiny random checkpoints of an architecture, one for each of its examples, while it lasts.
+
+    only: names of examples; none: all. draft, speculative: a drafter to be tested on them.
+    Raises RouteError, PluginError, and whatever UserError the plugin raises for its own examples.
+    """
+    names = [n for n in examples_of(architecture, registry).configs if not only or n in only]
+    with TemporaryDirectory(prefix="pilotfish-") as folder:
+        subjects = [
+            Subject(
+                name=name,
+                model=str(save_tiny(architecture, name, Path(folder), registry)),
+                registry=registry,
+                dtypes=tuple(dtypes),
+                device=device,
+                backend=backend,
+                draft=draft,
+                speculative=speculative,
+                num_threads=1,  # toy sizes: a second thread costs more than it gives
+            )
+            for name in names
+        ]
+        try:
+            for subject in subjects:
+                subject.prepared(subject.dtype)
+            yield subjects
+        finally:
+            for subject in subjects:
+                subject.close()

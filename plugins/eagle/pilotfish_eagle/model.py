@@ -1,0 +1,183 @@
+"""EagleModel: EAGLE-1, EAGLE-2 and EAGLE-3 drafts as sequential proposers.
+
+Knows: one pass of the draft, padding, loading, what is borrowed of the target. Does not know: which
+rows run or how tokens are chosen (SequentialProposer).
+Axis letters: B requests, T packed rows, T' rows with padding, D draft width, F features, V
+vocabulary of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any, ClassVar
+
+import torch
+
+from pilotfish.errors import WeightsError
+from pilotfish.kernels.linear import row_multiple
+from pilotfish.kernels.paged_attention import attention_row_multiple, plan_attention
+from pilotfish.layers.decoder import Stream
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.rows import padded
+from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
+from pilotfish.weights import WeightSource, execute_load, plan_load
+from pilotfish_eagle.config import LEAF, EagleConfig
+from pilotfish_eagle.network import EagleNetwork
+from pilotfish_eagle.weights import weight_rules
+
+
+class EagleModel(SequentialProposer):
+    """A draft; made without weights.
+
+    setup: its finalized config, and the target, whose embedding and head it borrows where it has
+    none of its own (EAGLE-1 always borrows the head).
+    """
+
+    config_class: ClassVar[type[EagleConfig]] = EagleConfig
+    shift: ClassVar[int] = 1
+
+    def __init__(self, setup: ProposerSetup) -> None:
+        config: EagleConfig = setup.config
+        speculative = setup.pipeline_config.speculative
+        super().__init__(
+            leaf=LEAF,
+            device=torch.device(setup.device),
+            max_positions=config.max_position,
+            keeps_laws=speculative is not None and speculative.acceptance == "residual",
+        )
+        self.config = config
+        self.backend = setup.backend
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.target: Any = setup.target
+        self.network = EagleNetwork(config)
+        self._row_multiple = 1
+        self._head_multiple = 1
+        self._attention_multiple: int | None = None
+
+    # Loading.
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every parameter with memory of its own, name -> shape; a tied one has none."""
+        ties = weight_rules(self.config).ties
+        shapes = self.network.parameter_shapes()
+        return {name: shape for name, shape in shapes.items() if name not in ties}
+
+    def load_model(
+        self,
+        weights: WeightSource | None,
+        known: MutableMapping[Any, int | None] | None = None,
+    ) -> None:
+        """Fills every parameter, and finds the row multiple that holds on this machine.
+
+        known: results of probes by shape, read and filled; share one mapping between models.
+        Raises WeightsError naming missing, extra and misshapen tensors before any is read.
+        """
+        if weights is None:
+            raise WeightsError("the method eagle got no weights; wanted the draft's: give --draft")
+        plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
+        execute_load(
+            plan,
+            weights,
+            lambda name, tensor: self.network.assign(name, tensor, self.backend),
+            self.dtype,
+            device=self.device,
+        )
+        self.network.rotary.to(self.device)
+        self._probe({} if known is None else known)
+
+    def _probe(self, known: MutableMapping[Any, int | None]) -> None:
+        """Row multiples; where none holds, rows are not padded: the text does not depend on it."""
+        head = None if self.network.lm_head is None else self.network.lm_head.prepared
+        body = [
+            layer.prepared
+            for layer in self.network.layers_inside()
+            if isinstance(layer, Linear) and layer.prepared is not head
+        ]
+        self._row_multiple = row_multiple(body, backend=self.backend, known=known) or 1
+        if head is not None:
+            self._head_multiple = row_multiple([head], backend=self.backend, known=known) or 1
+        if self.backend.name != "torch" or not self.backend.invariant:
+            return
+        config = self.config
+        shape = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.dtype,
+        )
+        if shape not in known:
+            known[shape] = attention_row_multiple(*shape)
+        self._attention_multiple = known[shape]
+
+    # Running.
+
+    @torch.inference_mode()
+    def forward(self, rows: DraftRows) -> DraftOutputs:
+        """One pass; see SequentialProposer.
+
+        rows.features: [T, F], or rows.recycled: [B, D] with one row a request.
+        Returns logits [B', V] float32 and what the next rows recycle, [B', D].
+        """
+        run, num_padded = self._start(rows)
+        short = num_padded - rows.tokens.shape[0]
+        tokens = torch.nn.functional.pad(rows.tokens, (0, short))
+        embed = self.network.embed_tokens
+        embedded = self.target.embed(tokens) if embed is None else embed(tokens)
+        stream = self.network.run(embedded, self._hidden(rows, short), run)
+        wanted = rows.wanted_rows
+        if not wanted:
+            nothing = torch.empty(0, self.config.target_vocab_size, device=self.device)
+            return DraftOutputs(logits=nothing)
+        return self._finish(stream, wanted)
+
+    def _hidden(self, rows: DraftRows, short: int) -> torch.Tensor:
+        """[T', D] of this pass's own, what stands beside the rows' tokens."""
+        found = rows.features if rows.features is not None else rows.recycled
+        if found is None:
+            raise ValueError("the rows have neither features nor recycled ones; wanted one of them")
+        hidden = torch.nn.functional.pad(found, (0, 0, 0, short)) if short else found.clone()
+        if rows.features is not None and self.config.version == 3:
+            hidden = self.network.combine(hidden, self.backend)
+        return hidden
+
+    def _start(self, rows: DraftRows) -> tuple[ForwardPass, int]:
+        """The shared part of a pass, and T'."""
+        kv, offsets = rows.kv, rows.input_row_offsets
+        plan = plan_attention(
+            kv, offsets, backend=self.backend, row_multiple=self._attention_multiple
+        )
+        num_rows = rows.tokens.shape[0]
+        num_padded = padded(num_rows, self._row_multiple)
+        # A row stands at the position of the feature it reads, one before its token's.
+        positions = torch.arange(num_rows, device=offsets.device)
+        starts = kv.cache_lengths.long() - offsets[:-1]
+        positions += starts.repeat_interleave(offsets.diff(), output_size=num_rows)
+        positions = torch.nn.functional.pad(positions, (0, num_padded - num_rows))
+        cos, sin = self.network.rotary(positions)
+        run = ForwardPass(
+            backend=self.backend,
+            cos=cos,
+            sin=sin,
+            plan=plan,
+            caches=kv.blocks,
+            write_slots=kv.write_slots,
+        )
+        return run, num_padded
+
+    def _finish(self, stream: Stream, wanted: list[int]) -> DraftOutputs:
+        """Logits and what is recycled, of some rows."""
+        count, network = len(wanted), self.network
+        filled = wanted + [wanted[-1]] * (padded(count, self._head_multiple) - count)
+        whole = stream.rows(torch.tensor(filled, device=self.device)).sum()
+        if network.norm is None:
+            return DraftOutputs(logits=self.target.lm_head(whole[:count]), recycled=whole[:count])
+        normed = network.norm(whole, self.backend)
+        if network.lm_head is None:
+            logits = self.target.lm_head(normed[:count])
+        else:
+            logits = network.lm_head(normed, self.backend).float()[:count]
+        if network.vocabulary is not None:
+            logits = network.vocabulary(logits)
+        recycled = normed if network.norm_output else whole
+        return DraftOutputs(logits=logits, recycled=recycled[:count])

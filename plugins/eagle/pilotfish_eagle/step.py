@@ -1,0 +1,130 @@
+"""One step's inputs on the host, and where the rows of the draft's passes lie.
+
+Knows: plain ints, page tables, sampling options. Does not know: models.
+Axis letters: B requests, T packed rows, G drafted tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Self
+
+import attrs
+import torch
+
+from pilotfish.config import SamplingParams
+from pilotfish.sampling import SamplingRow
+from pilotfish.sampling.acceptance import Accepted
+from pilotfish.state import KVCacheInputs
+from pilotfish_eagle.inputs import UnifiedEagleLlama3Inputs
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """B requests. rows: tokens that count for certain; drafts: to be verified; following: the
+    prompt's token after a chunk, -1 where the model gives it. lengths: rows committed before.
+    wants: whether a token is to be sampled.
+    """
+
+    rows: Sequence[list[int]]
+    drafts: Sequence[tuple[int, ...]]
+    following: Sequence[int]
+    lengths: Sequence[int]
+    wants: Sequence[bool]
+    params: Sequence[SamplingParams]
+    seeds: Sequence[int]
+
+    @classmethod
+    def of(cls, inputs: UnifiedEagleLlama3Inputs, kv: KVCacheInputs) -> Self:
+        """Reads the inputs back to the host."""
+        offsets, tokens = inputs.input_row_offsets.tolist(), inputs.tokens.tolist()
+        count = len(offsets) - 1
+        wanted = inputs.return_n_logits.tolist()
+        drafts = [()] * count if inputs.draft_tokens is None else inputs.draft_tokens.tolist()
+        return cls(
+            rows=[tokens[a:b] for a, b in pairwise(offsets)],
+            drafts=[tuple(row) for row in drafts],
+            following=_listed(inputs.following_tokens, -1, count),
+            lengths=kv.lengths,
+            wants=[bool(n) for n in (wanted * count if len(wanted) == 1 else wanted)],
+            params=[
+                SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k)
+                for temperature, top_p, top_k in zip(
+                    _listed(inputs.temperature, 0.0, count),
+                    _listed(inputs.top_p, 1.0, count),
+                    _listed(inputs.top_k, -1, count),
+                    strict=True,
+                )
+            ],
+            seeds=_listed(inputs.seed, 0, count),
+        )
+
+    def sampling_row(self, place: int, ahead: int) -> SamplingRow:
+        """The row `ahead` tokens after the one that follows a request's certain rows."""
+        position = self.lengths[place] + len(self.rows[place]) + ahead
+        return SamplingRow(params=self.params[place], seed=self.seeds[place], position=position)
+
+    def counted_rows(self, accepted: Sequence[Accepted]) -> list[int]:
+        """Rows of the verify pass that count."""
+        found: list[int] = []
+        first = 0
+        for rows, drafts, one in zip(self.rows, self.drafts, accepted, strict=True):
+            found.extend(range(first, first + len(rows) + one.num_accepted))
+            first += len(rows) + len(drafts)
+        return found
+
+    def tokens_after(self, place: int, one: Accepted) -> list[int]:
+        """Everything that counts after the step, with the token that follows it.
+
+        Tokens committed before are not known here and nobody reads them: zeros stand in.
+        """
+        following = list(one.tokens) or [self.following[place]]
+        return [0] * self.lengths[place] + self.rows[place] + following
+
+
+@attrs.frozen
+class DraftPages:
+    """The draft's leaf over the page tables of the target's pass. kv: of that pass; blocks: per
+    layer, the draft's memory.
+    """
+
+    kv: KVCacheInputs
+    blocks: tuple[torch.Tensor, ...]
+
+    def view(
+        self, request_ids: Sequence[str], row_counts: Sequence[int], leaf: str, skip: Sequence[int]
+    ) -> KVCacheInputs:
+        """The view of one pass of the draft; `kv_inputs` of a DraftBatch.
+
+        request_ids: places in the batch, as text. Raises ValueError when a table ends too early.
+        """
+        del leaf
+        kv, places = self.kv, [int(name) for name in request_ids]
+        size, device = kv.page_size_tokens, kv.lookup_table.device
+        lengths = [kv.lengths[place] + more for place, more in zip(places, skip, strict=True)]
+        longest = max((a + b for a, b in zip(lengths, row_counts, strict=True)), default=0)
+        room = kv.lookup_table.shape[1] * size
+        if longest > room:
+            raise ValueError(
+                f"the draft writes row {longest - 1} and the page tables end at {room}; wanted "
+                "pages for its scratch rows: reserve them before the step"
+            )
+        table = kv.lookup_table[torch.tensor(places, device=device)]
+        slots = []
+        for place, (start, count) in enumerate(zip(lengths, row_counts, strict=True)):
+            rows = torch.arange(start, start + count, device=device)
+            slots.append(table[place, rows // size].long() * size + rows % size)
+        return KVCacheInputs(
+            blocks=self.blocks,
+            lookup_table=table,
+            cache_lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
+            write_slots=torch.cat(slots),
+            page_size_tokens=size,
+            lengths=tuple(lengths),
+            row_counts=tuple(row_counts),
+        )
+
+
+def _listed(tensor: torch.Tensor | None, default: Any, count: int) -> list[Any]:
+    return [default] * count if tensor is None else list(tensor.tolist())

@@ -1,0 +1,224 @@
+"""LFM2Config: the validated configuration of a dense LFM2.
+
+Knows: Hugging Face options and what they mean. Does not know: tensors; imports no torch.
+Letters: D model width, N query heads, K kv heads, H head width, L layers, I feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import attrs
+
+from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.config.checks import boolean, int_at_least, number, one_of
+from pilotfish.errors import ConfigError
+from pilotfish.layers.rope import RopeParameters
+from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
+from pilotfish.state import KVCacheParams, SlotStateSpec, StateSpec
+from pilotfish_lfm2.options import dtype_of, intermediate_size_of, layer_types_of, refuse_unread
+
+DEFAULT_THETA = 1000000.0
+CONV_STATE = "conv"
+_positive = number("a number > 0", lambda value: value > 0)
+
+
+@attrs.frozen(kw_only=True)
+class LFM2Config:
+    """Everything the network needs to know.
+
+    layer_types: per layer "conv" or "full_attention"; only the latter has keys and values.
+    conv_L_cache: columns that a short convolution sums, the row's own included.
+    conv_bias: whether the convolution and the projections around it have a bias.
+    intermediate_size: I as it is built, after the checkpoint's rule for it.
+    rope: rotary positions of the attention layers. norm_eps: of every RMSNorm.
+    rows_in_place: rows of a pass whose columns lie in the request's slot, as a decoded row's do and
+        those of a verify; passes of more rows take memory of their own.
+    """
+
+    hidden_size: int = attrs.field(validator=int_at_least(1))
+    num_attention_heads: int = attrs.field(validator=int_at_least(1))
+    num_key_value_heads: int = attrs.field(validator=int_at_least(1))
+    num_hidden_layers: int = attrs.field(validator=int_at_least(1))
+    head_dim: int = attrs.field(validator=int_at_least(2))
+    intermediate_size: int = attrs.field(validator=int_at_least(1))
+    vocab_size: int = attrs.field(validator=int_at_least(1))
+    max_seq_len: int = attrs.field(validator=int_at_least(1))
+    rope: RopeParameters
+    dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
+    layer_types: tuple[str, ...]
+    conv_L_cache: int = attrs.field(default=3, validator=int_at_least(1))
+    conv_bias: bool = attrs.field(default=False, validator=boolean())
+    norm_eps: float = attrs.field(default=1e-5, validator=_positive)
+    tie_word_embeddings: bool = attrs.field(default=True, validator=boolean())
+    rows_in_place: int = attrs.field(default=32, validator=int_at_least(1))
+    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
+    return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
+
+    def __attrs_post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads is {self.num_attention_heads} and num_key_value_heads "
+                f"{self.num_key_value_heads}; wanted a multiple"
+            )
+        unknown = set(self.layer_types) - {"conv", "full_attention"}
+        if unknown or len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_types is {list(self.layer_types)}; wanted {self.num_hidden_layers} of "
+                "'conv', 'full_attention'"
+            )
+
+    @classmethod
+    def initialize(
+        cls, pipeline_config: PipelineConfig, model_config: ModelConfig | None = None
+    ) -> Self:
+        """Reads the Hugging Face config and the user's options; needs no weights.
+
+        Raises ConfigError naming any option that changes the maths and is not understood.
+        """
+        model = model_config or pipeline_config.model
+        hf = model.huggingface_config
+        refuse_unread(hf)
+        head_dim = int(getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads)
+        rope = RopeParameters.from_hf(hf, head_dim, default_theta=DEFAULT_THETA)
+        if rope.rotary_dim != head_dim:
+            raise ConfigError(
+                f"partial_rotary_factor leaves {rope.rotary_dim} of {head_dim} dimensions; "
+                "wanted heads that turn whole"
+            )
+        tied = getattr(hf, "tie_embedding", None)
+        return cls(
+            hidden_size=hf.hidden_size,
+            num_attention_heads=hf.num_attention_heads,
+            num_key_value_heads=getattr(hf, "num_key_value_heads", None) or hf.num_attention_heads,
+            num_hidden_layers=hf.num_hidden_layers,
+            head_dim=head_dim,
+            intermediate_size=intermediate_size_of(hf),
+            vocab_size=hf.vocab_size,
+            max_seq_len=_max_seq_len(model, rope),
+            rope=rope,
+            dtype=dtype_of(pipeline_config, model),
+            layer_types=layer_types_of(hf),
+            conv_L_cache=getattr(hf, "conv_L_cache", 3),
+            conv_bias=getattr(hf, "conv_bias", False),
+            norm_eps=getattr(hf, "norm_eps", 1e-5),
+            tie_word_embeddings=bool(
+                getattr(hf, "tie_word_embeddings", True) if tied is None else tied
+            ),
+        )
+
+    @classmethod
+    def initialize_from_config(
+        cls,
+        pipeline_config: PipelineConfig,
+        huggingface_config: Any,
+        model_config: ModelConfig | None = None,
+    ) -> Self:
+        """As `initialize`, with another Hugging Face config than the model's own."""
+        model = model_config or pipeline_config.model
+        return cls.initialize(
+            pipeline_config, attrs.evolve(model, huggingface_config=huggingface_config)
+        )
+
+    def finalize(  # noqa: PLR0917
+        self,
+        huggingface_config: Any,
+        state_dict: Mapping[str, Any],
+        return_logits: ReturnLogits | None = None,
+        return_hidden_states: ReturnHiddenStates | None = None,
+        norm_method: Literal["rms_norm"] = "rms_norm",
+        attention_bias: bool = False,
+    ) -> Self:
+        """Reads what only the tensors' names can tell: whether the head is a tensor of its own.
+
+        state_dict: tensor name -> anything (`WeightSource.infos` will do).
+        norm_method, attention_bias: what every LFM2 has. Raises ConfigError for anything else.
+        """
+        del huggingface_config
+        if norm_method != "rms_norm" or attention_bias:
+            raise ConfigError(
+                f"norm_method is {norm_method!r} and attention_bias {attention_bias!r}; wanted "
+                "'rms_norm' and False, which LFM2 always has"
+            )
+        names = {name.removeprefix("model.") for name in state_dict}
+        return attrs.evolve(
+            self,
+            tie_word_embeddings="lm_head.weight" not in names,
+            return_logits=return_logits or self.return_logits,
+            return_hidden_states=return_hidden_states or self.return_hidden_states,
+        )
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """Layers that are short convolutions, in order."""
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "conv")
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Layers that are attention, in order."""
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "full_attention")
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary wavelengths."""
+        return self.rope.theta
+
+    @property
+    def rope_scaling_params(self) -> RopeParameters | None:
+        """The rotary parameters where they scale anything."""
+        return None if self.rope.rope_type == "default" else self.rope
+
+    @property
+    def kv_params(self) -> KVCacheParams:
+        """The geometry of the paged cache: attention layers only."""
+        return KVCacheParams(
+            num_layers=len(self.attention_layers),
+            num_kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+        )
+
+    @property
+    def conv_spec(self) -> SlotStateSpec:
+        """The columns of the short convolutions: a ring of them per request and layer."""
+        width = self.conv_L_cache
+        return SlotStateSpec(
+            name=CONV_STATE,
+            num_layers=len(self.conv_layers),
+            slot_shape=(width + self.rows_in_place, self.hidden_size),
+            boundary_shape=(width - 1, self.hidden_size),
+            row_shape=(self.hidden_size,),
+            dtype=self.dtype,
+        )
+
+    def get_kv_params(self) -> KVCacheParams:
+        """As `kv_params`."""
+        return self.kv_params
+
+    def get_state_specs(self) -> tuple[StateSpec, ...]:
+        """The paged leaf "kv", and the slots "conv" where there are convolutions."""
+        if not self.conv_layers:
+            return (self.kv_params.spec,)
+        return (self.kv_params.spec, self.conv_spec)
+
+    def get_max_seq_len(self) -> int:
+        """The longest context in tokens."""
+        return self.max_seq_len
+
+    def prefix_salt(self, num_prompt_tokens: int) -> bytes:
+        """Prompts may share cached pages only if their salts are equal (layers/rope.py)."""
+        return self.rope.prefix_salt(num_prompt_tokens)
+
+
+def _max_seq_len(model: ModelConfig, rope: RopeParameters) -> int:
+    """The user's limit, else the model's own."""
+    limit = rope.length_limit
+    if model.max_length is None:
+        return limit if rope.rope_type == "dynamic" else rope.max_positions
+    if model.max_length > limit:
+        raise ConfigError(
+            f"max_length is {model.max_length}; wanted at most {limit}, which the checkpoint's "
+            "positions reach"
+        )
+    return model.max_length

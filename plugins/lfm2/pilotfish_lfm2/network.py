@@ -1,0 +1,103 @@
+"""LFM2's network: shared layers, and the short convolution that most of its blocks have.
+
+Axis letters: T packed tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.short_conv import ConvColumns, short_conv
+from pilotfish.layers.attention import Attention
+from pilotfish.layers.block import PreNormBlock, Sublayer
+from pilotfish.layers.decoder import Decoder
+from pilotfish.layers.embedding import Embedding
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.layer import Layer
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.mlp import GatedMLP
+from pilotfish.layers.norm import RMSNorm
+from pilotfish.layers.rotary import Rotary
+from pilotfish_lfm2.config import LFM2Config
+
+
+def build_network(config: LFM2Config) -> Decoder:
+    """The whole network, without weights."""
+    return Decoder(
+        embed_tokens=Embedding(config.vocab_size, config.hidden_size),
+        layers=[_block(config, layer) for layer in range(config.num_hidden_layers)],
+        norm=_norm(config),
+        lm_head=Linear(
+            config.hidden_size, config.vocab_size, keep_plain=config.tie_word_embeddings
+        ),
+        rotary=Rotary(config.rope),
+    )
+
+
+class ShortConv(Layer):
+    """`out_proj(c * conv(b * x))` with `b, c, x = in_proj(n)`: no activation.
+
+    layer: index of this layer among the convolutions. width: columns in a sum.
+    Parameters: in_proj.weight [3D, D], weight [D, width], out_proj.weight [D, D], and with `bias`
+    one of each.
+    """
+
+    def __init__(self, layer: int, size: int, width: int, *, bias: bool) -> None:
+        self.layer = layer
+        self.in_proj = Linear(size, 3 * size, bias=bias)
+        self.out_proj = Linear(size, size, bias=bias)
+        self.columns_weight: torch.Tensor
+        self.columns_bias: torch.Tensor | None = None
+        self.declare("weight", (size, width))
+        if bias:
+            self.declare("bias", (size,))
+
+    def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
+        """Keeps the weight as one float32 row a column, and the bias in float32."""
+        del backend
+        self.columns_weight = tensors["weight"].t().float().contiguous()
+        if "bias" in tensors:
+            self.columns_bias = tensors["bias"].float()
+
+    def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        """x: [T, D] -> [T, D]. Writes this pass's columns."""
+        backend, columns = run.backend, run.slots[0]
+        assert isinstance(columns, ConvColumns)
+        mixed = short_conv(
+            self.in_proj(x, backend),
+            self.columns_weight,
+            self.columns_bias,
+            columns,
+            self.layer,
+            backend=backend,
+        )
+        return self.out_proj(mixed, backend)
+
+
+def _block(config: LFM2Config, layer: int) -> PreNormBlock:
+    return PreNormBlock(
+        attention_norm=_norm(config),
+        attention=_operator(config, layer),
+        mlp_norm=_norm(config),
+        mlp=GatedMLP(config.hidden_size, config.intermediate_size),
+    )
+
+
+def _operator(config: LFM2Config, layer: int) -> Sublayer:
+    """The first half of a block."""
+    if config.layer_types[layer] == "conv":
+        index = config.conv_layers.index(layer)
+        return ShortConv(index, config.hidden_size, config.conv_L_cache, bias=config.conv_bias)
+    return Attention(
+        config.attention_layers.index(layer),
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        head_norm_eps=config.norm_eps,
+    )
+
+
+def _norm(config: LFM2Config) -> RMSNorm:
+    return RMSNorm(config.hidden_size, config.norm_eps, cast="before_weight")

@@ -1,0 +1,115 @@
+"""What LFM2's options mean, and which ones are refused.
+
+Knows: names and values in a Hugging Face config. Does not know: our own config's fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.errors import ConfigError
+
+NEEDED = (
+    *("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"),
+    "max_position_embeddings",
+)
+
+REFUSED: Mapping[str, tuple[object, ...]] = {
+    "quantization_config": (None,),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "sliding_window": (None,),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "num_experts_per_tok": (None, 0),
+    "num_dense_layers": (None,),
+    "block_use_swiglu": (None, True),
+    "use_pos_enc": (None, True),
+    "hidden_act": (None, "silu", "swish"),
+    "final_logit_softcapping": (None,),
+    "attn_logit_softcapping": (None,),
+    "embedding_multiplier": (None, 1.0),
+    "logits_scaling": (None, 1.0),
+    "add_cross_attention": (None, False),
+    "is_encoder_decoder": (None, False),
+}
+"""Options that would change the maths and are not read: values that change nothing."""
+
+SAME_AS_HIDDEN_SIZE = ("block_dim", "conv_dim", "conv_dim_out")
+"""Widths that a file may spell out; all of them are the model's one width."""
+
+
+def refuse_unread(huggingface_config: Any) -> None:
+    """Raises ConfigError naming a missing option, or one that changes the maths and is not read."""
+    hf = huggingface_config
+    for name in NEEDED:
+        if getattr(hf, name, None) is None:
+            raise ConfigError(f"the checkpoint's config has no {name}; the config is incomplete")
+    for name, neutral in REFUSED.items():
+        value = getattr(hf, name, None)
+        if value not in neutral:
+            raise ConfigError(
+                f"the checkpoint's config has {name} = {value!r}, which is not read here; wanted "
+                f"it absent or one of {', '.join(map(repr, neutral))}"
+            )
+    for name in SAME_AS_HIDDEN_SIZE:
+        value = getattr(hf, name, None)
+        if value not in (None, hf.hidden_size):
+            raise ConfigError(
+                f"the checkpoint's config has {name} = {value!r} and hidden_size = "
+                f"{hf.hidden_size}; wanted both equal"
+            )
+
+
+def layer_types_of(huggingface_config: Any) -> tuple[str, ...]:
+    """Each layer's kind: `layer_types`, else from `full_attn_idxs`; with neither all attention."""
+    hf = huggingface_config
+    given = getattr(hf, "layer_types", None)
+    if given is not None:
+        return tuple(given)
+    layers = range(int(hf.num_hidden_layers))
+    attention = getattr(hf, "full_attn_idxs", None)
+    if attention is None:
+        return ("full_attention",) * len(layers)
+    outside = sorted(set(attention) - set(layers))
+    if outside:
+        raise ConfigError(
+            f"full_attn_idxs is {list(attention)}; wanted layers from 0 to {len(layers) - 1}"
+        )
+    return tuple("full_attention" if layer in attention else "conv" for layer in layers)
+
+
+def intermediate_size_of(huggingface_config: Any) -> int:
+    """The width that the feed-forward is built with.
+
+    `block_ff_dim` (or `intermediate_size`); where `block_auto_adjust_ff_dim` says so, two thirds of
+    it, times `block_ffn_dim_multiplier`, rounded up to `block_multiple_of`.
+    """
+    hf = huggingface_config
+    given = getattr(hf, "block_ff_dim", None) or getattr(hf, "intermediate_size", None)
+    if given is None:
+        raise ConfigError(
+            "the checkpoint's config has neither block_ff_dim nor intermediate_size; the config is "
+            "incomplete"
+        )
+    width = int(given)
+    if not getattr(hf, "block_auto_adjust_ff_dim", True):
+        return width
+    width = int(2 * width / 3)
+    multiplier = getattr(hf, "block_ffn_dim_multiplier", 1.0)
+    if multiplier is None:
+        return width
+    width = int(multiplier * width)
+    multiple = int(getattr(hf, "block_multiple_of", 256))
+    return multiple * -(-width // multiple)
+
+
+def dtype_of(pipeline_config: PipelineConfig, model: ModelConfig) -> str:
+    """The run's dtype: the user's, else the checkpoint's."""
+    if pipeline_config.runtime.dtype != "auto":
+        return pipeline_config.runtime.dtype
+    hf = model.huggingface_config
+    given = getattr(hf, "dtype", None) or getattr(hf, "torch_dtype", None)
+    return "float32" if given is None else str(given).removeprefix("torch.")

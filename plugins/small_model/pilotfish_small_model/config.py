@@ -1,0 +1,88 @@
+"""SmallModelConfig: the draft's own configuration, its cache beside the target's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import attrs
+
+from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.errors import ConfigError
+from pilotfish.protocols import ArchConfig, PipelineModel, ReturnHiddenStates
+from pilotfish.registry import Registry, Route
+from pilotfish.state import PagedStateSpec, StateSpec
+
+LEAF = "small_model.kv"
+
+
+@attrs.frozen(kw_only=True)
+class SmallModelConfig:
+    """route: of the draft as a model of its own. draft: its configuration."""
+
+    route: Route
+    draft: ArchConfig
+    return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
+    taps: tuple[int, ...] = ()
+    max_width: int | None = None
+    lookahead: int = 0
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: ModelConfig | None = None,
+        *,
+        registry: Registry | None = None,
+    ) -> Self:
+        """Makes the draft's configuration and checks that it can draft for the target.
+
+        Raises ConfigError for another vocabulary, for a draft with caches other than one paged
+        leaf, and for one whose rows depend on the length of their request.
+        """
+        draft = model_config or pipeline_config.draft_model
+        if draft is None or registry is None:
+            raise ConfigError("the method 'small_model' needs a draft; give --draft")
+        route = registry.route(draft.architecture)
+        target = pipeline_config.model
+        ours, theirs = _vocab_size(draft), _vocab_size(target)
+        if ours != theirs:
+            raise ConfigError(
+                f"the draft {draft.model} has {ours} token ids and the target {target.model} "
+                f"{theirs}; wanted a draft with the target's tokenizer"
+            )
+        config = route.config_class().initialize(pipeline_config, draft)
+        specs = config.get_state_specs()
+        if len(specs) != 1 or not isinstance(specs[0], PagedStateSpec):
+            raise ConfigError(
+                f"the draft {draft.model} ({draft.architecture}) keeps "
+                f"{', '.join(spec.name for spec in specs)}; wanted a model whose only state is "
+                "paged keys and values"
+            )
+        if getattr(config, "prefix_salt", lambda _: b"")(2**30):
+            raise ConfigError(
+                f"the draft {draft.model} has rotary positions that depend on the length of the "
+                "text; wanted a draft without dynamic or longrope scaling"
+            )
+        return cls(route=route, draft=config)
+
+    def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
+        """Completes the draft's configuration."""
+        return attrs.evolve(self, draft=self.draft.finalize(huggingface_config, state_dict))
+
+    def model_class(self) -> type[PipelineModel]:
+        """The draft's own model class."""
+        return self.route.model_class()
+
+    def num_scratch_rows(self, width: int) -> int:
+        """The newest token's row, and one for each drafted token but the last."""
+        return width
+
+    def get_state_specs(self) -> tuple[StateSpec, ...]:
+        """The draft's leaf, under a name of its own."""
+        return tuple(attrs.evolve(spec, name=LEAF) for spec in self.draft.get_state_specs())
+
+
+def _vocab_size(model: ModelConfig) -> int:
+    hf = model.huggingface_config
+    return int(getattr(getattr(hf, "text_config", None) or hf, "vocab_size", 0))

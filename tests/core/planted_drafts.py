@@ -1,0 +1,186 @@
+"""Bugs of speculation: what is accepted, what is drafted, and what an exception leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from core.planted_bugs import bug
+from pilotfish.speculation import Proposal
+
+ANY = "no drafter changes a text"
+COUNT = "right drafts count, wrong ones do not"
+WARM_DRAFT = "a warm prefix drafts as a cold one"
+LAW = "residual acceptance keeps the law"
+DECIDE = "pilotfish.sampling.acceptance:CoupledAcceptance.decide"
+RUNNER = "pilotfish.engine.speculative:SpeculativeRunner"
+SEQUENTIAL = "pilotfish.speculation.sequential:SequentialProposer"
+
+
+def _changed(real: Any, change: Any) -> Any:
+    """A rule whose decisions are changed one by one; change: (request, decision) -> decision."""
+
+    def decide(self: Any, logits: Any, requests: Any) -> Any:
+        decided = real(self, logits, requests)
+        return [change(r, one) for r, one in zip(requests, decided, strict=True)]
+
+    return decide
+
+
+@bug(27, "the first drafted token counts without being verified", ANY, DECIDE)
+def _(real: Any) -> Any:
+    def change(request: Any, one: Any) -> Any:
+        if one.num_accepted or not request.drafts or request.drafts[0] > 90:
+            return one
+        tokens = (request.drafts[0], *one.tokens)
+        return attrs.evolve(one, num_accepted=1, tokens=tokens, logprobs=one.logprobs * 2)
+
+    return _changed(real, change)
+
+
+@bug(25, "log probabilities of an accepted block are those of its last row", ANY, DECIDE)
+def _(real: Any) -> Any:
+    return _changed(
+        real, lambda _, one: attrs.evolve(one, logprobs=one.logprobs[-1:] * len(one.tokens))
+    )
+
+
+@bug(
+    24,
+    "penalties of a verify row leave out the drafted tokens before it",
+    ANY,
+    "pilotfish.sampling.penalties:TokenHistory.counts_with",
+)
+def _(real: Any) -> Any:
+    return lambda self, draft_ids: real(self, ())
+
+
+@bug(
+    19,
+    "all rows of a block are sampled with the noise of its first position",
+    ANY,
+    "pilotfish.sampling.row:SamplingRow.after",
+)
+def _(real: Any) -> Any:
+    def after(history: Any, params: Any, **options: Any) -> Any:
+        row = real(history, params, **options)
+        return attrs.evolve(row, position=history.num_tokens)
+
+    return staticmethod(after)
+
+
+@bug(17, "an accepted block overshoots the end of an answer", ANY, RUNNER + "._draft_request")
+def _(real: Any) -> Any:
+    over: set[Any] = set()
+
+    def request_of(self: Any, request: Any, result: Any, width: int) -> Any:
+        made = real(self, request, result, width)
+        if request not in over and len(made.tokens) + 4 >= request.rules.max_total_tokens:
+            over.add(request)
+            request.rules = attrs.evolve(
+                request.rules, max_total_tokens=request.rules.max_total_tokens + 1
+            )
+        return made
+
+    return request_of
+
+
+@bug(28, "nothing is drafted any more after a rejection", COUNT, RUNNER + "._draft_request")
+def _(real: Any) -> Any:
+    rejected: set[str] = set()
+
+    def request_of(self: Any, request: Any, result: Any, width: int) -> Any:
+        if result.num_accepted < len(result.drafted):
+            rejected.add(request.request_id)
+        return real(self, request, result, 0 if request.request_id in rejected else width)
+
+    return request_of
+
+
+@bug(
+    0,
+    "the drafter's exception is swallowed",
+    "a failing drafter loses nothing",
+    RUNNER + "._draft",
+)
+def _(real: Any) -> Any:
+    def draft(self: Any, requests: Any, results: Any, outputs: Any) -> Any:
+        try:
+            return real(self, requests, results, outputs)
+        except RuntimeError:
+            raise
+        except Exception:
+            return [Proposal()] * len(requests)
+
+    return draft
+
+
+@bug(
+    14,
+    "an exception while drafting leaves requests holding state",
+    "target and draft fail together",
+    "pilotfish.engine.engine:Engine.abort",
+)
+def _(real: Any) -> Any:
+    return lambda self, requests: None
+
+
+@bug(0, "the bonus token is that of another row", "the draft changes no text", DECIDE)
+def _(real: Any) -> Any:
+    return _changed(
+        real, lambda _, one: attrs.evolve(one, tokens=(*one.tokens[:-1], one.tokens[0]))
+    )
+
+
+@bug(
+    6,
+    "a prefix hit comes without the draft's rows",
+    WARM_DRAFT,
+    "pilotfish.state.manager:StateManager.claim",
+)
+def _(real: Any) -> Any:
+    def claim(self: Any, request_id: str, *args: Any, **options: Any) -> Any:
+        found = real(self, request_id, *args, **options)
+        for name, leaf in self._leaves.items():
+            for block in leaf.blocks if name != "kv" else ():
+                block[list(self.pages_of(request_id))] = 0
+        return found
+
+    return claim
+
+
+@bug(
+    35,
+    "drafted tokens of a batch share one request's noise",
+    "a draft batch equals singles",
+    SEQUENTIAL + "._sample",
+)
+def _(real: Any) -> Any:
+    return lambda self, logits, rows: real(self, logits, [rows[0]] * len(rows))
+
+
+@bug(18, "q is not the law that the draft was drawn from", LAW, RUNNER + "._verify_request")
+def _(real: Any) -> Any:
+    def verify(self: Any, request: Any) -> Any:
+        made = real(self, request)
+        if made.laws is None:
+            return made
+        flat = made.laws**0.3
+        return attrs.evolve(made, laws=flat / flat.sum(-1, keepdim=True))
+
+    return verify
+
+
+@bug(
+    20,
+    "a residual of nothing is divided by zero",
+    LAW,
+    "pilotfish.testing.promises.speculation:residual_law",
+)
+def _(real: Any) -> Any:
+    def law(p: Any, q: Any) -> Any:
+        left = (p - q).clamp(min=0.0)
+        return left / left.sum()
+
+    return law

@@ -1,0 +1,82 @@
+"""Random histories of one draft, and how far its logits lie from the oracle's."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import attrs
+import torch
+
+from eagle.checkpoints import CASES, VOCAB
+from eagle.driver import Driver, Move
+from eagle.naive import NaiveDraft, NaiveTarget
+from pilotfish_eagle.model import EagleModel
+
+
+@attrs.frozen(kw_only=True)
+class Drafted:
+    """What was drafted after some tokens: tokens [G] and their logits [G, V]."""
+
+    tokens: tuple[int, ...]
+    drafted: tuple[int, ...]
+    logits: torch.Tensor
+
+
+def play(eagle: EagleModel, seed: int = 0, num_steps: int = 9, names: str = "abc") -> list[Drafted]:
+    """Ragged requests, chunked prompts, drawn accepts and widths, 0 included."""
+    rng = random.Random(seed)
+    driver = Driver(eagle, page_size_tokens=rng.choice((2, 3, 4)))
+    for name, length in zip(names, (9, 1, 5), strict=False):
+        driver.add(name, [rng.randrange(VOCAB) for _ in range(length)])
+    found: list[Drafted] = []
+    for step in range(num_steps):
+        chosen = [name for name in driver.running if step == 0 or rng.random() < 0.8]
+        rng.shuffle(chosen)
+        if chosen:
+            moves = {name: _move(driver, name, rng) for name in chosen}
+            proposals = driver.step(moves)
+            for name, proposal in proposals.items():
+                if proposal.tokens:
+                    logits = torch.stack(eagle.logits[name])  # type: ignore[attr-defined]
+                    tokens = tuple(driver.running[name].tokens)
+                    found.append(
+                        Drafted(tokens=tokens, drafted=tuple(proposal.tokens), logits=logits)
+                    )
+    return found
+
+
+def _move(driver: Driver, name: str, rng: random.Random) -> Move:
+    one = driver.running[name]
+    width, token = rng.choice((0, 1, 2, 3, 4)), rng.randrange(VOCAB)
+    left = one.prompt_length - one.num_committed
+    if left > 0:
+        return Move(rows=rng.randint(1, left), next_token=token, width=width)
+    return Move(accept=rng.randint(0, len(one.drafts)), next_token=token, width=width)
+
+
+class Oracles:
+    """The oracle of one case in float64, and in float32 for the error that rounding makes."""
+
+    def __init__(self, case: str, target: Path) -> None:
+        self.exact = NaiveDraft(CASES[case], NaiveTarget(target, torch.float64))
+        self.eager = NaiveDraft(CASES[case], NaiveTarget(target, torch.float32))
+
+    def check(self, found: list[Drafted]) -> tuple[float, float, bool]:
+        """(our largest error, eager float32's, whether every token is the exact argmax)."""
+        ours = eager = 0.0
+        same = True
+        for one in found:
+            exact = self.exact.draft(one.tokens, one.drafted)
+            rounded = self.eager.draft(one.tokens, one.drafted)
+            known = exact.isfinite()
+            same &= bool((known == one.logits.isfinite()).all())
+            same &= exact.argmax(-1).tolist() == list(one.drafted)
+            ours = max(ours, _distance(one.logits, exact, known))
+            eager = max(eager, _distance(rounded, exact, known))
+        return ours, eager, same
+
+
+def _distance(logits: torch.Tensor, exact: torch.Tensor, known: torch.Tensor) -> float:
+    gap = (logits.double() - exact)[known & logits.isfinite()].abs()
+    return float(gap.max()) if gap.numel() else float("inf")

@@ -1,0 +1,270 @@
+"""Speculation changes no text, whoever drafts and however work is cut; its caches stay right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.engine_strategies import MAX_SEQ_LEN, Job, jobs, sizes, token_lists
+from core.test_engine_faults import PlantedError, check_lengths, planted
+from core.toy_model import VOCAB, Drafting, ToyEngine, ToyModel, naive_answer, output_of
+from pilotfish.config import SamplingParams
+from pilotfish.errors import PilotfishError
+from pilotfish.sampling import Sampler
+from pilotfish.speculation import Proposal
+from pilotfish.speculation.width import AdaptiveWidth, FixedWidth, ScheduledWidth
+from pilotfish.state import StateManager
+from pilotfish.testing import drafters
+from speculation.toy_draft import ToyDraft, ToyShiftedDraft, drafting
+
+KINDS: tuple[type[ToyDraft], ...] = (ToyDraft, ToyShiftedDraft)
+
+
+def check_answers(work: list[Job], outputs: list[Any], max_seq_len: int = MAX_SEQ_LEN) -> None:
+    for (prompt, options), output in zip(work, outputs, strict=True):
+        tokens, text, reason = naive_answer(prompt, options, max_seq_len=max_seq_len)
+        assert (list(output.token_ids), output.text, output.finish_reason) == (tokens, text, reason)
+
+
+def policies() -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.integers(1, 6).map(FixedWidth),
+        st.just({1: 5, 2: 2, 4: 0}).map(ScheduledWidth),
+        st.integers(1, 8).map(AdaptiveWidth),
+    )
+
+
+@settings(max_examples=120)
+@given(
+    work=jobs(),
+    size=sizes(),
+    kind=st.sampled_from(KINDS),
+    wrong=st.sampled_from([0, 1, 2, 3, 5]),
+    policy=policies(),
+    limit=st.sampled_from([None, 1, 4, 9, 20]),
+)
+def test_text_and_caches_are_right_with_any_draft_in_any_mixture(
+    *,
+    work: list[Job],
+    size: dict[str, Any],
+    kind: type[ToyDraft],
+    wrong: int,
+    policy: Any,
+    limit: int | None,
+) -> None:
+    """Penalties, bias, stops, limits, preemption, prefix hits; twice, the second time warm."""
+    draft = kind(wrong_one_in=wrong, max_positions=limit)
+    engine = ToyEngine(drafting=drafting(draft, policy=policy), **size)
+    for _ in range(2):
+        outputs = engine.run(work)
+        check_answers(work, outputs)
+        if not wrong:
+            for output in outputs:
+                assert output.speculative is not None
+                assert output.speculative["accepted"] == output.speculative["drafted"]
+    assert draft.broken == 0
+
+
+@settings(max_examples=60)
+@given(work=jobs(4), size=sizes(), kind=st.sampled_from(KINDS), wrong=st.sampled_from([0, 2]))
+def test_log_probabilities_are_those_of_plain_decoding(
+    work: list[Job], size: dict[str, Any], kind: type[ToyDraft], wrong: int
+) -> None:
+    plain = ToyEngine(**size).run(work)
+    engine = ToyEngine(drafting=drafting(kind(wrong_one_in=wrong)), **size)
+    for want, got in zip(plain, engine.run(work), strict=True):
+        assert got.logprobs == want.logprobs
+        assert got.prompt_logprobs == want.prompt_logprobs
+
+
+SCRIPTS = ("silent", "repeats", "random", "out of vocabulary", "right", "wrong", "right until 2")
+
+
+def script(name: str, texts: list[list[int]]) -> drafters.Script:
+    right = drafters.known_texts(texts)
+    return {
+        "silent": drafters.silent,
+        "repeats": drafters.repeats,
+        "random": drafters.random_tokens(VOCAB),
+        "out of vocabulary": drafters.out_of_vocabulary(VOCAB),
+        "right": right,
+        "wrong": drafters.always_wrong(right, VOCAB),
+        "right until 2": drafters.right_until(2, right, VOCAB),
+    }[name]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@settings(max_examples=25)
+@given(work=jobs(), size=sizes(), policy=policies())
+def test_no_adversary_changes_a_text(
+    name: str, work: list[Job], size: dict[str, Any], policy: Any
+) -> None:
+    texts = [
+        [*prompt, *naive_answer(prompt, options, max_seq_len=MAX_SEQ_LEN)[0]]
+        for prompt, options in work
+    ]
+    proposer = drafters.ScriptedProposer()
+    proposer.script = script(name, texts)
+    engine = ToyEngine(drafting=Drafting(proposer=proposer, policy=policy), **size)
+    check_answers(work, engine.run(work))
+
+
+def one(max_tokens: int = 24, **options: Any) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, **options)
+
+
+def run_scripted(name: str, width: int = 3) -> dict[str, Any]:
+    job: Job = ([1, 2, 3], one())
+    tokens = naive_answer(*job)[0]
+    proposer = drafters.ScriptedProposer()
+    proposer.script = script(name, [[*job[0], *tokens]])
+    engine = ToyEngine(drafting=Drafting(proposer=proposer, policy=FixedWidth(width)))
+    [output] = engine.run([job])
+    assert list(output.token_ids) == tokens
+    assert output.speculative is not None
+    return dict(output.speculative)
+
+
+def test_the_counters_count() -> None:
+    """23 tokens after the first; width 3: five steps of four, one of three."""
+    right = run_scripted("right")
+    assert (right["steps"], right["drafted"], right["accepted"]) == (6, 17, 17)
+    assert right["mean_committed_per_step"] == 23 / 6
+    assert right["accepted_per_position"] == [1.0, 1.0, 1.0]
+    wrong = run_scripted("wrong")
+    assert (wrong["steps"], wrong["accepted"]) == (23, 0)
+    assert wrong["accepted_per_position"] == [0.0, 0.0, 0.0]
+    partly = run_scripted("right until 2")
+    assert partly["accepted_per_position"] == [1.0, 1.0, 0.0]
+    nothing = run_scripted("silent")
+    assert (nothing["steps"], nothing["drafted"]) == (23, 0)
+    assert nothing["accepted_per_position"] == []
+
+
+def test_a_right_draft_is_right_again_after_a_rejection() -> None:
+    """Pitfall 28: the draft goes on with full blocks once the wrong token is out."""
+    for kind in KINDS:
+        draft = kind(wrong_one_in=7)
+        engine = ToyEngine(drafting=drafting(draft), max_seq_len=64)
+        request = engine.add([5, 6], one(60), streams=True)
+        while engine.engine.has_work:
+            engine.engine.step()
+        steps = [delta for delta in request.outbox if delta.drafted]
+        assert any(delta.num_accepted < len(delta.drafted) for delta in steps)
+        full = [delta.num_accepted == len(delta.drafted) == 3 for delta in steps[:-1]]
+        rejected = full.index(False)
+        assert any(full[rejected + 1 :])
+        assert draft.broken == 0
+
+
+SHARED: list[tuple[type, str]] = [
+    *((StateManager, name) for name in ("claim", "reserve", "commit", "release", "kv_inputs")),
+    *((ToyModel, name) for name in ("prepare_initial_token_inputs", "execute", "release")),
+    *((ToyDraft, name) for name in ("propose", "forward", "release")),
+    (Sampler, "sample"),
+]
+WORK: list[Job] = [
+    ([7] * 8 + [1], one(6)),
+    ([7] * 8 + [2], SamplingParams(seed=1, max_tokens=8, prompt_logprobs=0, logprobs=1)),
+    ([9], SamplingParams(seed=2, max_tokens=9, stop=["q"])),
+]
+TIGHT: dict[str, Any] = {"num_pages": 7, "page_size": 4, "max_batch_tokens": 9, "max_seq_len": 24}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("after", [False, True])
+def test_an_exception_at_every_call_leaves_lengths_equal_and_texts_alone(
+    kind: type[ToyDraft], after: bool
+) -> None:
+    """Pitfall 14. The toys check every row they read, so equal lengths mean equal caches."""
+
+    def run(at: set[int]) -> tuple[int, int]:
+        draft = kind(wrong_one_in=3)
+        engine = ToyEngine(drafting=drafting(draft), **TIGHT)
+        requests = [engine.add(*job) for job in WORK]
+        raised = 0
+        with planted(SHARED, at, after) as plant:
+            while engine.engine.has_work:
+                try:
+                    engine.engine.step()
+                except PlantedError:
+                    raised += 1
+                    check_lengths(engine)
+        engine.check_idle()
+        check_answers(WORK, [output_of(request) for request in requests], 24)
+        assert draft.broken == 0
+        return plant.num_calls, raised + plant.real_raised
+
+    num_calls, _ = run(set())
+    assert num_calls > 100
+    for call in range(1, num_calls + 1):
+        _, raised = run({call})
+        assert raised == 1, call
+
+
+def test_a_drafter_that_raises_is_heard_and_nothing_is_lost() -> None:
+    proposer = drafters.ScriptedProposer()
+    proposer.script = drafters.raises
+    engine = ToyEngine(drafting=Drafting(proposer=proposer))
+    request = engine.add([1, 2, 3], one(9))
+    with pytest.raises(drafters.DrafterFailedError):
+        engine.engine.step()
+    check_lengths(engine)
+    proposer.script = drafters.silent
+    while engine.engine.has_work:
+        engine.engine.step()
+    assert list(output_of(request).token_ids) == naive_answer([1, 2, 3], one(9))[0]
+
+
+def test_a_drafter_that_answers_for_too_few_requests_is_told() -> None:
+    class Short(drafters.ScriptedProposer):
+        def propose(self, batch: Any) -> list[Proposal]:
+            return []
+
+    engine = ToyEngine(drafting=Drafting(proposer=Short()))
+    engine.add([1], one(2))
+    with pytest.raises(PilotfishError, match=r"Short\.propose returned 0 proposals; wanted one"):
+        engine.engine.step()
+
+
+def test_drafts_never_take_pages_from_another_request() -> None:
+    """Two requests fill the pool: with drafts there are no more preemptions than without."""
+    size: dict[str, Any] = {"num_pages": 8, "page_size": 4, "max_seq_len": 40}
+    work: list[Job] = [([1, 2, 3], one(13)), ([4, 5, 6], one(13))]
+    plain = ToyEngine(**size)
+    plain.run(work)
+    assert plain.scheduler.num_preemptions == 0
+    engine = ToyEngine(drafting=drafting(ToyDraft()), **size)
+    check_answers(work, engine.run(work))
+    assert engine.scheduler.num_preemptions == 0
+
+
+def test_every_request_that_decodes_gets_a_row_before_drafts_take_the_rest() -> None:
+    proposer = drafters.ScriptedProposer()
+    proposer.script = drafters.repeats
+    engine = ToyEngine(
+        drafting=Drafting(proposer=proposer, policy=FixedWidth(8)), max_batch_tokens=6
+    )
+    for token in (1, 2, 3, 4):
+        engine.add([token], one(12))
+    for _ in range(3):
+        engine.engine.step()
+    assert engine.model.passes[-1] == (3, 1, 1, 1)
+
+
+def test_warm_and_cold_prefixes_accept_alike() -> None:
+    """Pitfall 6: a prefix hit restores the draft's rows too."""
+    for kind in KINDS:
+        draft = kind(wrong_one_in=4)
+        engine = ToyEngine(drafting=drafting(draft), max_seq_len=64)
+        work: list[Job] = [([7] * 17, one(20)), ([7] * 16, one(20))]
+        cold = engine.run(work)
+        num_rows = sum(sum(counts) for counts in draft.passes)
+        warm = engine.run(work)
+        assert token_lists(warm) == token_lists(cold)
+        assert [out.speculative for out in warm] == [out.speculative for out in cold]
+        assert sum(sum(counts) for counts in draft.passes) - num_rows < num_rows, "hits were taken"
+        assert draft.broken == 0
