@@ -364,12 +364,19 @@ def test_scores_that_do_not_fit_are_refused_before_they_are_computed(
     assert llm.score("abcdef").shape == (6, VOCAB)
 
 
-def test_a_model_that_is_not_invariant_says_so_when_it_is_loaded(
+def test_a_model_that_is_not_invariant_says_so_once_before_it_runs(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ToyModel, "is_invariant", False, raising=False)
+    made = LLM(checkpoint, registry=toy_registry())
+    with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant") as seen:
+        made.generate("abc", GREEDY)
+    assert seen[0].filename == __file__
+    streaming = LLM(checkpoint, registry=toy_registry())
     with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant"):
-        LLM(checkpoint, registry=toy_registry()).close()
+        list(streaming.stream("abc", GREEDY))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        LLM(checkpoint, registry=toy_registry(), arithmetic="fastest").close()
+        made.generate("abc", GREEDY)
+        fastest = LLM(checkpoint, registry=toy_registry(), arithmetic="fastest")
+        fastest.generate("abc", GREEDY)

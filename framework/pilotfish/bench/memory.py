@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from pilotfish.bench.report import BenchRow
 from pilotfish.errors import PilotfishError
@@ -18,7 +19,8 @@ ALLOWANCE_BYTES = 700 * 10**6
 
 def peak_memory_row(model: str, dtype: str) -> BenchRow:
     """Ours: peak resident bytes. Theirs: weights + planned state + the allowance."""
-    command = [sys.executable, "-m", "pilotfish.bench.memory", model, dtype]
+    program = "import sys; from pilotfish.bench.memory import report; report(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, model, dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PilotfishError(
@@ -35,9 +37,12 @@ def peak_memory_row(model: str, dtype: str) -> BenchRow:
     )
 
 
-def _measure(model: str, dtype: str) -> dict[str, int]:
-    import resource
+def report(model: str, dtype: str) -> None:
+    """What the fresh process runs: prints its figures as JSON."""
+    print(json.dumps(_measure(model, dtype)))
 
+
+def _measure(model: str, dtype: str) -> dict[str, int]:
     from pilotfish.bench.workloads import Workload
     from pilotfish.config import SamplingParams
     from pilotfish.engine import LLM
@@ -46,13 +51,22 @@ def _measure(model: str, dtype: str) -> dict[str, int]:
     work = Workload.of(llm)
     prompt = work.random(work.num_shared, 0)
     llm.generate([prompt], SamplingParams(max_tokens=16, temperature=0, ignore_eos=True))
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_bytes": _peak_bytes(),
         "weights_bytes": sum(llm.memory_plan.weights.values()),
         "state_bytes": sum(llm.memory_plan.state.values()),
     }
 
 
-if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1], sys.argv[2])))
+def _peak_bytes() -> int:
+    """Of this program. Linux's `ru_maxrss` would also know the process that started it."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

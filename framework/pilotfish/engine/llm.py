@@ -32,6 +32,7 @@ from pilotfish.engine.request import Request
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.errors import PilotfishError, RequestError, UserError
 from pilotfish.plugins import load_registry
+from pilotfish.protocols import PipelineModel
 from pilotfish.registry import Registry
 from pilotfish.speculation import Proposer
 from pilotfish.state import MemoryPlan, StateManager, available_bytes
@@ -92,12 +93,7 @@ class LLM:
         self.memory_plan: MemoryPlan = prepared.memory_plan
         self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
         self._state: StateManager | None = prepared.load()
-        if arithmetic == "invariant" and not getattr(prepared.model, "is_invariant", True):
-            warnings.warn(
-                "no row padding makes arithmetic invariant on this machine: with one seed a text "
-                "may differ between batches; arithmetic='fastest' says so on purpose",
-                stacklevel=2,
-            )
+        self._unwarned: PipelineModel | None = prepared.model if arithmetic == "invariant" else None
         self.proposer: Proposer | None = prepared.load_proposer(registry)
         self._engine: Engine | None = make_engine(prepared, self._state, self.proposer)
         self._admission = Admission(
@@ -251,6 +247,19 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _warn(self) -> None:
+        """Says, once and before the first pass, when the promise of invariance cannot be kept.
+
+        Not when loading: what can be kept here is found by a probe that the first pass makes.
+        """
+        model, self._unwarned = self._unwarned, None
+        if model is not None and not getattr(model, "is_invariant", True):
+            warnings.warn(
+                "no row padding makes arithmetic invariant on this machine: with one seed a text "
+                "may differ between batches; arithmetic='fastest' says so on purpose",
+                stacklevel=4,
+            )
+
     def _running(self) -> Engine:
         if self._engine is None:
             raise PilotfishError("this LLM is closed; make another one")
@@ -258,6 +267,7 @@ class LLM:
 
     def _stream(self, request: Request) -> Iterator[Delta]:
         engine = self._running()
+        self._warn()
         try:
             engine.add(request)
             while True:
@@ -270,9 +280,9 @@ class LLM:
         finally:
             engine.abort([request])
 
-    @staticmethod
-    def _run(engine: Engine, requests: Sequence[Request], bar: Progress | None) -> None:
+    def _run(self, engine: Engine, requests: Sequence[Request], bar: Progress | None) -> None:
         """Steps until all requests have ended; on any exception aborts those that have not."""
+        self._warn()
         try:
             for request in requests:
                 engine.add(request)

@@ -66,6 +66,7 @@ class DecoderModel:
         self._row_multiple: int | None = 1
         self._head_multiple: int | None = 1
         self._attention_multiple: int | None = None
+        self._known: MutableMapping[Any, int | None] | None = None
 
     # What a plugin writes.
 
@@ -94,11 +95,13 @@ class DecoderModel:
     @property
     def row_multiple(self) -> int:
         """Rows of a pass are padded to this multiple; the head's rows to one of their own."""
+        self._probe()
         return self._row_multiple or 1
 
     @property
     def is_invariant(self) -> bool:
         """Whether a row's bits are its own: asked for, and found to hold on this machine."""
+        self._probe()
         return (
             self.backend.invariant
             and self._row_multiple is not None
@@ -117,9 +120,10 @@ class DecoderModel:
         weights: WeightSource,
         known: MutableMapping[Any, int | None] | None = None,
     ) -> None:
-        """Fills every parameter, and finds the row multiple that holds on this machine.
+        """Fills every parameter.
 
-        known: results of probes by shape, read and filled; share one mapping between models.
+        known: results of probes by shape (see `row_multiple`), read and filled when the first pass
+        asks for them; share one mapping between models.
         Raises WeightsError naming missing, extra and misshapen tensors before any is read.
         """
         plan = plan_load(self.weight_rules(), weights.infos, self.network.parameter_shapes())
@@ -131,7 +135,13 @@ class DecoderModel:
             device=self.device,
         )
         self.network.rotary.to(self.device)
-        known = {} if known is None else known
+        self._known = {} if known is None else known
+
+    def _probe(self) -> None:
+        """Finds the row multiples that hold on this machine; once, when they are first needed."""
+        if self._known is None:
+            return
+        known, self._known = self._known, None
         head = self.network.lm_head.prepared
         body = [weight for weight in self._linear_weights() if weight is not head]
         self._row_multiple = row_multiple(body, backend=self.backend, known=known)
@@ -220,6 +230,7 @@ class DecoderModel:
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """hidden_states: [T, D] after a final norm -> [T, V] float32 logits."""
         num_rows = hidden_states.shape[0]
+        self._probe()
         short = padded(num_rows, self._head_multiple or 1) - num_rows
         if short:
             hidden_states = torch.nn.functional.pad(hidden_states, (0, 0, 0, short))
@@ -235,6 +246,7 @@ class DecoderModel:
 
     def _start(self, inputs: DecoderInputs, kv: KVCacheInputs) -> tuple[ForwardPass, torch.Tensor]:
         """The shared part of a pass, and the padded tokens [T']."""
+        self._probe()
         tokens, num_rows = inputs.tokens, inputs.tokens.shape[0]
         plan = plan_attention(
             kv,
