@@ -28,9 +28,32 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def elsewhere() -> str:
+    """Bugs of the step and of one format of drafts: planted in tests of their own."""
+    from eagle.test_eagle_mutants import MUTANTS as EAGLE
+    from lfm2.test_lfm2_mutants import MUTANTS as LFM2
+    from speculation.test_speculation_mutants import MUTANTS as STEP
+
+    lines = ["| no. | planted bug | tests |", "|---|---|---|"]
+    listed = {"tests/speculation": STEP, "tests/eagle": EAGLE, "tests/lfm2": LFM2}
+    for folder, mutants in listed.items():
+        for name in mutants:
+            number, _, what = name.replace("_", " ").partition(" ")
+            known = number.isdecimal()
+            lines.append(
+                f"| {number if known else ' '} | {what if known else name.replace('_', ' ')} | {folder} |"
+            )
+    return "\n".join(line.replace("|   |", "| |") for line in lines)
+
+
 def written(page: str) -> str:
-    """The page with its two tables as they should be."""
-    for name, text in (("promises", promises()), ("table of planted bugs", table())):
+    """The page with its tables as they should be."""
+    tables = {
+        "promises": promises(),
+        "table of planted bugs": table(),
+        "bugs planted elsewhere": elsewhere(),
+    }
+    for name, text in tables.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, _, rest = page.partition(begin)
         page = f"{before}{begin}{text}\n{end}{rest.partition(end)[2]}"

@@ -111,7 +111,7 @@ def _(real: Any) -> Any:
         except RuntimeError:
             raise
         except Exception:
-            return [Proposal()] * len(requests)
+            return 0, [Proposal()] * len(requests)
 
     return draft
 
@@ -176,7 +176,7 @@ def _(real: Any) -> Any:
     20,
     "a residual of nothing is divided by zero",
     LAW,
-    "pilotfish.testing.promises.speculation:residual_law",
+    "pilotfish.sampling.acceptance:residual_law",
 )
 def _(real: Any) -> Any:
     def law(p: Any, q: Any) -> Any:

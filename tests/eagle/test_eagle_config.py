@@ -265,3 +265,17 @@ def test_cases_say_what_they_mean() -> None:
     assert "norm_before_residual" in config
     assert "norm_before_residual" not in config["transformer_layer_config"]
     assert DraftCase().draft_vocab == LAYER["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"norm_before_residual": "false"}, "norm_before_residual is 'false'; wanted true or"),
+        ({"attention_bias": 1}, "attention_bias is 1; wanted true or false"),
+        ({"eagle_config": [1]}, r"eagle_config is \[1\]; wanted an object"),
+        ({"logit_softcap": 30.0}, "logit_softcap"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read(third(**options))

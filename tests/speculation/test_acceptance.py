@@ -207,19 +207,47 @@ def test_log_probabilities_are_of_the_committed_tokens() -> None:
 
 def test_relaxed_commits_the_draft_only_while_it_thinks() -> None:
     """The committed token at an accepted place is the draft's, also where the target's differs."""
-    greedy = SamplingParams(temperature=0)
-    relaxed = RelaxedAcceptance(Sampler(), 8, 9, top=2, slack=0.6)
-    thinking = request([0, 2], params=greedy, context=[1, 8, 1])
-    [got] = relaxed.decide(LOGITS, [thinking])
-    assert (got.num_accepted, got.tokens) == (2, (0, 2, 3))
-    [strict] = relaxed.decide(LOGITS, [request([0, 2], params=greedy, context=[8, 1, 9, 1])])
+
+    def relaxed(**options: float) -> RelaxedAcceptance:
+        return RelaxedAcceptance(Sampler(), 8, 9, top=2, slack=options.get("slack", 0.6))
+
+    # A seed under which the target's own tokens are neither 0 nor 2 where those are drafted.
+    own = [Sampler().sample(LOGITS, rows_of(SamplingParams(), s, [0, 2])) for s in range(200)]
+    seed = next(s for s in range(200) if own[s].token_ids[0] == 1 and own[s].token_ids[1] == 0)
+    last = int(own[seed].token_ids[2])
+    thinking = request([0, 2], seed=seed, context=[1, 8, 1])
+    [got] = relaxed().decide(LOGITS, [thinking])
+    assert (got.num_accepted, got.tokens) == (2, (0, 2, last))
+    [strict] = relaxed().decide(LOGITS, [request([0, 2], seed=seed, context=[8, 1, 9, 1])])
     assert (strict.num_accepted, strict.tokens) == (0, (1,))
-    [unlikely] = relaxed.decide(LOGITS, [request([2, 2], params=greedy, context=[8])])
+    [unlikely] = relaxed().decide(LOGITS, [request([2, 2], seed=seed, context=[8])])
     assert (unlikely.num_accepted, unlikely.tokens) == (0, (1,))
-    tight = RelaxedAcceptance(Sampler(), 8, 9, top=2, slack=0.0)
-    assert tight.decide(LOGITS, [thinking])[0].tokens == (1,)
+    assert relaxed(slack=0.0).decide(LOGITS, [thinking])[0].tokens == (1,)
     ends = RelaxedAcceptance(Sampler(), 8, 0, top=2, slack=0.6)
     assert ends.decide(LOGITS, [thinking])[0].tokens == (0, 0), "0 ends the phase inside the block"
+    banned = SamplingParams(logit_bias={0: -1e9})
+    [never] = relaxed().decide(LOGITS, [request([0], params=banned, seed=seed, context=[8])])
+    assert never.num_accepted == 0
+    cold = SamplingParams(temperature=0)
+    assert relaxed().decide(LOGITS, [request([0, 2], params=cold, context=[8])])[0].tokens == (1,)
+
+
+def test_relaxed_reads_each_token_of_a_text_once() -> None:
+    """The phase is carried on, and begins anew with a request that took the name."""
+    rule = RelaxedAcceptance(Sampler(), 8, 9)
+
+    def thinks(*context: int) -> bool:
+        return rule._thinks(request([0], context=context))
+
+    assert [thinks(8, 1), thinks(8, 1, 2), thinks(8, 1, 2, 9), thinks(8, 1, 2, 9, 8)] == [
+        1,
+        1,
+        0,
+        1,
+    ]
+    assert not thinks(1, 2)
+    rule.release("")
+    assert rule._phases == {}
 
 
 @pytest.mark.parametrize(("rate", "width"), [(0.8, 4), (0.3, 1), (0.0, 3), (1.0, 5)])

@@ -12,6 +12,7 @@ from core.engine_strategies import MAX_SEQ_LEN, Job, jobs, sizes, token_lists
 from core.test_engine_faults import PlantedError, check_lengths, planted
 from core.toy_model import VOCAB, Drafting, ToyEngine, ToyModel, naive_answer, output_of
 from pilotfish.config import SamplingParams
+from pilotfish.engine.length_rules import LengthRules
 from pilotfish.errors import PilotfishError
 from pilotfish.sampling import Sampler
 from pilotfish.speculation import Proposal
@@ -230,18 +231,6 @@ def test_a_drafter_that_answers_for_too_few_requests_is_told() -> None:
         engine.engine.step()
 
 
-def test_drafts_never_take_pages_from_another_request() -> None:
-    """Two requests fill the pool: with drafts there are no more preemptions than without."""
-    size: dict[str, Any] = {"num_pages": 8, "page_size": 4, "max_seq_len": 40}
-    work: list[Job] = [([1, 2, 3], one(13)), ([4, 5, 6], one(13))]
-    plain = ToyEngine(**size)
-    plain.run(work)
-    assert plain.scheduler.num_preemptions == 0
-    engine = ToyEngine(drafting=drafting(ToyDraft()), **size)
-    check_answers(work, engine.run(work))
-    assert engine.scheduler.num_preemptions == 0
-
-
 def test_every_request_that_decodes_gets_a_row_before_drafts_take_the_rest() -> None:
     proposer = drafters.ScriptedProposer()
     proposer.script = drafters.repeats
@@ -268,3 +257,107 @@ def test_warm_and_cold_prefixes_accept_alike() -> None:
         assert [out.speculative for out in warm] == [out.speculative for out in cold]
         assert sum(sum(counts) for counts in draft.passes) - num_rows < num_rows, "hits were taken"
         assert draft.broken == 0
+
+
+def sizes_that_just_fit() -> list[tuple[list[Job], dict[str, Any]]]:
+    """Two requests that need every page of the pool, prompts of every offset to the page."""
+    found = []
+    for first in range(1, 6):
+        for second in range(1, 6):
+            work: list[Job] = [([1] * first, one(13)), ([2] * second, one(13))]
+            num_pages = sum(-(-(len(prompt) + 12) // 4) for prompt, _ in work)
+            found.append((work, {"num_pages": num_pages, "page_size": 4, "max_seq_len": 40}))
+    return found
+
+
+def test_drafts_cost_no_preemption_whatever_the_lengths() -> None:
+    for work, size in sizes_that_just_fit():
+        plain = ToyEngine(prefix_caching=False, **size)
+        plain.run(work)
+        for draft in (ToyDraft(), ToyDraft(wrong_one_in=2)):
+            engine = ToyEngine(drafting=drafting(draft), prefix_caching=False, **size)
+            check_answers(work, engine.run(work))
+            assert engine.scheduler.num_preemptions <= plain.scheduler.num_preemptions, work
+
+
+def test_drafts_leave_rows_for_prompts_that_wait() -> None:
+    """One request drafts as wide as a pass: another's prompt still begins in the next pass."""
+    proposer = drafters.ScriptedProposer()
+    proposer.script = drafters.repeats
+    engine = ToyEngine(
+        drafting=Drafting(proposer=proposer, policy=FixedWidth(8)), max_batch_tokens=8
+    )
+    first = engine.add([1], one(60))
+    for _ in range(3):
+        engine.engine.step()
+    second = engine.add([2, 3, 4], one(5))
+    engine.engine.step()
+    assert second.context.num_computed == 3
+    assert not first.is_finished
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_after_a_wrong_draft_may_be_unusable(temperature: float) -> None:
+    """The logits after a token that the text does not have are NaN: nobody may notice."""
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=9, ignore_eos=True)
+    tokens = naive_answer([1, 2, 3], params)[0]
+    poison = next(token for token in range(200, 256) if token not in tokens)
+    for place in range(3):
+        proposer = drafters.ScriptedProposer()
+        right = drafters.known_texts([[1, 2, 3, *tokens]])
+
+        def script(request: Any, place: int = place, right: Any = right) -> list[int]:
+            known = list(right(request))
+            return [*known[:place], *([poison] * (len(known) - place))]
+
+        proposer.script = script
+        engine = ToyEngine(drafting=Drafting(proposer=proposer))
+        engine.model.nan_token = poison
+        [output] = engine.run([([1, 2, 3], params)])
+        assert (list(output.token_ids), output.finish_reason) == (tokens, "length")
+
+
+def test_a_stop_inside_a_block_counts_only_what_is_kept() -> None:
+    tokens = naive_answer([1, 2, 3], one(24))[0]
+    stop = next(i for i in range(2, 20) if tokens[i] not in tokens[:i])
+    proposer = drafters.ScriptedProposer()
+    proposer.script = drafters.known_texts([[1, 2, 3, *tokens]])
+    engine = ToyEngine(drafting=Drafting(proposer=proposer, policy=FixedWidth(20)))
+    params = SamplingParams(
+        temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=[tokens[stop]]
+    )
+    [output] = engine.run([([1, 2, 3], params)])
+    assert list(output.token_ids) == tokens[: stop + 1]
+    assert output.speculative is not None
+    assert output.speculative["accepted"] == stop
+
+
+def test_a_release_that_fails_at_a_restart_is_made_up_for() -> None:
+    """The rows are given up at the next step; the text is that of a request that never failed."""
+    rules = LengthRules(recompute_length=6)
+
+    def run(fails: bool) -> list[int]:
+        engine = ToyEngine(drafting=drafting(ToyDraft(wrong_one_in=3)))
+        request = engine.add([1, 2, 3], one(12))
+        request.lengths = rules
+        raised = 0
+        with pytest.MonkeyPatch.context() as patch:
+            real = StateManager.release
+
+            def release(self: Any, request_id: str) -> None:
+                patch.setattr(StateManager, "release", real)
+                raise PlantedError("planted in a release")
+
+            if fails:
+                patch.setattr(StateManager, "release", release)
+            while engine.engine.has_work:
+                try:
+                    engine.engine.step()
+                except PlantedError:
+                    raised += 1
+                    check_lengths(engine)
+        assert raised == fails
+        assert request.num_preemptions == 1
+        return list(output_of(request).token_ids)
+
+    assert run(True) == run(False) == naive_answer([1, 2, 3], one(12))[0]

@@ -58,6 +58,8 @@ class ToyDraft(SequentialProposer):
                 before = self._before(rows, b, i, context)
                 if not np.isfinite(context).all():
                     self.broken += 1
+                if self.max_positions is not None and position >= self.max_positions:
+                    self.broken += 1
                 number = context_hash_step(before, tokens[i])
                 memory[slots[i] // size, slots[i] % size] = torch.tensor(divmod(number, 65536))
             last.append(number)

@@ -128,7 +128,10 @@ def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
 
 
 def _width(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdecimal() else text
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _pair(text: str) -> tuple[int, ...]:

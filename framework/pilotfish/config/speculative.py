@@ -17,8 +17,10 @@ def _check_width(instance: object, attribute: object, value: object) -> None:
     del instance, attribute
     if value == "adaptive" or (is_int(value) and value >= 1):  # type: ignore[operator]
         return
-    if isinstance(value, Mapping) and all(
-        is_int(k) and k >= 1 and is_int(v) and v >= 0 for k, v in value.items()
+    if (
+        isinstance(value, Mapping)
+        and value
+        and all(is_int(k) and k >= 1 and is_int(v) and v >= 0 for k, v in value.items())
     ):
         return
     raise ConfigError(
@@ -31,9 +33,13 @@ def _check_thinking_tokens(instance: Any, attribute: Any, value: Any) -> None:
     del instance, attribute
     if value is None:
         return
-    if isinstance(value, tuple) and len(value) == 2 and all(is_int(t) and t >= 0 for t in value):
+    if (
+        isinstance(value, tuple)
+        and len(set(value)) == 2 == len(value)
+        and all(is_int(t) and t >= 0 for t in value)
+    ):
         return
-    raise ConfigError(f"thinking_tokens is {value!r}; wanted two token ids: (start, end)")
+    raise ConfigError(f"thinking_tokens is {value!r}; wanted two different ids: (start, end)")
 
 
 def _check_share(instance: Any, attribute: Any, value: Any) -> None:

@@ -87,8 +87,6 @@ class Engine:
                 reason, error = "error", f"{type(failure).__name__}: {failure}"
         if reason is not None:
             self._end(request, reason, error)
-        elif request.restart_if_due():
-            self.scheduler.requeue(request)
 
     def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
         request.finish(reason, error)

@@ -233,6 +233,7 @@ class LLM:
     def close(self) -> None:
         """Frees model and state. Requests that still stream are aborted. May be called twice."""
         engine, self._engine, self._state = self._engine, None, None
+        self.proposer = None
         if engine is not None:
             engine.abort((*engine.scheduler.running, *engine.scheduler.waiting))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -266,7 +266,7 @@ def _prepare_draft(
         weights = checkpoint.weights()
         config = config.finalize(checkpoint.huggingface_config, weights.infos)
     most = config.max_width
-    width = options.width
+    width = max(options.width.values()) if isinstance(options.width, Mapping) else options.width
     if isinstance(width, int) and most is not None and width > most:
         raise ConfigError(
             f"width is {width} and the draft was made for at most {most} tokens a step; "
@@ -361,6 +361,7 @@ def _plan(
         cache=pipeline_config.cache,
         max_batch_size=runtime.max_batch_size,
         max_seq_len=config.get_max_seq_len(),
+        scratch_tokens=0 if draft is None else draft.policy.most + draft.num_scratch_rows,
         activations=uncommitted * runtime.max_batch_tokens
         + activation_bytes(
             max_batch_tokens=runtime.max_batch_tokens,

@@ -83,11 +83,6 @@ class Request:
         """Tokens whose rows are not computed: 1 when decoding, more when prefilling."""
         return len(self.context.tokens) - self.context.num_computed
 
-    @property
-    def num_wanted(self) -> int:
-        """Rows of the next pass if there is room: the pending ones, and those to be verified."""
-        return self.num_pending + len(self.context.draft_tokens)
-
     def cut_draft(self, num_tokens: int) -> None:
         """Keeps only the first so many drafted tokens for verification."""
         self.context.draft_tokens = self.context.draft_tokens[:num_tokens]
@@ -114,7 +109,8 @@ class Request:
         return max(self.context.num_prompt_tokens, self.context.num_restart_tokens)
 
     @property
-    def _is_restart_due(self) -> bool:
+    def is_restart_due(self) -> bool:
+        """Whether its model wants all rows computed anew before it goes on."""
         return self.lengths.must_restart(self._num_started_tokens, len(self.context.tokens))
 
     # What the runner asks
@@ -187,12 +183,9 @@ class Request:
         if self._started is None:
             self._started = perf_counter()
 
-    def restart_if_due(self) -> bool:
-        """Whether its model wants all rows computed anew now; the caller then gives them up."""
-        if not self._is_restart_due:
-            return False
+    def restart(self) -> None:
+        """Its rows were given up because the restart was due: they are computed anew."""
         self.context.num_restart_tokens = len(self.context.tokens)
-        return True
 
     def accept(
         self,
@@ -204,7 +197,7 @@ class Request:
         """Takes what one step sampled, up to where a rule ends the answer.
 
         tokens: one or more, in order; those after the end are dropped, and those after a length
-            at which the model wants all rows computed anew: ask `restart_if_due` afterwards.
+            at which the model wants all rows computed anew: see `is_restart_due`.
         logprobs: one record each. drafted, num_accepted: what was verified, for those who watch.
         Returns why the answer ends, if it does: the caller must then `finish` it.
         """
@@ -214,13 +207,16 @@ class Request:
             self._first_token = now
         self._last_token = now
         text, taken = "", 0
+        is_first = self.num_output_tokens == 0
         reason: FinishReason | None = None
-        while reason is None and taken < len(tokens) and not self._is_restart_due:
+        while reason is None and taken < len(tokens) and not self.is_restart_due:
             added, reason = self._accept_one(tokens[taken])
             text += added
             taken += 1
         records = [record for record in logprobs[:taken] if record is not None]
         self.logprobs += records
+        if self.counters is not None and not is_first:
+            self.counters.add_step(len(drafted), min(num_accepted, taken))
         if self.streams:
             self.outbox.append(
                 Delta(

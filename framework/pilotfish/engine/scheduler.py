@@ -129,61 +129,74 @@ class Scheduler:
         """
         for request in [r for r in self._running if r.is_finished]:
             self.remove(request)  # its release failed when it ended
+        for request in [r for r in self._running if r.is_restart_due]:
+            self.requeue(request)
+            request.restart()
         plan: dict[Request, int] = {}
-        budget = self._max_batch_tokens
-        preempted = self.num_preemptions
         decoding = [r for r in self._running if r.num_pending == 1]
         prefilling = [r for r in self._running if r.num_pending > 1]
-        for place, request in enumerate(decoding + prefilling):
-            if budget and request in self._running:
-                # Drafts take what is left after one row for every request that decodes.
-                room = max(1, budget - max(0, len(decoding) - 1 - place))
-                num_rows = self._reserve(request, min(request.num_wanted, room), plan)
-                if num_rows:
+        budget = self._max_batch_tokens - self._draft_rows(decoding, bool(prefilling))
+        preempted = self.num_preemptions
+        for request in decoding + prefilling:
+            left = budget - sum(plan.values())
+            if left and request in self._running:
+                num_rows = min(request.num_pending, left)
+                if self._reserve(request, num_rows, plan):
                     plan[request] = num_rows
-                budget = self._max_batch_tokens - sum(plan.values())
         if preempted == self.num_preemptions:
-            self._admit(plan, budget)
+            self._admit(plan, budget - sum(plan.values()))
         if not plan and self.has_work:
             raise StateError(
                 f"nothing can run: {len(self._running)} requests hold pages and "
                 f"{len(self._waiting)} wait; wanted every admitted request to fit alone"
             )
+        for request in plan:
+            self._add_draft(request, plan)
         for request, num_rows in plan.items():
             request.context.num_scheduled = num_rows
         return list(plan)
 
-    def _reserve(self, request: Request, num_rows: int, plan: dict[Request, int]) -> int:
-        """Reserves, preempting the newest until there is room; 0 rows if that is the request."""
-        if self._reserve_with_draft(request, num_rows):
-            return num_rows
+    def _draft_rows(self, decoding: Sequence[Request], is_prefilling: bool) -> int:
+        """Rows of the pass that are kept for drafted tokens.
+
+        What is left after one row for every request that decodes; half of it while prompts wait.
+        """
+        wanted = sum(len(request.context.draft_tokens) for request in decoding)
+        room = max(0, self._max_batch_tokens - len(decoding))
+        return min(wanted, room // 2 if is_prefilling or self._waiting else room)
+
+    def _add_draft(self, request: Request, plan: dict[Request, int]) -> None:
+        """Adds drafted tokens and room for drafting to a request's rows, where pages are free."""
+        num_rows, request.num_scratch = plan[request], 0
+        if num_rows < request.num_pending or request.keeps_logits:
+            return
+        request.cut_draft(max(0, self._max_batch_tokens - sum(plan.values())))
+        num_drafted = len(request.context.draft_tokens)
+        for scratch in dict.fromkeys((self._num_scratch, 0)):
+            if not num_drafted and not scratch:
+                return
+            keys = request.next_keys(num_rows + num_drafted)
+            with suppress(OutOfPagesError):  # then nothing has changed
+                self._state.reserve(request.request_id, keys, scratch)
+                request.num_scratch = scratch
+                plan[request] = num_rows + num_drafted
+                return
         request.cut_draft(0)
-        num_rows = min(num_rows, request.num_pending)
+
+    def _reserve(self, request: Request, num_rows: int, plan: dict[Request, int]) -> bool:
+        """Reserves, preempting the newest until there is room; False if that is the request."""
+        keys = request.next_keys(num_rows)
         while True:
             try:
-                self._state.reserve(request.request_id, request.next_keys(num_rows))
+                self._state.reserve(request.request_id, keys)
             except OutOfPagesError:
                 victim = self._running[-1]
                 plan.pop(victim, None)
                 self.requeue(victim)
                 if victim is request:
-                    return 0
+                    return False
             else:
-                return num_rows
-
-    def _reserve_with_draft(self, request: Request, num_rows: int) -> bool:
-        """Reserves with room for drafting; False, and nothing reserved, where there is none."""
-        request.cut_draft(max(0, num_rows - request.num_pending))
-        is_last = num_rows >= request.num_pending and not request.keeps_logits
-        request.num_scratch = self._num_scratch if is_last else 0
-        try:
-            self._state.reserve(
-                request.request_id, request.next_keys(num_rows), request.num_scratch
-            )
-        except OutOfPagesError:
-            request.num_scratch = 0
-            return False
-        return True
+                return True
 
     def _admit(self, plan: dict[Request, int], budget: int) -> None:
         """Moves requests from the queue to the batch, in order, as long as they fit."""
@@ -210,8 +223,7 @@ class Scheduler:
             )
             if self._has_room(request):
                 num_rows = min(request.num_pending, budget)
-                if not self._reserve_with_draft(request, num_rows):
-                    state.reserve(request_id, request.next_keys(num_rows))
+                state.reserve(request_id, request.next_keys(num_rows))
         except OutOfPagesError:
             num_rows = 0
         except BaseException:

@@ -57,11 +57,19 @@ class SpeculativeRunner(Runner):
     def compute(self, requests: Sequence[Request]) -> list[StepResult]:
         """As Runner.compute; the results carry the accepted tokens and the next proposals."""
         start = perf_counter()
+        is_decoding = all(r.num_pending == 1 and r.num_output_tokens for r in requests)
         num_logit_rows = [request.num_logit_rows for request in requests]
         outputs = self._execute(requests, num_logit_rows)
         results = self._results(requests, num_logit_rows, outputs)
-        proposals = self._draft(requests, results, outputs)
-        self._observe(requests, results, perf_counter() - start)
+        verified = perf_counter()
+        width, proposals = self._draft(requests, results, outputs)
+        for result in results:
+            if result.drafted:
+                self._policy.observe_acceptance(len(result.drafted), result.num_accepted)
+        if is_decoding:
+            num_drafted = sum(len(result.drafted) for result in results)
+            self._policy.observe(len(requests), num_drafted / len(requests), verified - start)
+            self._policy.observe_drafting(len(requests), width, perf_counter() - verified)
         return [
             attrs.evolve(result, proposal=proposal)
             for result, proposal in zip(results, proposals, strict=True)
@@ -70,8 +78,6 @@ class SpeculativeRunner(Runner):
     def commit(self, request: Request, result: StepResult) -> None:
         """As Runner.commit; what was drafted waits for the next pass."""
         super().commit(request, result)
-        if request.counters is not None and result.tokens and request.num_output_tokens:
-            request.counters.add_step(len(result.drafted), result.num_accepted)
         proposal = result.proposal or Proposal()
         request.context.draft_tokens = self._known(proposal.tokens)
         self._laws.pop(request.request_id, None)
@@ -81,6 +87,7 @@ class SpeculativeRunner(Runner):
     def release(self, request_id: str) -> None:
         """Drops what is kept for a request that gave up its state."""
         self._laws.pop(request_id, None)
+        self._acceptance.release(request_id)
         self._proposer.release(request_id)
 
     def _sample(
@@ -111,7 +118,7 @@ class SpeculativeRunner(Runner):
             accepted = self._acceptance.decide(logits, verify)
         except PilotfishError as error:
             if len(requests) == 1:
-                return [StepResult(num_rows=requests[0].context.num_scheduled, error=error)]
+                return [self._decide_less(logits, requests[0], verify[0], error)]
             # A request is decided by its own rows alone, so the bad one is found one by one.
             first, results = 0, []
             for request, one in zip(requests, verify, strict=True):
@@ -121,14 +128,25 @@ class SpeculativeRunner(Runner):
             return results
         return [
             StepResult(
-                num_rows=request.context.num_scheduled - len(one.drafts) + found.num_accepted,
+                num_rows=_num_certain(request) + found.num_accepted,
                 tokens=found.tokens,
                 logprobs=found.logprobs,
-                drafted=tuple(one.drafts),
+                drafted=request.context.draft_tokens,
                 num_accepted=found.num_accepted,
             )
             for request, one, found in zip(requests, verify, accepted, strict=True)
         ]
+
+    def _decide_less(
+        self, logits: torch.Tensor, request: Request, one: VerifyRequest, error: PilotfishError
+    ) -> StepResult:
+        """Without the last drafts: a row that cannot be used may follow a token that is wrong."""
+        count = len(one.drafts)
+        if not count:
+            return StepResult(num_rows=request.context.num_scheduled, error=error)
+        laws = None if one.laws is None else one.laws[: count - 1]
+        fewer = attrs.evolve(one, rows=one.rows[:count], drafts=one.drafts[: count - 1], laws=laws)
+        return self._decide(logits[:count], [request], [fewer])[0]
 
     def _verify_request(self, request: Request) -> VerifyRequest:
         drafts = request.context.draft_tokens
@@ -144,11 +162,11 @@ class SpeculativeRunner(Runner):
 
     def _draft(
         self, requests: Sequence[Request], results: Sequence[StepResult], outputs: ModelOutputs
-    ) -> Sequence[Proposal | None]:
-        """Hands the rows that count to the proposer; None for a request that failed."""
+    ) -> tuple[int, Sequence[Proposal | None]]:
+        """Hands the rows that count to the proposer; the width, and None for a failed request."""
         places = [b for b, result in enumerate(results) if result.error is None]
         if not places:
-            return [None] * len(requests)
+            return 0, [None] * len(requests)
         width = self._policy.choose(sum(bool(results[b].tokens) for b in places))
         batch = DraftBatch(
             requests=[self._draft_request(requests[b], results[b], width) for b in places],
@@ -164,7 +182,7 @@ class SpeculativeRunner(Runner):
         found: list[Proposal | None] = [None] * len(requests)
         for b, asked, proposal in zip(places, batch.requests, proposals, strict=True):
             found[b] = attrs.evolve(proposal, tokens=proposal.tokens[: asked.width])
-        return found
+        return width, found
 
     def _draft_request(self, request: Request, result: StepResult, width: int) -> DraftRequest:
         new = list(result.tokens)
@@ -188,16 +206,10 @@ class SpeculativeRunner(Runner):
                 return tuple(tokens[:place])
         return tuple(tokens)
 
-    def _observe(
-        self, requests: Sequence[Request], results: Sequence[StepResult], seconds: float
-    ) -> None:
-        """Tells the policy about passes that only decode."""
-        num_rows = sum(request.context.num_scheduled for request in requests)
-        if all(request.num_pending == 1 and request.num_output_tokens for request in requests):
-            self._policy.observe(len(requests), num_rows, seconds)
-        for result in results:
-            if result.drafted:
-                self._policy.observe_acceptance(len(result.drafted), result.num_accepted)
+
+def _num_certain(request: Request) -> int:
+    """Rows of the pass that count whatever is accepted."""
+    return request.context.num_scheduled - len(request.context.draft_tokens)
 
 
 def _counted_rows(

@@ -69,6 +69,10 @@ class Acceptance(Protocol):
         """
         ...
 
+    def release(self, request_id: str) -> None:
+        """Drops what it keeps for a request."""
+        ...
+
 
 def acceptance_rule(
     config: SpeculativeConfig, sampler: Sampler, backend: KernelBackend | None = None
@@ -114,6 +118,9 @@ class CoupledAcceptance:
             first += len(request.rows)
         return decided
 
+    def release(self, request_id: str) -> None:
+        """Nothing is kept."""
+
 
 def _pack_drafts(requests: Sequence[VerifyRequest], device: torch.device) -> tuple[Tensor, Tensor]:
     """[R] int64, what each row judges, -1 in the row that judges nothing; [B+1] int32 offsets."""
@@ -153,6 +160,9 @@ class _OneByOne:
                 )
             first += len(request.rows)
         return decided
+
+    def release(self, request_id: str) -> None:
+        """Nothing is kept."""
 
     def is_coupled(self, request: VerifyRequest) -> bool:
         """Whether this request is decided by the coupled rule."""
@@ -202,7 +212,8 @@ def residual_law(p: Tensor, q: Tensor) -> Tensor:
 
 class RelaxedAcceptance(_OneByOne):
     """In a thinking phase a draft is accepted if it is one of the `top` likeliest tokens and its
-    probability is at least the likeliest's less `slack`. Elsewhere coupled. Lossy.
+    probability is at least the likeliest's less `slack`, all as the target would sample. Elsewhere
+    coupled, and greedy requests always. Lossy.
 
     start, end: token ids that begin and end a thinking phase.
     """
@@ -213,32 +224,41 @@ class RelaxedAcceptance(_OneByOne):
         super().__init__(sampler)
         self._start, self._end = start, end
         self._top, self._slack = top, slack
+        self._phases: dict[str, tuple[int, bool]] = {}
 
     def is_coupled(self, request: VerifyRequest) -> bool:
-        """Greedy requests are relaxed too."""
-        return not request.drafts or not self._thinks(request.context)
+        """Outside a thinking phase."""
+        return super().is_coupled(request) or not self._thinks(request)
+
+    def release(self, request_id: str) -> None:
+        """Forgets the request's phase."""
+        self._phases.pop(request_id, None)
 
     def judge(self, logits: Tensor, request: VerifyRequest) -> list[int]:
         """As the base. The end of the phase inside the block ends the relaxing."""
         sampled = self._sampler.sample(logits, request.rows).token_ids.tolist()
-        probabilities = logits.softmax(-1)
-        best, ids = probabilities.topk(min(self._top, logits.shape[1]), dim=-1)
+        laws = self._sampler.process_logits(logits, request.rows).softmax(-1)
+        best, ids = laws.topk(min(self._top, laws.shape[1]), dim=-1)
         thinking = True
         for place, draft in enumerate(request.drafts):
-            near = draft in ids[place].tolist() and float(probabilities[place, draft]) >= (
-                float(best[place, 0]) - self._slack
-            )
-            allowed = draft not in request.rows[place].banned_ids
-            if not (draft == sampled[place] or (thinking and near and allowed)):
+            chance = float(laws[place, draft])
+            near = draft in ids[place].tolist() and chance >= float(best[place, 0]) - self._slack
+            if not (draft == sampled[place] or (thinking and near and chance > 0)):
                 return [*request.drafts[:place], sampled[place]]
             thinking = thinking and draft != self._end
         return [*request.drafts, sampled[-1]]
 
-    def _thinks(self, tokens: Sequence[int]) -> bool:
-        for token in reversed(tokens):
-            if token in (self._start, self._end):
-                return token == self._start
-        return False
+    def _thinks(self, request: VerifyRequest) -> bool:
+        """Whether the last start is after the last end; tokens seen before are not read again."""
+        name, tokens = request.rows[0].request_id, request.context
+        num_seen, thinks = self._phases.get(name, (0, False))
+        if num_seen > len(tokens):
+            num_seen, thinks = 0, False
+        for place in range(num_seen, len(tokens)):
+            if tokens[place] in (self._start, self._end):
+                thinks = tokens[place] == self._start
+        self._phases[name] = (len(tokens), thinks)
+        return thinks
 
 
 class SyntheticAcceptance(_OneByOne):

@@ -9,17 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import attrs
+
 from pilotfish.config import SpeculativeConfig
 
 DEFAULT_MOST = 8
 """Widest adaptive draft for a drafter that names no limit of its own."""
 
+_WIDTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+_FIRST = 4
 _MEMORY = 0.95
 """Weight of the past in a moving average; about twenty steps."""
 _GAP = 1.05
 """A width is left for another only where that is so many times better."""
-_PROBE_EVERY = 64
-"""Steps between looks at a width that is thought to be worse."""
+_PROBE_STEPS = 3
+"""How long a look at a width that is thought to be worse lasts."""
+_PROBE_AFTER, _PROBE_AT_MOST = 96, 768
+"""Steps until the first look after a change, and the longest wait: each look that changes nothing
+doubles the next wait, since it may have been dear."""
 
 
 class WidthPolicy(Protocol):
@@ -32,8 +39,12 @@ class WidthPolicy(Protocol):
         """Tokens to draft for each of so many requests that decode; 0: do not speculate."""
         ...
 
-    def observe(self, num_requests: int, num_rows: int, seconds: float) -> None:
-        """A step with so many verify rows over all requests took so long, drafting included."""
+    def observe(self, num_requests: int, width: float, seconds: float) -> None:
+        """A pass that verified `width` tokens a request, on the average, took so long."""
+        ...
+
+    def observe_drafting(self, num_requests: int, width: int, seconds: float) -> None:
+        """Drafting `width` tokens for each of so many requests took so long."""
         ...
 
     def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
@@ -51,28 +62,11 @@ def width_policy(config: SpeculativeConfig, max_width: int | None) -> WidthPolic
     return AdaptiveWidth(DEFAULT_MOST if max_width is None else max_width)
 
 
-class FixedWidth:
-    """The same width always."""
-
-    def __init__(self, width: int) -> None:
-        self.most = width
-
-    def choose(self, num_requests: int) -> int:
-        """As WidthPolicy."""
-        return self.most
-
-    def observe(self, num_requests: int, num_rows: int, seconds: float) -> None:
-        """Nothing to learn."""
-
-    def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
-        """Nothing to learn."""
-
-
-class ScheduledWidth(FixedWidth):
+class ScheduledWidth:
     """The width of the largest batch size in the schedule that is not above the batch's."""
 
     def __init__(self, schedule: Mapping[int, int]) -> None:
-        super().__init__(max(schedule.values()))
+        self.most = max(schedule.values())
         self._schedule = sorted(schedule.items())
 
     def choose(self, num_requests: int) -> int:
@@ -83,44 +77,107 @@ class ScheduledWidth(FixedWidth):
                 chosen = width
         return chosen
 
+    def observe(self, num_requests: int, width: float, seconds: float) -> None:
+        """Nothing to learn."""
+
+    def observe_drafting(self, num_requests: int, width: int, seconds: float) -> None:
+        """Nothing to learn."""
+
+    def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
+        """Nothing to learn."""
+
+
+class FixedWidth(ScheduledWidth):
+    """The same width always."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__({1: width})
+
+
+@attrs.define
+class _Times:
+    """Seconds by width, as moving averages; widths between and beyond by straight lines."""
+
+    seconds: dict[int, float] = attrs.field(factory=dict)
+
+    def add(self, width: int, seconds: float) -> None:
+        before = self.seconds.get(width)
+        kept = seconds if before is None else _MEMORY * before + (1 - _MEMORY) * seconds
+        self.seconds[width] = kept
+
+    def guess(self, width: int) -> float:
+        if width in self.seconds:
+            return self.seconds[width]
+        known = sorted(self.seconds, key=lambda other: abs(other - width))[:2]
+        if not known:
+            return 1.0
+        near = self.seconds[known[0]]
+        if len(known) == 1:
+            return near
+        slope = (self.seconds[known[1]] - near) / (known[1] - known[0])
+        return max(near / 10, near + slope * (width - known[0]))
+
+
+@attrs.define
+class _Book:
+    """What is known of batches of about one size.
+
+    current: the width in use. probe, left: a width that is looked at, for so many steps more.
+    wait, waited: steps between looks, and steps since the last one.
+    """
+
+    current: int
+    passes: _Times = attrs.field(factory=_Times)
+    drafting: _Times = attrs.field(factory=_Times)
+    tried: set[int] = attrs.field(factory=set)
+    probe: int = 0
+    left: int = 0
+    wait: int = _PROBE_AFTER
+    waited: int = 0
+
 
 class AdaptiveWidth:
     """Maximises (expected tokens a step) / (seconds a step), by moving averages.
 
     Expected tokens of width w: 1 + a_1 + a_1 a_2 + ... + a_1 ... a_w, a_i the rate at which the
-    draft at place i is accepted when those before it are. Seconds of a step are averaged by
-    (requests, width) as they are seen; a width not yet seen at this batch size is tried once.
-    Width 0 is plain decoding: chosen where speculation loses, and left when a rare look says so.
+    draft at place i is accepted when those before it are. The seconds of a pass that verifies w
+    tokens and those of drafting w are kept apart, by batch size, since a step verifies what the
+    step before drafted. The first width and plain decoding (0) are each tried at once; later a
+    width thought to be worse is looked at now and then, so that neither is held to for ever.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._rates = [0.7] * most
-        self._seconds: dict[tuple[int, int], float] = {}
-        self._current = min(4, most)
-        self._steps = 0
+        self._widths = [width for width in _WIDTHS if width <= most] or [0]
+        self._rates = [0.6] * most
+        self._books: dict[int, _Book] = {}
 
     def choose(self, num_requests: int) -> int:
         """As WidthPolicy."""
-        size = _bucket(num_requests)
-        self._steps += 1
-        best = max(self._candidates(), key=lambda width: self._value(size, width))
-        current = self._current
-        if (size, current) not in self._seconds:
-            return current
-        if self._value(size, best) > _GAP * self._value(size, current):
-            self._current = current = best
-        if self._steps % _PROBE_EVERY == 0:
-            return self._neighbour(current)
-        return current
+        book = self._book(num_requests)
+        if book.left:
+            book.left -= 1
+            return book.probe
+        untried = [width for width in (book.current, 0) if width not in book.tried]
+        if untried:
+            book.tried.add(untried[0])
+            return self._look(book, untried[0])
+        best = max(self._widths, key=lambda width: self._value(book, width))
+        if self._value(book, best) > _GAP * self._value(book, book.current):
+            book.current, book.wait, book.waited = best, _PROBE_AFTER, 0
+        book.waited += 1
+        if book.waited >= book.wait:
+            book.wait, book.waited = min(2 * book.wait, _PROBE_AT_MOST), 0
+            return self._look(book, self._second_best(book))
+        return book.current
 
-    def observe(self, num_requests: int, num_rows: int, seconds: float) -> None:
-        """As WidthPolicy; the width is the mean of what was really verified."""
-        key = (_bucket(num_requests), round(num_rows / max(1, num_requests)) - 1)
-        before = self._seconds.get(key)
-        self._seconds[key] = (
-            seconds if before is None else _MEMORY * before + (1 - _MEMORY) * seconds
-        )
+    def observe(self, num_requests: int, width: float, seconds: float) -> None:
+        """As WidthPolicy."""
+        self._book(num_requests).passes.add(round(width), seconds)
+
+    def observe_drafting(self, num_requests: int, width: int, seconds: float) -> None:
+        """As WidthPolicy."""
+        self._book(num_requests).drafting.add(width, seconds)
 
     def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
         """As WidthPolicy; places after the first rejection say nothing."""
@@ -128,34 +185,26 @@ class AdaptiveWidth:
             hit = 1.0 if place < num_accepted else 0.0
             self._rates[place] = _MEMORY * self._rates[place] + (1 - _MEMORY) * hit
 
-    def _candidates(self) -> list[int]:
-        return [width for width in (0, 1, 2, 3, 4, 6, 8, 12, 16) if width <= self.most] or [0]
+    def _book(self, num_requests: int) -> _Book:
+        """Batch sizes that share their averages: 1, 2, 4, 8, ..."""
+        size = 1 << max(0, num_requests - 1).bit_length()
+        if size not in self._books:
+            self._books[size] = _Book(current=min(_FIRST, self.most))
+        return self._books[size]
 
-    def _neighbour(self, width: int) -> int:
-        """The candidate above and below in turns: a look at what is thought to be worse."""
-        candidates = self._candidates()
-        place = min(range(len(candidates)), key=lambda i: abs(candidates[i] - width))
-        step = 1 if (self._steps // _PROBE_EVERY) % 2 else -1
-        return candidates[max(0, min(len(candidates) - 1, place + step))]
+    @staticmethod
+    def _look(book: _Book, width: int) -> int:
+        book.probe, book.left = width, _PROBE_STEPS - 1
+        return width
 
-    def _value(self, size: int, width: int) -> float:
-        """Tokens a second, guessed for widths not yet timed from those that were."""
+    def _second_best(self, book: _Book) -> int:
+        others = [width for width in self._widths if width != book.current]
+        return max(others, key=lambda width: self._value(book, width), default=book.current)
+
+    def _value(self, book: _Book, width: int) -> float:
+        """Tokens a second."""
         expected, chance = 1.0, 1.0
         for rate in self._rates[:width]:
             chance *= rate
             expected += chance
-        return expected / self._guess_seconds(size, width)
-
-    def _guess_seconds(self, size: int, width: int) -> float:
-        timed = {w: s for (b, w), s in self._seconds.items() if b == size}
-        if width in timed:
-            return timed[width]
-        if not timed:
-            return 1.0 + 0.05 * width
-        near = min(timed, key=lambda w: abs(w - width))
-        return timed[near] * (1.0 + 0.05 * width) / (1.0 + 0.05 * near)
-
-
-def _bucket(num_requests: int) -> int:
-    """Batch sizes that share their averages: 1, 2, 4, 8, ..."""
-    return 1 << max(0, num_requests - 1).bit_length()
+        return expected / (book.passes.guess(width) + book.drafting.guess(width))

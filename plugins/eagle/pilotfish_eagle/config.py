@@ -18,7 +18,14 @@ from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates
 from pilotfish.registry import Registry
 from pilotfish.state import KVCacheParams, StateSpec
-from pilotfish_eagle.formats import FLAGS, DraftFormat, Version, read_format, read_taps
+from pilotfish_eagle.formats import (
+    FLAGS,
+    DraftFormat,
+    Version,
+    boolean,
+    read_format,
+    read_taps,
+)
 
 LEAF = "draft"
 """The paged leaf with the draft's keys and values."""
@@ -242,7 +249,7 @@ def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineC
     head_dim = int(
         getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
     )
-    attention_bias = bool(getattr(layer, "attention_bias", None))
+    attention_bias = boolean("attention_bias", getattr(layer, "attention_bias", None))
     qkv_bias = draft.option("qkv_bias")
     bias = draft.option("bias")
     if bias is None and not is_third:
@@ -267,11 +274,11 @@ def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineC
         rope=RopeParameters.from_hf(layer, head_dim),
         max_position=int(layer.max_position_embeddings),
         dtype=_dtype(pipeline_config, draft),
-        fc_bias=None if bias is None else bool(bias),
-        qkv_bias=attention_bias if qkv_bias is None else bool(qkv_bias),
+        fc_bias=None if bias is None else boolean("bias", bias),
+        qkv_bias=attention_bias if qkv_bias is None else boolean("qkv_bias", qkv_bias),
         out_bias=attention_bias,
-        mlp_bias=bool(getattr(layer, "mlp_bias", None)),
-        tie_word_embeddings=bool(draft.option("tie_word_embeddings")),
+        mlp_bias=boolean("mlp_bias", getattr(layer, "mlp_bias", None)),
+        tie_word_embeddings=boolean("tie_word_embeddings", draft.option("tie_word_embeddings")),
         **{name: draft.flag(name) for name in FLAGS},
     )
 

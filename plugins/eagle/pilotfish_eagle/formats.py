@@ -36,7 +36,15 @@ _EAGLE_CONFIG_NEUTRAL: Mapping[str, tuple[object, ...]] = {
 _SPECULATORS_KNOWN = frozenset(
     {
         *FLAGS,
-        *(_LAYER_IDS, _OVERRIDE, "architectures", "auto_map", "draft_vocab_size", "dtype"),
+        *(
+            "eagle_config",
+            _LAYER_IDS,
+            _OVERRIDE,
+            "architectures",
+            "auto_map",
+            "draft_vocab_size",
+            "dtype",
+        ),
         *("torch_dtype", "speculators_config", "speculators_model_type", "speculators_version"),
         *("target_hidden_size", "transformer_layer_config", "transformers_version", "model_type"),
         *("embed_requires_grad", "has_no_defaults_at_init", "enable_sp_ulysses"),
@@ -62,6 +70,10 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
     "rope_interleaved": (None, False),
     "no_rope_layers": (None,),
     "parallel_drafting": (None, False),
+    "logit_softcap": (None,),
+    "logits_soft_cap": (None,),
+    "mup_width": (None,),
+    "num_nextn_predict_layers": (None, 0),
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
     "mrope_section": (None,),
@@ -86,7 +98,8 @@ class DraftFormat:
     def flag(self, name: str) -> bool:
         """An option of EAGLE-3; inside `eagle_config` it wins over beside it."""
         nested = eagle_section(self.options).get(name)
-        return bool(_option(self.options, name) if nested is None else nested)
+        found = _option(self.options, name) if nested is None else nested
+        return boolean(name, found)
 
     def option(self, name: str) -> Any:
         """An option of the draft as a whole, else of its layers; None where it is in neither."""
@@ -119,7 +132,19 @@ def read_format(options: Any) -> DraftFormat:
 def eagle_section(options: Any) -> Mapping[str, Any]:
     """The `eagle_config` of a draft, empty where there is none."""
     raw = _option(options, "eagle_config") or {}
-    return raw if isinstance(raw, Mapping) else vars(raw)
+    if isinstance(raw, Mapping):
+        return raw
+    if isinstance(raw, str | int | float | Sequence):
+        raise ConfigError(f"the draft's eagle_config is {raw!r}; wanted an object of options")
+    fields: Mapping[str, Any] = vars(raw)
+    return fields
+
+
+def boolean(name: str, value: object) -> bool:
+    """An option that is on or off; None is off. Raises ConfigError for anything else."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ConfigError(f"the draft's {name} is {value!r}; wanted true or false")
 
 
 def read_taps(draft: DraftFormat, num_target_layers: int) -> tuple[tuple[int, ...], str]:
@@ -199,15 +224,14 @@ def _layer_section(options: Any) -> Any:
 def _refuse_unknown_speculators(options: Any) -> None:
     """Options are off by default there: an unknown one that is set changes something."""
     values = options.to_dict() if hasattr(options, "to_dict") else vars(options)
-    unknown = sorted(name for name, value in values.items() if value and name not in _KNOWN_ALL)
+    unknown = sorted(
+        name for name, value in values.items() if value and name not in _SPECULATORS_KNOWN
+    )
     if unknown:
         raise ConfigError(
             f"the draft's config sets {', '.join(unknown)}, which the method eagle does not read; "
             "wanted a draft without"
         )
-
-
-_KNOWN_ALL = _SPECULATORS_KNOWN | {"eagle_config"}
 
 
 def _refuse_unread(draft: DraftFormat) -> None:

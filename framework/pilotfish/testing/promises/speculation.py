@@ -15,13 +15,8 @@ import torch
 from pilotfish.config import CacheConfig, SamplingParams, SpeculativeConfig
 from pilotfish.engine import LLM, RequestOutput
 from pilotfish.registry import Registry
-from pilotfish.sampling import Sampler, SamplingRow, gumbel
-from pilotfish.sampling.acceptance import (
-    ResidualAcceptance,
-    VerifyRequest,
-    acceptance_probability,
-    residual_law,
-)
+from pilotfish.sampling import Sampler, acceptance, gumbel
+from pilotfish.sampling.acceptance import VerifyRequest
 from pilotfish.speculation import DraftBatch, Proposal, SequentialProposer
 from pilotfish.testing import drafters
 from pilotfish.testing.promise import NotApplicable, want
@@ -29,8 +24,8 @@ from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 NUM_TOKENS = 13
 WIDTH = 3
-EXACT = 1e-12
-"""Of probabilities in float64 that are equal by definition."""
+NEAR = 1e-9
+"""Of probabilities in float64 that are equal by definition, found by bisection."""
 
 
 def no_drafter_changes_a_text(subject: Subject) -> None:
@@ -113,41 +108,52 @@ def the_draft_changes_no_text(subject: Subject) -> None:
         plain = _answers(subject.llm(dtype), prompts, params)
         for options in ({}, {"num_pages": 24, "max_batch_tokens": 7, "max_batch_size": 3}):
             llm = _drafted(subject, dtype, **options)
+            proposals = _Proposals(llm)
             got = _answers(llm, prompts, params)
+            want(bool(proposals.seen), f"{dtype}, {options}: nothing was drafted", "something")
             for number, (mine, wanted) in enumerate(zip(got, plain, strict=True)):
                 want(mine == wanted, f"{dtype}, {options}, request {number}: {mine}", f"{wanted}")
             _want_idle(llm, f"{dtype}, {options}")
 
 
 def a_warm_prefix_drafts_as_a_cold_one(subject: Subject) -> None:
-    """A prefix hit restores the draft's state: the same tokens, drafted and accepted alike."""
-    prompt = subject.tokens(3 * PAGE_SIZE + 1)
+    """A prefix hit restores the draft's state: the same tokens are drafted, and committed."""
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     for dtype in subject.dtypes:
         llm = _drafted(subject, dtype)
-        for length in (len(prompt), 2 * PAGE_SIZE, LONG):
-            ids = subject.tokens(length) if length > len(prompt) else prompt[:length]
+        proposals = _Proposals(llm)
+        for length in (3 * PAGE_SIZE + 1, 2 * PAGE_SIZE, LONG):
+            prompt = subject.tokens(length)
             llm.forget_cached_prefixes()
-            cold, warm = (llm.generate(ids, params)[0] for _ in range(2))
-            for what in ("token_ids", "speculative"):
-                got, wanted = getattr(warm, what), getattr(cold, what)
-                want(got == wanted, f"{dtype}, {length} tokens warm: {what} {got}", f"{wanted}")
+            texts, drafts, rows = [], [], []
+            for _ in range(2):
+                proposals.clear()
+                texts.append(llm.generate(prompt, params)[0].token_ids)
+                drafts.append(list(proposals.seen))
+                rows.append(proposals.num_rows)
+            where = f"{dtype}, {length} tokens"
+            want(
+                rows[1] < rows[0], f"{where}: {rows[1]} rows computed warm", f"less than {rows[0]}"
+            )
+            want(texts[1] == texts[0], f"{where} warm: {texts[1]}", f"{texts[0]}")
+            want(drafts[1] == drafts[0], f"{where} warm: drafts {drafts[1]}", f"{drafts[0]}")
 
 
 def a_draft_batch_equals_singles(subject: Subject) -> None:
     """What is drafted for a request does not depend on the requests beside it."""
     prompts, params = _work(subject)
     llm = _drafted(subject, subject.dtype)
+    proposals = _Proposals(llm)
     llm.forget_cached_prefixes()
-    together = [out.speculative for out in llm.generate(prompts, params)]
+    llm.generate(prompts, params)
+    together = set(proposals.seen)
     for number, (prompt, options) in enumerate(zip(prompts, params, strict=True)):
         llm.forget_cached_prefixes()
-        alone = llm.generate(prompt, options)[0].speculative
-        want(
-            together[number] == alone,
-            f"request {number} in a batch: {together[number]}",
-            f"{alone}",
-        )
+        proposals.clear()
+        llm.generate(prompt, options)
+        alone = set(proposals.seen)
+        odd = sorted(alone - together)[:2]
+        want(not odd, f"request {number} alone: {odd} drafted", "only what is drafted in a batch")
 
 
 def residual_acceptance_keeps_the_law(subject: Subject) -> None:
@@ -155,44 +161,55 @@ def residual_acceptance_keeps_the_law(subject: Subject) -> None:
     prompts = [subject.tokens(6), subject.tokens(9, seed=1)]
     params = SamplingParams(temperature=0.9, top_k=8, max_tokens=NUM_TOKENS, seed=3)
     llm = _drafted(subject, subject.dtype, acceptance="residual")
-    with _Recorded() as seen:
+    with _Judged() as judged:
         llm.generate(prompts, params)
-    want(bool(seen.pairs), "no draft was judged", "one at least")
+    want(bool(judged.seen), "no draft was judged", "one at least")
     proposer: Any = llm.proposer
-    for p, q, draft, row in seen.pairs:
-        if isinstance(proposer, SequentialProposer):
-            noise = gumbel(torch.tensor([row.seed]), torch.tensor([row.position]), q.shape[0])[0]
-            drawn = int((q.log() + noise).argmax())
+    for _, request in judged.seen:
+        row, laws = request.rows[0], request.laws
+        if laws is not None and isinstance(proposer, SequentialProposer):
+            noise = gumbel(torch.tensor([row.seed]), torch.tensor([row.position]), laws.shape[1])
+            drawn, draft = int((laws[0].log() + noise[0]).argmax()), request.drafts[0]
             want(drawn == draft, f"{draft} drafted where its own law draws {drawn}", f"{drawn}")
-        for other in (q, p):  # a draft of the very law leaves nothing over
-            kept = other * acceptance_probability(p, other)
-            law = kept + (1 - kept.sum()) * residual_law(p, other)
-            gap = float((law - p).abs().max())
-            want(gap <= EXACT, f"a law that is off by {gap}", f"at most {EXACT}")
+    p = Sampler().process_logits(judged.seen[0][0], judged.seen[0][1].rows).double().softmax(-1)[0]
+    for q in (
+        p,
+        p.flip(0),
+        torch.ones_like(p) / len(p),
+        torch.eye(len(p)).double()[int(p.argmax())],
+    ):
+        law = judged.committed_law(p, q)
+        gap = float((law - p).abs().max())
+        want(gap <= NEAR, f"a committed token whose law is off by {gap:.2g}", f"at most {NEAR:.0e}")
 
 
 def an_exception_leaves_target_and_draft_equal(subject: Subject) -> None:
-    """After an exception before or after a draft call no page is lost or wrong: texts stay."""
+    """After an exception around a draft call the other requests go on, their texts unchanged."""
     prompts, params = _work(subject)
     plain = _answers(subject.llm(), prompts, params)
     for at in (1, 2, 3):
         for after in (False, True):
             llm = _drafted(subject, subject.dtype)
+            where = f"an exception {'after' if after else 'before'} draft call {at}"
+            streams = [llm.stream(p, o) for p, o in zip(prompts, params, strict=True)]
+            got: list[list[int]] = [list(next(stream).token_ids) for stream in streams]
             proposer: Any = llm.proposer
             proposer.propose = _FaultyOnce(proposer, at, after).propose
-            where = f"an exception {'after' if after else 'before'} draft call {at}"
-            raised = False
-            try:
-                llm.generate(prompts, params)
-            except drafters.DrafterFailedError:
-                raised = True
-            want(raised, f"nothing raised from {where}", "the drafter's exception")
-            _want_idle(llm, f"after {where}")
+            broken = 0
+            for number, stream in enumerate(streams):
+                try:
+                    for delta in stream:
+                        got[number] += delta.token_ids
+                except drafters.DrafterFailedError:
+                    broken += 1
+                    got[number] = plain[number][0]
+            want(broken == 1, f"{broken} streams that raised after {where}", "the one that stepped")
             want(
-                _answers(llm, prompts, params) == plain,
+                got == [tokens for tokens, *_ in plain],
                 f"other texts after {where}",
                 "those of plain decoding",
             )
+            _want_idle(llm, f"after {where}")
 
 
 # Parts
@@ -217,46 +234,122 @@ class _FaultyOnce:
         return found
 
 
-class _Recorded:
-    """Remembers the pairs of laws that residual acceptance judges while it is entered."""
+class _Proposals:
+    """Listens to what is drafted: (tokens so far, drafted tokens), and how many rows counted."""
+
+    def __init__(self, llm: LLM) -> None:
+        proposer: Any = llm.proposer
+        self._real = proposer.propose
+        self.clear()
+        proposer.propose = self._listen
+
+    def clear(self) -> None:
+        """Forgets what was heard."""
+        self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.num_rows = 0
+
+    def _listen(self, batch: DraftBatch) -> Sequence[Proposal]:
+        found: Sequence[Proposal] = self._real(batch)
+        for request, proposal in zip(batch.requests, found, strict=True):
+            self.num_rows += request.num_new
+            if proposal.tokens:
+                self.seen.append((tuple(request.tokens), tuple(proposal.tokens)))
+        return found
+
+
+class _Judged:
+    """While it is entered it remembers what residual acceptance judges; then it can be asked."""
 
     def __init__(self) -> None:
-        self.pairs: list[tuple[torch.Tensor, torch.Tensor, int, SamplingRow]] = []
+        self.seen: list[tuple[torch.Tensor, VerifyRequest]] = []
 
-    def __enter__(self) -> _Recorded:
-        self._real = real = ResidualAcceptance.judge
-        pairs, sampler = self.pairs, Sampler()
+    def __enter__(self) -> _Judged:
+        rule: Any = acceptance.ResidualAcceptance
+        self._real = real = rule.judge
 
-        def judge(rule: Any, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
-            laws = sampler.process_logits(logits, request.rows).double().softmax(-1)
-            for place, draft in enumerate(request.drafts):
-                q = torch.zeros_like(laws[place])
-                q[draft] = 1.0
-                if request.laws is not None:
-                    q = request.laws[place].double()
-                    q /= q.sum()
-                pairs.append((laws[place], q, draft, request.rows[place]))
-            return real(rule, logits, request)
+        def judge(this: Any, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
+            self.seen.append((logits.clone(), request))
+            found: list[int] = real(this, logits, request)
+            return found
 
-        ResidualAcceptance.judge = judge  # type: ignore[method-assign, assignment]
+        rule.judge = judge
         return self
 
     def __exit__(self, *_: object) -> None:
-        ResidualAcceptance.judge = self._real  # type: ignore[method-assign]
+        rule: Any = acceptance.ResidualAcceptance
+        rule.judge = self._real
+
+    def committed_law(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        """[V] float64, the law of the token that follows when drafts are drawn from q.
+
+        Of every draft the rule itself is asked: for which uniform numbers it is accepted, by
+        bisection, and from which law a token is drawn in its place.
+        """
+        logits, request = self.seen[0]
+        one = attrs.evolve(request, rows=request.rows[:2], drafts=(0,), laws=q[None])
+        sampler: Any = _FixedLaw(p)
+        rule = acceptance.ResidualAcceptance(sampler)
+        law = torch.zeros_like(p)
+        drawn: list[torch.Tensor] = []
+        real = acceptance._uniform, acceptance._draw
+        module: Any = acceptance
+
+        def draw(left: torch.Tensor, row: Any) -> int:
+            drawn.append(left)
+            return 0
+
+        def accepted(draft: int, uniform: float) -> bool:
+            module._uniform = lambda row: uniform
+            found = rule.judge(logits[:2], attrs.evolve(one, drafts=(draft,)))
+            return len(found) == 2
+
+        try:
+            module._draw = draw
+            for draft in q.nonzero()[:, 0].tolist():
+                low, high = 0.0, 1.0
+                for _ in range(50):
+                    middle = (low + high) / 2
+                    low, high = (middle, high) if accepted(draft, middle) else (low, middle)
+                chance = 1.0 if accepted(draft, 1.0) else low
+                law[draft] += q[draft] * chance
+                if chance < 1.0:
+                    law += q[draft] * (1 - chance) * drawn[-1]
+        finally:
+            module._uniform, module._draw = real
+        return law
+
+
+@attrs.frozen
+class _FixedLaw:
+    """A sampler whose target has one law in every row."""
+
+    law: torch.Tensor
+
+    def process_logits(self, logits: torch.Tensor, rows: Sequence[Any]) -> torch.Tensor:
+        """Logits of the law."""
+        return self.law.log().expand(len(rows), -1)
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[Any]) -> Any:
+        """The bonus token, which nobody looks at."""
+        return attrs.make_class("Sampled", {"token_ids": attrs.field()})(torch.zeros(1).long())
 
 
 def _work(subject: Subject) -> tuple[list[list[int]], list[SamplingParams]]:
-    """Ragged prompts with every kind of option."""
-    lengths = (1, 3, PAGE_SIZE, 2 * PAGE_SIZE + 1, 6)
+    """Ragged prompts with every kind of option that cuts or changes an answer."""
+    lengths = (1, 3, PAGE_SIZE, 2 * PAGE_SIZE + 1, 6, 2, 5)
     prompts = [subject.tokens(length, seed=length) for length in lengths]
-    edits: dict[str, Any] = {"top_k": 12, "top_p": 0.9, "logprobs": 1}
+    ids = subject.tokens(24, seed=99)
+    edits: dict[str, Any] = {"top_k": 12, "top_p": 0.9, "logprobs": 1, "logit_bias": {ids[0]: 2.0}}
     edits |= {"repetition_penalty": 1.3, "presence_penalty": 1.0, "frequency_penalty": 1.0}
+    stops: dict[str, Any] = {"stop_token_ids": ids, "prompt_logprobs": 0}
     kinds: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {"temperature": 0.7},
         {"temperature": 1.3},
         {"temperature": 0.0, **edits},
         {"temperature": 1.0, **edits},
+        {"temperature": 1.3, **stops},
+        {"temperature": 1.3, "min_tokens": 6, **stops},
     ]
     params = [
         SamplingParams(seed=number, max_tokens=NUM_TOKENS, **kind)
@@ -269,7 +362,10 @@ def _answers(
     llm: LLM, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
 ) -> list[tuple[list[int], str, Any]]:
     outputs: list[RequestOutput] = llm.generate(list(prompts), params)
-    return [(list(out.token_ids), out.finish_reason, out.logprobs) for out in outputs]
+    return [
+        (list(out.token_ids), out.finish_reason, (out.logprobs, out.prompt_logprobs))
+        for out in outputs
+    ]
 
 
 def _want_idle(llm: LLM, where: str) -> None:
@@ -291,9 +387,14 @@ def _scripted(subject: Subject, dtype: str, **options: Any) -> LLM:
 def _drafted(subject: Subject, dtype: str, *, acceptance: Any = None, **options: Any) -> LLM:
     if subject.speculative is None:
         raise NotApplicable("no drafter was given: --draft D --speculative METHOD")
-    speculative = attrs.evolve(subject.speculative, width=WIDTH)
-    if acceptance is not None:
-        speculative = attrs.evolve(speculative, acceptance=acceptance)
+    prepared = subject.prepared(dtype, draft=subject.draft, speculative=subject.speculative)
+    assert prepared.draft is not None
+    most = prepared.draft.config.max_width
+    speculative = attrs.evolve(
+        subject.speculative,
+        width=WIDTH if most is None else min(WIDTH, most),
+        acceptance=acceptance or "coupled",
+    )
     return _llm(subject, dtype, subject.registry, subject.draft, speculative, **options)
 
 

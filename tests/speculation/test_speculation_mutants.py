@@ -1,0 +1,139 @@
+"""Bugs planted in the step, its rules and the sequential driver: each turns a check red."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from core.engine_strategies import Job
+from core.toy_model import Drafting, ToyEngine, naive_answer
+from pilotfish.config import SamplingParams
+from pilotfish.engine.speculative import SpeculativeRunner
+from pilotfish.sampling import acceptance
+from pilotfish.speculation import SequentialProposer
+from pilotfish.speculation.width import FixedWidth
+from pilotfish.testing import drafters
+from speculation.toy_draft import ToyDraft, ToyShiftedDraft, drafting
+
+Patch = pytest.MonkeyPatch
+
+WORK: list[Job] = [
+    ([7] * 9, SamplingParams(temperature=0, max_tokens=17, ignore_eos=True)),
+    ([5, 6], SamplingParams(temperature=0.8, seed=1, max_tokens=17, ignore_eos=True)),
+    ([7] * 8 + [3], SamplingParams(temperature=0, max_tokens=12, frequency_penalty=0.7)),
+]
+
+
+def check_texts(engine: ToyEngine) -> None:
+    """Texts are those of the definition, twice: the second time with cached prefixes."""
+    for _ in range(2):
+        for job, output in zip(WORK, engine.run(WORK), strict=True):
+            assert list(output.token_ids) == naive_answer(*job)[0]
+
+
+def with_sequential_drafts() -> None:
+    """A draft with caches of its own and a short context; it checks every row that it reads."""
+    for kind in (ToyDraft, ToyShiftedDraft):
+        for limit in (None, 12):
+            draft = kind(wrong_one_in=3, max_positions=limit)
+            check_texts(ToyEngine(drafting=drafting(draft), max_batch_tokens=6))
+            assert draft.broken == 0
+
+
+def with_scripts() -> None:
+    """Drafts that are wrong, and drafts that are no tokens."""
+    for script in (drafters.repeats, drafters.out_of_vocabulary(257)):
+        proposer = drafters.ScriptedProposer()
+        proposer.script = script
+        check_texts(ToyEngine(drafting=Drafting(proposer=proposer, policy=FixedWidth(3))))
+
+
+def with_zero_probabilities() -> None:
+    """A token that cannot come is never accepted, whatever the draft says of it."""
+    p = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    for q in (torch.eye(3).double()[2], torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)):
+        kept = q * acceptance.acceptance_probability(p, q)
+        assert float(kept[2]) == 0.0
+
+
+@attrs.frozen
+class Mutant:
+    """check: passes without the bug. owner, name: what `make` makes something wrong of."""
+
+    check: Callable[[], None]
+    owner: Any
+    name: str
+    make: Callable[[Any], Any]
+
+
+def without_skip(real: Any) -> Any:
+    return lambda self, *args, skip, **options: real(self, *args, skip=None, **options)
+
+
+def one_row_more(real: Any) -> Any:
+    def decide(self: Any, logits: Any, requests: Any, verify: Any) -> Any:
+        return [
+            attrs.evolve(r, num_rows=min(r.num_rows + 1, request.context.num_scheduled))
+            for request, r in zip(requests, real(self, logits, requests, verify), strict=True)
+        ]
+
+    return decide
+
+
+def features_of_all_rows(real: Any) -> Any:
+    return lambda requests, results, hidden: hidden
+
+
+def accept_zeros(real: Any) -> Any:
+    return lambda p, q: torch.where(q > 0, (p / q).clamp(max=1.0), torch.ones_like(p)).clamp(0.1)
+
+
+MUTANTS: dict[str, Mutant] = {
+    "3 a rejected row stays committed": Mutant(
+        with_scripts, SpeculativeRunner, "_decide", one_row_more
+    ),
+    "13 rows of a chunk that is not the last are left out of the draft": Mutant(
+        with_sequential_drafts,
+        SequentialProposer,
+        "_num_first_rows",
+        lambda real: lambda self, request: real(self, request) if request.width else 0,
+    ),
+    "16 drafting goes on past the draft's last position": Mutant(
+        with_sequential_drafts,
+        SequentialProposer,
+        "_width",
+        lambda real: lambda self, request: request.width,
+    ),
+    "21 a token of probability zero is accepted": Mutant(
+        with_zero_probabilities, acceptance, "acceptance_probability", accept_zeros
+    ),
+    "35 the draft gets features of rows that were rejected": Mutant(
+        with_sequential_drafts,
+        SpeculativeRunner,
+        "_draft",
+        lambda real: (
+            lambda self, requests, results, outputs: real(
+                self,
+                requests,
+                results,
+                attrs.evolve(outputs, hidden_states=outputs.hidden_states.flip(0)),
+            )
+        ),
+    ),
+    "37 later draft passes reuse the first pass's places": Mutant(
+        with_sequential_drafts, SequentialProposer, "_rows", without_skip
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_bug_is_seen(name: str, monkeypatch: Patch) -> None:
+    mutant = MUTANTS[name]
+    mutant.check()
+    monkeypatch.setattr(mutant.owner, mutant.name, mutant.make(getattr(mutant.owner, mutant.name)))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - a wrong text, a broken row, or a crash
+        mutant.check()
