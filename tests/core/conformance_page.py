@@ -38,11 +38,10 @@ def elsewhere() -> str:
     listed = {"tests/speculation": STEP, "tests/eagle": EAGLE, "tests/lfm2": LFM2}
     for folder, mutants in listed.items():
         for name in mutants:
-            number, _, what = name.replace("_", " ").partition(" ")
-            known = number.isdecimal()
-            lines.append(
-                f"| {number if known else ' '} | {what if known else name.replace('_', ' ')} | {folder} |"
-            )
+            words = name.replace("_", " ")
+            number, _, what = words.partition(" ")
+            cells = (number, what) if number.isdecimal() else (" ", words)
+            lines.append(f"| {' | '.join(cells)} | {folder} |")
     return "\n".join(line.replace("|   |", "| |") for line in lines)
 
 
