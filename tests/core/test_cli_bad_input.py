@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -211,6 +212,46 @@ def test_a_bad_request_does_not_disturb_the_others(
     outputs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [out["finish_reason"] for out in outputs] == ["length", "error", "length"]
     assert outputs[0]["token_ids"] == outputs[2]["token_ids"]
+
+
+def test_output_that_cannot_be_written_is_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A full disk, a closed stdout, and letters that the terminal does not know."""
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"prompt_token_ids": [1, 2], "max_tokens": 3}))
+    command = f"{sys.executable} -m pilotfish generate {tiny_checkpoint} --input-file {file} --json"
+    full = subprocess.run(["sh", "-c", f"{command} >/dev/full"], capture_output=True, check=False)
+    assert full.returncode == 2
+    assert full.stderr.decode().splitlines()[-1].startswith("pilotfish: error: cannot write")
+    closed = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, check=False)
+    assert closed.returncode == 2
+    assert b"Traceback" not in closed.stderr + full.stderr
+    ascii_only = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from pilotfish.cli import main; main(['plugins']); print('\u65e5')",
+        ],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert ascii_only.returncode == 0, ascii_only.stderr
+
+
+def test_flags_of_speculation_that_nobody_would_read(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    ngram = ["--speculative", "ngram"]
+    for flags, said in (
+        (["--show-draft"], "wanted --speculative METHOD"),
+        ([*ngram, "--show-draft", "--json"], "wanted one of the two"),
+        ([*ngram, "--synthetic-rate", "0.5"], "--acceptance synthetic"),
+        ([*ngram, "--thinking-tokens", "1,2"], "--acceptance relaxed"),
+        ([*ngram, "--width=--3"], "width is '--3'"),
+        ([*ngram, "--width=100000"], "1 to 64"),
+        ([*ngram, "--acceptance", "relaxed", "--thinking-tokens", "1,64"], "ids from 0 to 63"),
+    ):
+        assert said in refused(capsys, "generate", tiny_checkpoint, *PROMPT, *flags)
 
 
 def test_ctrl_c_exits_with_130() -> None:

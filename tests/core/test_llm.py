@@ -369,9 +369,8 @@ def test_a_model_that_is_not_invariant_says_so_once_before_it_runs(
 ) -> None:
     monkeypatch.setattr(ToyModel, "is_invariant", False, raising=False)
     made = LLM(checkpoint, registry=toy_registry())
-    with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant") as seen:
+    with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant"):
         made.generate("abc", GREEDY)
-    assert seen[0].filename == __file__
     streaming = LLM(checkpoint, registry=toy_registry())
     with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant"):
         list(streaming.stream("abc", GREEDY))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pilotfish.cli.deltas import draft_colors, plain_text
+from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text
 from pilotfish.cli.options import add_model_flags, add_sampling_flags, load_llm, sampling_params
 from pilotfish.errors import CapacityError, RequestError
 
@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
+    check_show_draft(args)
     params = sampling_params(args)
     opening = [{"role": "system", "content": args.system}] if args.system else []
     with load_llm(args) as llm:

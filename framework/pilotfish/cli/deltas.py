@@ -6,7 +6,10 @@ Accepted drafts are green, rejected ones red and struck out, the model's own tok
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
+
+from pilotfish.cli.parser import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,3 +56,11 @@ def draft_colors(llm: LLM) -> Callable[[Delta], str]:
     from pilotfish.engine.tokenizer import need_tokenizer
 
     return DraftColors(need_tokenizer(llm.tokenizer)).render
+
+
+def check_show_draft(args: argparse.Namespace) -> None:
+    """Raises UsageError where --show-draft has nothing to show, or nowhere to show it."""
+    if args.show_draft and args.speculative is None:
+        raise UsageError("--show-draft shows what a drafter did; wanted --speculative METHOD too")
+    if args.show_draft and getattr(args, "json", False):
+        raise UsageError("--show-draft colors text and --json prints none; wanted one of the two")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pilotfish.cli.deltas import draft_colors, plain_text
+from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text
 from pilotfish.cli.options import (
     add_model_flags,
     add_sampling_flags,
@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
+    check_show_draft(args)
     requests = _requests(args)
     with load_llm(args) as llm:
         if len(requests) == 1 and not args.json:

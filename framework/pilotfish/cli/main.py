@@ -6,6 +6,8 @@ Knows: the list of verbs. Does not know: what a verb does.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 import traceback
@@ -21,6 +23,7 @@ VERBS = ("generate", "chat", "inspect", "verify", "bench", "plugins")
 """Modules of this package, in the order of the help. Each is import-light and offers
 `add_parser(subparsers) -> ArgumentParser` and `run(args) -> int` (the exit code)."""
 
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 _WANTED = f"wanted a verb: {', '.join(VERBS)}; see pilotfish --help"
 
 DONE, OURS, USERS, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -33,31 +36,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the arguments without the program's name; None means `sys.argv[1:]`.
     A `UserError` becomes one line on stderr and 2; anything else a traceback and 1.
     """
+    if sys.stdout is None or sys.stderr is None:
+        return USERS  # started without them: there is nowhere to say so
+    # Threads of torch's OpenMP that wait give up their core soon: otherwise a busy neighbour makes
+    # a decode step several times as long. Must be set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
         code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
         sys.stdout.flush()
     except SystemExit as stop:  # argparse leaves this way after --help and --version
         return stop.code if isinstance(stop.code, int) else DONE
-    except KeyboardInterrupt:
+    except BaseException as error:
+        return _code_of(error)
+    return code
+
+
+def _code_of(error: BaseException) -> int:
+    """Says what is to be said of an exception, and returns its exit code."""
+    if isinstance(error, KeyboardInterrupt):
         print("pilotfish: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more when it exits; give it something that takes the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
         return PIPE_CLOSED
-    except UserError as error:
+    if isinstance(error, UserError):
         print(f"pilotfish: error: {_one_line(error)}", file=sys.stderr)
         return USERS
-    except Exception:
-        traceback.print_exc()
-        print(
-            "pilotfish: this is a bug in Pilotfish or in a plugin; "
-            "please report it with the lines above",
-            file=sys.stderr,
-        )
-        return OURS
-    return code
+    if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
+        print(f"pilotfish: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        return USERS
+    traceback.print_exception(error)
+    print(
+        "pilotfish: this is a bug in Pilotfish or in a plugin; "
+        "please report it with the lines above",
+        file=sys.stderr,
+    )
+    return OURS
+
+
+def _drop_output() -> None:
+    """Python flushes stdout once more when it exits; gives it something that takes the rest."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

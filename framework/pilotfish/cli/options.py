@@ -119,6 +119,10 @@ def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
         "thinking_tokens": None if args.thinking_tokens is None else _pair(args.thinking_tokens),
     }
     given = {name: value for name, value in given.items() if value is not None}
+    for name, rule in (("synthetic_rate", "synthetic"), ("thinking_tokens", "relaxed")):
+        if name in given and given.get("acceptance") != rule:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is read by --acceptance {rule} only; wanted that too")
     if args.speculative is not None:
         return SpeculativeConfig(method=args.speculative, **given)
     if given:

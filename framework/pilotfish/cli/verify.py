@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -55,13 +56,16 @@ def run(args: argparse.Namespace) -> int:
     promises = [promise_named(name) for name in args.promise] or promises_for(
         with_drafter=args.speculative is not None
     )
-    worst = KEPT
+    worst, counts = KEPT, Counter[str]()
     with quiet(), _subjects(args) as subjects:
         for name, results in groupby(check_all(subjects, promises), lambda r: r.promise):
             found = list(results)
             print(_as_json(found) if args.json else _as_line(name, found), flush=True)
             worst = max(worst, *(BROKEN if r.status == "FAILED" else KEPT for r in found))
-    print("a promise is broken" if worst else "every promise is kept", file=sys.stderr)
+            counts[_together(found)] += 1
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    verdict = "a promise is broken" if worst else "every promise is kept"
+    print(f"{verdict}: {said}", file=sys.stderr)
     return worst
 
 

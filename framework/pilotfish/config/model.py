@@ -7,6 +7,7 @@ from typing import Any, Literal
 import attrs
 
 from pilotfish.config.checks import one_of, optional_int_at_least
+from pilotfish.errors import ConfigError
 
 WeightFormat = Literal["safetensors", "gguf"]
 
@@ -31,5 +32,10 @@ class ModelConfig:
     @property
     def architecture(self) -> str:
         """The Hugging Face architecture name that the registry routes."""
-        names = getattr(self.huggingface_config, "architectures", None) or [""]
-        return str(names[0])
+        names = getattr(self.huggingface_config, "architectures", None)
+        if not isinstance(names, list | tuple) or not names or not isinstance(names[0], str):
+            raise ConfigError(
+                f"{self.path}: architectures is {names!r} in the config; wanted a list with the "
+                "architecture's name, such as ['LlamaForCausalLM']"
+            )
+        return names[0]

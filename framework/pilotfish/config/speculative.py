@@ -13,18 +13,22 @@ from pilotfish.errors import ConfigError
 Acceptance = Literal["coupled", "residual", "relaxed", "synthetic"]
 
 
+MOST = 64
+"""Most tokens that are drafted in a step."""
+
+
 def _check_width(instance: object, attribute: object, value: object) -> None:
     del instance, attribute
-    if value == "adaptive" or (is_int(value) and value >= 1):  # type: ignore[operator]
+    if value == "adaptive" or (is_int(value) and 1 <= value <= MOST):  # type: ignore[operator]
         return
     if (
         isinstance(value, Mapping)
         and value
-        and all(is_int(k) and k >= 1 and is_int(v) and v >= 0 for k, v in value.items())
+        and all(is_int(k) and k >= 1 and is_int(v) and 0 <= v <= MOST for k, v in value.items())
     ):
         return
     raise ConfigError(
-        f"width is {value!r}; wanted 'adaptive', a whole number >= 1 (drafted tokens a step), or "
+        f"width is {value!r}; wanted 'adaptive', 1 to {MOST} (drafted tokens a step), or "
         "a schedule {smallest batch size: drafted tokens}"
     )
 

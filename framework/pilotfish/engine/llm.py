@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from threading import RLock
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +42,10 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 
 
 class LLM:
-    """A loaded model that generates text. A context manager; not for several threads at once.
+    """A loaded model that generates text. A context manager.
+
+    Threads may share one: their calls wait for one another. To run requests together pass them
+    together, or read streams in turns.
 
     model: a directory, a `.gguf` file, a hub id, or "demo".
     draft, speculative: a draft checkpoint and the method (or SpeculativeConfig) that uses it.
@@ -74,6 +78,7 @@ class LLM:
         registry: Registry | None = None,
     ) -> None:
         start = perf_counter()
+        self._lock = RLock()
         registry = registry if registry is not None else load_registry()
         prepared = prepare_from_options(
             str(model),
@@ -163,6 +168,12 @@ class LLM:
         """
         listed = _as_list(prompts)
         each = _params_for(listed, params)
+        with self._lock:
+            return self._generate(listed, each, progress)
+
+    def _generate(
+        self, listed: list[Prompt], each: list[SamplingParams], progress: bool | None
+    ) -> list[RequestOutput]:
         engine = self._running()
         outputs: list[RequestOutput | None] = [None] * len(listed)
         requests: list[Request] = []
@@ -188,7 +199,8 @@ class LLM:
         streams may be read in turns. A refused prompt raises here, before anything is yielded.
         """
         self._running()
-        request = self._admission.admit(prompt, params or SamplingParams(), streams=True)
+        with self._lock:
+            request = self._admission.admit(prompt, params or SamplingParams(), streams=True)
         return self._stream(request)
 
     def score(self, token_ids: Prompt) -> torch.Tensor:
@@ -201,6 +213,10 @@ class LLM:
         Raises RequestError for the first bad one, CapacityError when the logits do not fit.
         """
         engine = self._running()
+        with self._lock:
+            return self._score(engine, token_ids)
+
+    def _score(self, engine: Engine, token_ids: Sequence[Prompt]) -> list[torch.Tensor]:
         requests = [self._admission.admit_scoring(ids) for ids in token_ids]
         num_rows = sum(request.num_prompt_tokens for request in requests)
         self._admission.check_scores(num_rows, available_bytes(self._device))
@@ -258,7 +274,7 @@ class LLM:
             warnings.warn(
                 "no row padding makes arithmetic invariant on this machine: with one seed a text "
                 "may differ between batches; arithmetic='fastest' says so on purpose",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _running(self) -> Engine:
@@ -270,16 +286,20 @@ class LLM:
         engine = self._running()
         self._warn()
         try:
-            engine.add(request)
+            with self._lock:
+                engine.add(request)
             while True:
                 while not request.outbox:
-                    engine.step()
+                    with self._lock:
+                        if not request.outbox:
+                            engine.step()
                 delta = request.outbox.popleft()
                 yield delta
                 if delta.finish_reason is not None:
                     return
         finally:
-            engine.abort([request])
+            with self._lock:
+                engine.abort([request])
 
     def _run(self, engine: Engine, requests: Sequence[Request], bar: Progress | None) -> None:
         """Steps until all requests have ended; on any exception aborts those that have not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -201,10 +201,17 @@ def prepare(
         speculative=options,
     )
     config = route.config_class().initialize(pipeline_config)
+    vocab_size = _vocab_size(config, model_config)
     prepared_draft = None
     if options is not None:
-        prepared_draft = _prepare_draft(route, pipeline_config, options, draft_checkpoint, registry)
-    vocab_size = _vocab_size(config, model_config)
+        prepared_draft = _prepare_draft(
+            route,
+            pipeline_config,
+            options,
+            draft_checkpoint,
+            registry=registry,
+            vocab_size=vocab_size,
+        )
     memory_plan = _plan(pipeline_config, config, weights, vocab_size, prepared_draft)
     config = config.finalize(checkpoint.huggingface_config, weights.infos)
     hidden: dict[str, Any] = {}
@@ -245,10 +252,14 @@ def _route(
     route = registry.route(model.architecture, method, draft_architecture)
     if route.needs_draft and draft is None:
         raise ConfigError(
-            f"the method {method!r} needs a draft and none was given; wanted a checkpoint of one "
-            f"of {', '.join(route.draft_architectures)}: give --draft"
+            f"the method {method!r} needs a draft and none was given; wanted a checkpoint of "
+            f"{_named(route.draft_architectures)}: give --draft"
         )
     return route
+
+
+def _named(architectures: Sequence[str]) -> str:
+    return "any architecture" if "*" in architectures else " or ".join(architectures)
 
 
 def _prepare_draft(
@@ -256,7 +267,9 @@ def _prepare_draft(
     pipeline_config: PipelineConfig,
     options: SpeculativeConfig,
     checkpoint: Checkpoint | None,
+    *,
     registry: Registry,
+    vocab_size: int,
 ) -> PreparedDraft:
     """Makes the drafter's config and checks it; reads no weights."""
     config_class: Any = route.speculator_config_class()
@@ -265,6 +278,12 @@ def _prepare_draft(
     if checkpoint is not None:
         weights = checkpoint.weights()
         config = config.finalize(checkpoint.huggingface_config, weights.infos)
+    for token in options.thinking_tokens or ():
+        if token >= vocab_size:
+            raise ConfigError(
+                f"thinking_tokens has id {token}; wanted ids from 0 to {vocab_size - 1}, the "
+                "model's vocabulary"
+            )
     most = config.max_width
     width = max(options.width.values()) if isinstance(options.width, Mapping) else options.width
     if isinstance(width, int) and most is not None and width > most:
