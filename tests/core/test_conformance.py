@@ -114,7 +114,7 @@ def test_verify_prints_one_line_a_promise(capsys: pytest.CaptureFixture[str]) ->
         "ok             batch equals singles",
         "ok             buffers are in declared order",
     ]
-    assert err.splitlines()[-1] == "every promise is kept"
+    assert err.splitlines()[-1] == "every promise is kept: 2 ok"
 
 
 def test_a_broken_promise_is_1_and_says_what_was_got(

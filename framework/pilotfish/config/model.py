@@ -36,6 +36,6 @@ class ModelConfig:
         if not isinstance(names, list | tuple) or not names or not isinstance(names[0], str):
             raise ConfigError(
                 f"{self.path}: architectures is {names!r} in the config; wanted a list with the "
-                "architecture's name, such as ['LlamaForCausalLM']"
+                "architecture's name"
             )
         return names[0]
