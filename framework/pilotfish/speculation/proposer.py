@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pilotfish.state import KVCacheInputs, StateSpec
     from pilotfish.weights import WeightSource
 
-NO_PROPOSAL: tuple[int, ...] = ()
-
 
 @attrs.frozen(kw_only=True)
 class DraftRequest:
@@ -76,7 +74,7 @@ class Proposal:
     laws: [G, V] float32, row i the law that tokens[i] was drawn from; None: deterministic.
     """
 
-    tokens: Sequence[int] = NO_PROPOSAL
+    tokens: Sequence[int] = ()
     laws: torch.Tensor | None = None
 
 

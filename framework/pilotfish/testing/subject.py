@@ -19,6 +19,7 @@ import torch
 from pilotfish.config import CacheConfig, SpeculativeConfig
 from pilotfish.config.runtime import BackendName
 from pilotfish.engine import LLM
+from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import Prepared, prepare_from_options
 from pilotfish.protocols import PipelineModel, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import Registry
@@ -84,6 +85,11 @@ class Subject:
     def max_seq_len(self) -> int:
         """The longest context."""
         return int(self._loaded(self.dtype)[1].config.get_max_seq_len())
+
+    @property
+    def longest_restart(self) -> int:
+        """Texts that begin with more tokens are never computed anew; 0 where none ever is."""
+        return LengthRules.of(self._loaded(self.dtype)[1].config).recompute_length or 0
 
     @property
     def capabilities(self) -> frozenset[str]:

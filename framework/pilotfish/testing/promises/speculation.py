@@ -59,7 +59,7 @@ def no_drafter_changes_a_text(subject: Subject) -> None:
 
 def right_drafts_count_and_wrong_ones_do_not(subject: Subject) -> None:
     """Drafts that are the target's own tokens are accepted up to the first wrong one, always."""
-    prompt = subject.tokens(5)
+    prompt = subject.tokens(5 + subject.longest_restart)  # a restart takes a step of its own
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     for dtype in subject.dtypes:
         text = subject.llm(dtype).generate(prompt, params)[0].token_ids
