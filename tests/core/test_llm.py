@@ -283,6 +283,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"device": "gpu"}, ConfigError, "device is 'gpu'; wanted auto, cpu, cuda"),
     ({"device": "meta"}, ConfigError, "device is 'meta'"),
     ({"device": "cuda:99"}, ConfigError, "there are [0-9]+ GPUs here"),
+    ({"registry": 5}, ConfigError, r"registry is 5; wanted what load_registry\(\) returns"),
     ({"dtype": "int8"}, ConfigError, "dtype is 'int8'"),
     ({"max_batch_size": 0}, ConfigError, "max_batch_size is 0"),
     ({"cache": CacheConfig(num_pages=10**12)}, CapacityError, "are needed on cpu"),
@@ -299,7 +300,7 @@ def test_wrong_options_are_refused_before_weights_are_read(
 ) -> None:
     monkeypatch.setattr(ToyModel, "load_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(error, match=message):
-        LLM(checkpoint, registry=toy_registry(), **options)
+        LLM(checkpoint, **{"registry": toy_registry(), **options})
 
 
 def test_a_draft_without_a_method_is_refused(checkpoint: str) -> None:

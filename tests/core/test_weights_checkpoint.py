@@ -152,6 +152,15 @@ def test_dtype_that_auto_means(tmp_path: Path, config: dict[str, Any], want: str
     assert checkpoint.dtype(checkpoint.weights()) == want
 
 
+@pytest.mark.parametrize("name", ["int4", "float64", "float8_e4m3fn"])
+def test_a_dtype_nothing_is_computed_in_is_refused(tmp_path: Path, name: str) -> None:
+    path = directory(tmp_path, {**CONFIG, "dtype": name})
+    save_file({"large": torch.ones(9)}, path / "model.safetensors")
+    checkpoint = open_checkpoint(str(path))
+    with pytest.raises(CheckpointError, match=f"has dtype '{name}'; wanted .*give --dtype"):
+        checkpoint.dtype(checkpoint.weights())
+
+
 def test_gguf_file_through_a_registry(tmp_path: Path) -> None:
     metadata = {
         "toy.block_count": 4,

@@ -63,9 +63,10 @@ def _served(plugin: Plugin) -> list[tuple[str, ...]]:
         for name in spec.names:
             served.append((name, "architecture", formats, spec.verified_against))
     for method in plugin.speculators:
-        reads = ", ".join(method.draft_architectures) or "no draft"
-        kind = f"{method.driver} method"
-        served.append((method.method, kind, reads, method.verified_against))
+        first, *others = method.draft_architectures or ("no draft",)
+        reads = "any architecture" if first == "*" else first
+        served.append((method.method, f"{method.driver} method", reads, method.verified_against))
+        served.extend(("", "", name, "") for name in others)
     return served
 
 

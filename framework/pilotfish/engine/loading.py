@@ -184,6 +184,8 @@ def prepare(
 
     Raises CheckpointError, RouteError, ConfigError, or CapacityError when it does not fit.
     """
+    if not isinstance(registry, Registry):
+        raise ConfigError(f"registry is {registry!r}; wanted what load_registry() returns")
     checkpoint = open_checkpoint(model, registry)
     model_config = checkpoint.model_config(max_length)
     options = SpeculativeConfig(method=speculative) if isinstance(speculative, str) else speculative

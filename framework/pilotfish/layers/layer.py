@@ -8,12 +8,14 @@ cost as much as the small operations of a decode step.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pilotfish.kernels import KernelBackend
 
 if TYPE_CHECKING:
     import torch
+
+    from pilotfish.weights import DeferredTensor
 
 Shape = tuple[int, ...]
 
@@ -24,7 +26,10 @@ class Layer:
     Subclasses call `declare` for their own tensors and keep other layers as plain attributes (or
     in lists and tuples); a parameter's name is the path of attributes that leads to it:
     "layers.3.attention.qkv.weight".
+    takes_deferred: whether its tensors may come as DeferredTensors, which `complete` then gets.
     """
+
+    takes_deferred: ClassVar[bool] = False
 
     def declare(self, name: str, shape: Shape) -> None:
         """Says that this layer wants a tensor; its values arrive in `take`."""
@@ -37,7 +42,9 @@ class Layer:
             found.update(child.parameter_shapes(f"{prefix}{name}."))
         return found
 
-    def assign(self, name: str, tensor: torch.Tensor, backend: KernelBackend) -> None:
+    def assign(
+        self, name: str, tensor: torch.Tensor | DeferredTensor, backend: KernelBackend
+    ) -> None:
         """Hands the tensor called `name` to the layer that declared it. Raises KeyError if none."""
         head, _, rest = name.partition(".")
         if not rest:
@@ -47,6 +54,16 @@ class Layer:
             if name.startswith(child_name + "."):
                 child.assign(name.removeprefix(child_name + "."), tensor, backend)
                 return
+        raise KeyError(f"no layer called {head!r} wants {name!r}")
+
+    def may_defer(self, name: str) -> bool:
+        """Whether the tensor called `name` may come as a DeferredTensor."""
+        head, _, rest = name.partition(".")
+        if not rest:
+            return self.takes_deferred
+        for child_name, child in self._children():
+            if name.startswith(child_name + "."):
+                return child.may_defer(name.removeprefix(child_name + "."))
         raise KeyError(f"no layer called {head!r} wants {name!r}")
 
     def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
@@ -67,12 +84,14 @@ class Layer:
     def _declared(self) -> dict[str, Shape]:
         return self.__dict__.setdefault("_declared_shapes", {})  # type: ignore[no-any-return]
 
-    def _take_own(self, name: str, tensor: torch.Tensor, backend: KernelBackend) -> None:
+    def _take_own(
+        self, name: str, tensor: torch.Tensor | DeferredTensor, backend: KernelBackend
+    ) -> None:
         shapes = self._declared()
         if name not in shapes:
             raise KeyError(f"{type(self).__name__} wants {sorted(shapes)}, got {name!r}")
         assert tuple(tensor.shape) == shapes[name], (name, tensor.shape, shapes[name])
-        waiting: dict[str, torch.Tensor] = self.__dict__.setdefault("_waiting", {})
+        waiting: dict[str, Any] = self.__dict__.setdefault("_waiting", {})
         waiting[name] = tensor
         if len(waiting) == len(shapes):
             del self.__dict__["_waiting"]

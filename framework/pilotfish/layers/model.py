@@ -133,6 +133,7 @@ class DecoderModel:
             lambda name, tensor: self.network.assign(name, tensor, self.backend),
             self.dtype,
             device=self.device,
+            defers=self.network.may_defer,
         )
         self.network.rotary.to(self.device)
         self._known = {} if known is None else known

@@ -1,6 +1,7 @@
 """Checkpoints on disk: opening them, reading tensors lazily, loading them strictly."""
 
 from pilotfish.weights.checkpoint import Checkpoint, open_checkpoint
+from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.gguf import GGUFFile
 from pilotfish.weights.loading import LoadPlan, LoadStep, execute_load, plan_load
 from pilotfish.weights.pretokenizer import PreTokenizer, case_split, contraction_split
@@ -11,6 +12,7 @@ from pilotfish.weights.transforms import drop_axis, unpermute_rope, unpermute_ro
 
 __all__ = [
     "Checkpoint",
+    "DeferredTensor",
     "GGUFFile",
     "LoadPlan",
     "LoadStep",

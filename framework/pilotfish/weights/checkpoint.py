@@ -100,13 +100,19 @@ class Checkpoint:
     def dtype(self, weights: WeightSource) -> str:
         """The dtype that "auto" means: the config's, else the one most of the weights have.
 
-        Packed weights of a GGUF file count as bfloat16.
+        Packed weights of a GGUF file count as bfloat16. Raises CheckpointError for a config whose
+        dtype is none that weights are computed in.
         """
         for config in (self.huggingface_config, _text_config(self.huggingface_config)):
             for key in ("dtype", "torch_dtype"):
                 name = str(getattr(config, key, None)).removeprefix("torch.")
                 if name in _FLOATS:
                     return name
+                if name not in ("None", "auto"):
+                    raise CheckpointError(
+                        f"{self.path}: config.json has {key} {name!r}; wanted "
+                        f"{', '.join(sorted(_FLOATS))}: give --dtype"
+                    )
         sizes: dict[str, int] = {}
         for info in weights.infos.values():
             name = info.dtype if info.dtype in _FLOATS else "bfloat16"

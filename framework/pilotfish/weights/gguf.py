@@ -53,6 +53,8 @@ class GGUFFile:
     not read (naming tensor, type and the types that are).
     """
 
+    is_mapped = False  # blocks are unpacked as they are read
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.metadata: dict[str, Any]

@@ -6,11 +6,13 @@ Knows: rules, names and shapes; one tensor at a time. Does not know: file format
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
 
 from pilotfish.errors import WeightsError
+from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.names import TemplateTable, fill
 from pilotfish.weights.rules import Combine, Rule, Shape, Transform, WeightRules
 from pilotfish.weights.source import TensorInfo, WeightSource
@@ -246,10 +248,11 @@ def _combined_shape(pieces: list[LoadPiece], combine: Combine) -> Shape | None:
 def execute_load(
     plan: LoadPlan,
     source: WeightSource,
-    assign: Callable[[str, torch.Tensor], None],
+    assign: Callable[[str, torch.Tensor | DeferredTensor], None],
     dtype: torch.dtype,
     *,
     device: torch.device | str = "cpu",
+    defers: Callable[[str], bool] = lambda _: False,
 ) -> None:
     """Reads the tensors one at a time and hands over whole parameters.
 
@@ -257,9 +260,18 @@ def execute_load(
         `dtype` (or the rule's dtype, or the file's for integers and bools) on `device`. The loader
         keeps nothing, so a layer may pack the tensor and drop it. A tied parameter gets the very
         tensor of its owner, right after it.
+    defers: whether a parameter may be handed over as a DeferredTensor, to be read when it is first
+        needed. It is where the source maps its file, memory is the CPU's and nothing shares it;
+        every tensor is mapped before this returns, so that the file may then be replaced.
     """
+    can_defer = source.is_mapped and str(device) == "cpu"
     for step in plan.steps:
-        tensor = _read_step(step, source, dtype, device)
+        if can_defer and not step.tied and defers(step.parameter):
+            mapped = {piece.name: source.load(piece.name) for piece in step.pieces}
+            read = partial(_read_step, step, mapped.pop, dtype, device)
+            assign(step.parameter, DeferredTensor(step.shape, read))
+            continue
+        tensor = _read_step(step, source.load, dtype, device)
         assert tuple(tensor.shape) == step.shape, (step.parameter, tensor.shape, step.shape)
         assign(step.parameter, tensor)
         for name in step.tied:
@@ -268,17 +280,20 @@ def execute_load(
 
 
 def _read_step(
-    step: LoadStep, source: WeightSource, dtype: torch.dtype, device: torch.device | str
+    step: LoadStep,
+    load: Callable[[str], torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> torch.Tensor:
     import torch
 
     wanted: torch.dtype = getattr(torch, step.dtype) if step.dtype else dtype
     if len(step.pieces) == 1 and step.combine == "rows":
-        return _read_piece(step.pieces[0], source, wanted, device)
+        return _read_piece(step.pieces[0], load, wanted, device)
     whole: torch.Tensor | None = None
     start = 0
     for piece in step.pieces:
-        raw = source.load(piece.name)
+        raw = load(piece.name)
         part = raw if piece.transform is None else piece.transform.apply(raw)
         del raw
         if whole is None:
@@ -295,9 +310,12 @@ def _read_step(
 
 
 def _read_piece(
-    piece: LoadPiece, source: WeightSource, dtype: torch.dtype, device: torch.device | str
+    piece: LoadPiece,
+    load: Callable[[str], torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> torch.Tensor:
-    raw = source.load(piece.name)
+    raw = load(piece.name)
     tensor = raw if piece.transform is None else piece.transform.apply(raw)
     kind = dtype if tensor.dtype.is_floating_point else tensor.dtype
     return tensor.to(device=device, dtype=kind).contiguous()

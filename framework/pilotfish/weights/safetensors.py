@@ -64,6 +64,8 @@ class SafetensorsSource:
     Raises CheckpointError naming the file when a header or a length is wrong.
     """
 
+    is_mapped = True
+
     def __init__(self, places: Mapping[str, _Place]) -> None:
         self._places = dict(places)
         self._infos = {name: place.info for name, place in self._places.items()}

@@ -27,6 +27,8 @@ class TorchBinSource:
     Raises CheckpointError naming the file when it is corrupt, or holds more than tensors by name.
     """
 
+    is_mapped = False
+
     def __init__(self, paths: list[Path]) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
         for path in paths:

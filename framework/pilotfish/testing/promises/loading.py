@@ -36,6 +36,8 @@ class EditedSource:
     drop: str = ""
     put: Mapping[str, Callable[[torch.Tensor | None], torch.Tensor]] = attrs.field(factory=dict)
 
+    is_mapped = False
+
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
         """As `WeightSource`."""
