@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint format bench clean
+.PHONY: setup demo test test-all lint format bench gpu clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-all: setup
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt dflash
 	$(BIN)/python -m pytest -m ""
 
 lint: setup
@@ -35,6 +36,12 @@ format: setup
 
 bench: setup
 	$(BIN)/pilotfish bench demo --against transformers
+
+# On one NVIDIA GPU: proves the kernels there and measures. `make gpu GPU="--part llama"` runs a part.
+# A PYTHON that is given is taken as it is, with what is installed there: `PYTHON=python3 make gpu`.
+OWN := $(filter file,$(origin PYTHON))
+gpu: $(if $(OWN),setup)
+	$(if $(OWN),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(GPU)
 
 clean:
 	rm -rf $(VENV) build dist

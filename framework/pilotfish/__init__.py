@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         SamplingParams,
         SpeculativeConfig,
     )
-    from pilotfish.engine import LLM, RequestOutput
+    from pilotfish.engine import LLM, MultimodalPrompt, RequestOutput
     from pilotfish.errors import PilotfishError, UserError
     from pilotfish.hookspecs import hookimpl
     from pilotfish.plugins import load_registry
@@ -31,6 +31,7 @@ _HOMES = {
     "CacheConfig": "config",
     "LLM": "engine",
     "ModelConfig": "config",
+    "MultimodalPrompt": "engine",
     "PilotfishError": "errors",
     "PipelineConfig": "config",
     "Registry": "registry",
@@ -50,6 +51,7 @@ __all__ = [
     "CacheConfig",
     "LLM",
     "ModelConfig",
+    "MultimodalPrompt",
     "PilotfishError",
     "PipelineConfig",
     "Registry",

@@ -15,6 +15,34 @@ import attrs
 if TYPE_CHECKING:
     import torch
 
+    from pilotfish.protocols import ImageFeatures
+
+_ABOVE_TOKEN_IDS = 1 << 256
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class PlacedImage:
+    """An image in a request's tokens.
+
+    features: what the tower reads. digest: of their content, 32 bytes. start: place of its first
+    placeholder among the request's tokens. num_tokens: of its placeholders.
+    """
+
+    features: ImageFeatures
+    digest: bytes
+    start: int
+    num_tokens: int
+
+    @property
+    def stop(self) -> int:
+        """Place after its last placeholder."""
+        return self.start + self.num_tokens
+
+    @property
+    def key(self) -> int:
+        """The prefix key of each of its rows; no token id is as large."""
+        return _ABOVE_TOKEN_IDS | int.from_bytes(self.digest, "big")
+
 
 @attrs.define(kw_only=True)
 class RequestContext:
@@ -29,6 +57,7 @@ class RequestContext:
     draft_tokens: proposed to follow `tokens`, to be verified in this pass; they may not count.
     num_restart_tokens: tokens it had when its cache was dropped on purpose, at a model's
         `recompute_length`; 0 for a request that was not.
+    images: in the order of their places; all of them lie in the prompt.
     """
 
     request_id: str
@@ -38,6 +67,16 @@ class RequestContext:
     num_prompt_tokens: int = 0
     num_restart_tokens: int = 0
     draft_tokens: tuple[int, ...] = ()
+    images: tuple[PlacedImage, ...] = ()
+
+    def keys(self, start: int, stop: int) -> list[int]:
+        """What decides the content of rows start to stop: token ids, and hashes of images."""
+        keys = self.tokens[start:stop]
+        for image in self.images:
+            first, last = max(start, image.start), min(stop, image.stop)
+            if first < last:
+                keys[first - start : last - start] = [image.key] * (last - first)
+        return keys
 
     @property
     def scheduled_tokens(self) -> list[int]:

@@ -64,7 +64,10 @@ class ArchitectureSpec:
     gguf_config: lazy reference "module:function", GGUF metadata -> Hugging Face config dict.
     gguf_pretokenizers: further values of `tokenizer.ggml.pre` -> how text is cut.
     capabilities: what a speculator may ask of a target: "verify", "taps", "embed", "lm_head".
-    modalities: kinds of input served besides text ids.
+    modalities: kinds of input served, "text" among them.
+    image_processor: lazy reference "module:Class" of an ImageProcessor (protocols.py); wanted where
+        "image" is among the modalities. The model is then an `ImageDecoderModel`, or takes
+        `images` of its request contexts in another way.
     examples: lazy reference "module:function", architecture name -> `pilotfish.testing.Examples`:
         tiny models for the conformance kit; None leaves it to transformers' defaults.
     verified_against: what the tests compare it with, for `pilotfish plugins`.
@@ -81,11 +84,22 @@ class ArchitectureSpec:
     gguf_pretokenizers: Mapping[str, PreTokenizer] = attrs.field(factory=dict)
     capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=_set_of_names)
     modalities: frozenset[str] = attrs.field(default=frozenset({"text"}), converter=_set_of_names)
+    image_processor: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_check_reference)
+    )
     examples: str | None = attrs.field(
         default=None, validator=attrs.validators.optional(_check_reference)
     )
     verified_against: str = ""
     api_version: int = API_VERSION
+
+    def __attrs_post_init__(self) -> None:
+        if ("image" in self.modalities) != (self.image_processor is not None):
+            raise PluginError(
+                f"ArchitectureSpec of {', '.join(self.names)} has modalities "
+                f"{sorted(self.modalities)} and image_processor {self.image_processor!r}; wanted "
+                "'image' among the modalities and an image_processor, or neither"
+            )
 
     @property
     def weight_formats(self) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 import attrs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from pilotfish.batch import RequestContext
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from pilotfish.kernels import KernelBackend
     from pilotfish.state import (
         AttachedCache,
+        CacheParams,
         KVCacheInputs,
-        KVCacheParams,
         SlotStateSpec,
         StateSpec,
     )
@@ -64,6 +66,7 @@ class ArchConfig(Protocol):
     tensors can tell (a tied head, fused projections) and returns the completed configuration.
     Two attributes are optional, for models whose rows depend on the length of their request:
     `prefix_salt(num_tokens) -> bytes` and `recompute_length: int | None` (engine/length_rules.py).
+    A config of an architecture that serves images has `get_image_memory() -> ImageMemory` too.
     """
 
     @classmethod
@@ -81,7 +84,7 @@ class ArchConfig(Protocol):
         """Returns the config completed with facts read from the tensors' names and shapes."""
         ...
 
-    def get_kv_params(self) -> KVCacheParams:
+    def get_kv_params(self) -> CacheParams:
         """The geometry of the paged cache."""
         ...
 
@@ -118,6 +121,76 @@ class TensorRecord:
                 elif isinstance(item, TensorRecord):
                     found.extend(item.buffers)
         return tuple(found)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ImageFeatures(TensorRecord):
+    """One image as a vision tower reads it: made by an ImageProcessor, or before by the caller.
+
+    pixel_values: [P, ...] float, one item a patch, in the architecture's own layout.
+    grid_thw: frames, rows and columns of patches; P is their product.
+    """
+
+    pixel_values: torch.Tensor
+    grid_thw: tuple[int, int, int]
+
+
+@attrs.frozen(kw_only=True)
+class ImageMemory:
+    """What images take, for the memory plan.
+
+    bytes_per_token: of the embeddings of one placeholder token. max_tokens: of the largest image.
+    max_patches: of the largest image, and of the vision tower's fullest pass.
+    pass_bytes: of that pass.
+    """
+
+    bytes_per_token: int
+    max_tokens: int
+    max_patches: int
+    pass_bytes: int
+
+    def parts(self, kept_bytes: int, max_batch_tokens: int) -> dict[str, int]:
+        """Bytes by part: embeddings kept, and the tower with an image and the rows of a pass."""
+        rows = self.max_tokens + min(max_batch_tokens, self.max_tokens)
+        return {
+            "embeddings kept": kept_bytes,
+            "tower": self.pass_bytes + rows * self.bytes_per_token,
+        }
+
+
+class ImageProcessor(Protocol):
+    """Turns images into features, and says how many placeholder tokens each becomes.
+
+    A prompt has one placeholder for each of its images; the engine puts `num_tokens` in its place.
+    placeholder_token_id: that token, in the model's vocabulary.
+    unserved_token_ids: ids that stand for another kind of input, e.g. "video" -> its id; a prompt
+        that has one is refused by that name.
+    """
+
+    placeholder_token_id: int
+    unserved_token_ids: Mapping[str, int]
+
+    @classmethod
+    def from_checkpoint(cls, config: Any, directory: Path) -> Self | None:
+        """config: the architecture's, complete. directory: of the checkpoint; may hold options.
+
+        None for a checkpoint of text only, of an architecture that may serve images.
+
+        Raises ConfigError naming an option that changes the pixels and is not understood.
+        """
+        ...
+
+    def preprocess(self, pixels: torch.Tensor) -> ImageFeatures:
+        """pixels: [3, H, W] uint8 on the host, RGB, not empty -> what the tower reads."""
+        ...
+
+    def check(self, features: ImageFeatures) -> None:
+        """Raises RequestError when features from elsewhere do not fit the tower."""
+        ...
+
+    def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
+        """Placeholder tokens that an image of this grid becomes."""
+        ...
 
 
 @attrs.frozen(kw_only=True)

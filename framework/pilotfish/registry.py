@@ -22,7 +22,7 @@ from pilotfish.plugin_specs import (
 )
 
 if TYPE_CHECKING:
-    from pilotfish.protocols import ArchConfig, PipelineModel
+    from pilotfish.protocols import ArchConfig, ImageProcessor, PipelineModel
 
 __all__ = [
     "API_VERSION",
@@ -69,6 +69,11 @@ class Route:
         """The target's model class. Raises PluginError."""
         found: type[PipelineModel] = resolve(self.architecture.model, self.plugin)
         return found
+
+    def image_processor_class(self) -> type[ImageProcessor] | None:
+        """The target's image processor class; None for text only. Raises PluginError."""
+        reference = self.architecture.image_processor
+        return None if reference is None else resolve(reference, self.plugin)
 
     def speculator_config_class(self) -> type[ArchConfig]:
         """The draft's configuration class. Raises RouteError when no method was asked."""
@@ -150,6 +155,7 @@ class Registry:
         if hf_architecture not in self._targets:
             self._refuse(
                 f"no plugin serves the architecture {hf_architecture!r}"
+                f"{self._as_draft(hf_architecture)}"
                 f"{did_you_mean(hf_architecture, self._targets)}",
                 f"served: {_listed(self._targets)}",
             )
@@ -206,7 +212,7 @@ class Registry:
             self._refuse(
                 f"the method {method!r} does not read a draft {draft!r}"
                 f"{did_you_mean(draft or '', drafts)}",
-                f"it reads: {_listed(drafts)}",
+                f"it reads: {_drafts_read(drafts)}",
                 f"methods that read {draft!r}: {_listed(self._methods_reading(draft or ''))}",
             )
         fitting = [o for o in reading if route.hf_architecture in o[0].targets]
@@ -247,6 +253,19 @@ class Registry:
 
     def _methods_reading(self, draft: str) -> list[str]:
         return sorted({s.method for s, _ in self._speculators() if self._reads(s, draft)})
+
+    def _as_draft(self, name: str) -> str:
+        """What to say of an architecture that is a draft; nothing of any other."""
+        methods = sorted(
+            {s.method for s, _ in self._speculators() if name in s.draft_architectures}
+        )
+        if not methods:
+            return ""
+        return (
+            ": it is a draft, which reads its target's hidden states and cannot run alone; give "
+            "the target as the model and this one as --draft with --speculative "
+            f"{' or '.join(methods)}"
+        )
 
     def _reads(self, speculator: SpeculatorSpec, draft: str) -> bool:
         names = speculator.draft_architectures
@@ -298,6 +317,10 @@ def _claim_once(
             )
         claimed[name] = (spec, plugin)
     return claimed
+
+
+def _drafts_read(names: Sequence[str]) -> str:
+    return "any architecture that is served" if "*" in names else _listed(names)
 
 
 def _listed(names: Iterable[str]) -> str:

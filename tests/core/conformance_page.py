@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import core.planted_drafts
+import core.planted_images
 import core.planted_maths
 import core.planted_state
-import core.planted_texts  # noqa: F401 - listing the bugs is what these four do
+import core.planted_texts  # noqa: F401 - listing the bugs is what these five do
 from core.planted_bugs import BUGS
 from pilotfish.testing import PROMISES
 
@@ -30,12 +31,18 @@ def table() -> str:
 
 def elsewhere() -> str:
     """Bugs of the step and of one format of drafts: planted in tests of their own."""
+    from dflash.test_dflash_mutants import MUTANTS as DFLASH
     from eagle.test_eagle_mutants import MUTANTS as EAGLE
     from lfm2.test_lfm2_mutants import MUTANTS as LFM2
     from speculation.test_speculation_mutants import MUTANTS as STEP
 
     lines = ["| no. | planted bug | tests |", "|---|---|---|"]
-    listed = {"tests/speculation": STEP, "tests/eagle": EAGLE, "tests/lfm2": LFM2}
+    listed = {
+        "tests/speculation": STEP,
+        "tests/eagle": EAGLE,
+        "tests/dflash": DFLASH,
+        "tests/lfm2": LFM2,
+    }
     for folder, mutants in listed.items():
         for name in mutants:
             words = name.replace("_", " ")

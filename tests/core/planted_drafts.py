@@ -134,6 +134,35 @@ def _(real: Any) -> Any:
 
 
 @bug(
+    0,
+    "a drafter proposes one token more than was asked for",
+    "the draft is what was asked for",
+    SEQUENTIAL + ".propose",
+)
+def _(real: Any) -> Any:
+    def propose(self: Any, batch: Any) -> Any:
+        return [attrs.evolve(p, tokens=(*p.tokens, 0)) for p in real(self, batch)]
+
+    return propose
+
+
+@bug(
+    0,
+    "a drafter proposes ids of another vocabulary",
+    "the draft is what was asked for",
+    SEQUENTIAL + ".propose",
+)
+def _(real: Any) -> Any:
+    def propose(self: Any, batch: Any) -> Any:
+        return [
+            attrs.evolve(p, tokens=tuple(token + 10**6 for token in p.tokens))
+            for p in real(self, batch)
+        ]
+
+    return propose
+
+
+@bug(
     6,
     "a prefix hit comes without the draft's rows",
     WARM_DRAFT,
@@ -154,7 +183,7 @@ def _(real: Any) -> Any:
     35,
     "drafted tokens of a batch share one request's noise",
     "a draft batch equals singles",
-    SEQUENTIAL + "._sample",
+    "pilotfish.speculation.choosing:TokenChooser._sample",
 )
 def _(real: Any) -> Any:
     return lambda self, logits, rows: real(self, logits, [rows[0]] * len(rows))

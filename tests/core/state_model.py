@@ -249,7 +249,6 @@ class StateMachine(RuleBasedStateMachine):
             manager.reserve(request_id, offered, steps.num_scratch)
         except OutOfPagesError:
             assert self._books() == before
-            assert not manager.can_reserve(request_id, num_rows)
             missing = manager.pages_for(done + num_rows) - len(manager.pages_of(request_id))
             assert missing > manager.num_free_pages + manager.num_cached_pages
             return None

@@ -55,6 +55,21 @@ def test_lfm2(promise: Any) -> None:
     promise.keep()
 
 
+@pytest.mark.pilotfish("DeepseekV3ForCausalLM")
+def test_deepseek_v3(promise: Any) -> None:
+    promise.keep()
+
+
+@pytest.mark.pilotfish("KimiK25ForConditionalGeneration")
+def test_kimi_k25(promise: Any) -> None:
+    promise.keep()
+
+
+@pytest.mark.pilotfish("Kimi_K25ForConditionalGeneration", promises=NARROW[:3])
+def test_kimi_k25_of_transformers(promise: Any) -> None:
+    promise.keep()
+
+
 @pytest.mark.pilotfish("MistralForCausalLM", promises=NARROW)
 def test_mistral(promise: Any) -> None:
     promise.keep()
@@ -70,7 +85,7 @@ def test_olmo(promise: Any) -> None:
     promise.keep()
 
 
-@pytest.mark.pilotfish("Phi3ForCausalLM", promises=NARROW)
+@pytest.mark.pilotfish("Phi3ForCausalLM")  # its rows depend on the length of their request
 def test_phi3(promise: Any) -> None:
     promise.keep()
 

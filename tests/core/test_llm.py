@@ -127,7 +127,7 @@ def test_a_single_bad_prompt_raises(llm: LLM, prompt: Any) -> None:
         llm.generate(prompt, GREEDY)
 
 
-@pytest.mark.parametrize("prompts", [7, None, {"a": 1}])
+@pytest.mark.parametrize("prompts", [7, None, {1}])
 def test_what_is_no_prompt_is_refused(llm: LLM, prompts: Any) -> None:
     with pytest.raises(RequestError, match="wanted a text, a list of token ids"):
         llm.generate(prompts, GREEDY)

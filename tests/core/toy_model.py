@@ -395,14 +395,19 @@ def output_of(request: Request) -> RequestOutput:
 
 
 def naive_answer(
-    prompt: Sequence[int], params: SamplingParams, *, max_seq_len: int = 64
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    max_seq_len: int = 64,
+    seen: Sequence[int] | None = None,
 ) -> tuple[list[int], str, str]:
     """What one request must give, from the definition: token by token, everything anew.
 
+    seen: what the model sees in place of the prompt's tokens, if not these.
     Returns the tokens of the answer, its text and why it ended. Shares the sampler with the
     engine, and nothing else.
     """
-    tokens, answer = list(prompt), list[int]()
+    tokens, answer = list(prompt if seen is None else seen), list[int]()
     ends = {*params.stop_token_ids} | (set() if params.ignore_eos else {EOS})
     while True:
         row = SamplingRow(

@@ -24,10 +24,13 @@ PROMPTS = {"a": [5, 17, 3, 80, 41, 9, 22, 60, 2], "b": [64], "c": [30, 31, 2, 77
 WIDTH = 3
 
 
-def load(target: Path, draft: Path) -> UnifiedEagleLlama3Model:
-    options = attrs.evolve(
-        pipeline(target, draft), speculative=SpeculativeConfig(method="eagle", width=WIDTH)
-    )
+EAGLE = SpeculativeConfig(method="eagle", width=WIDTH)
+
+
+def load(
+    target: Path, draft: Path, speculative: SpeculativeConfig = EAGLE
+) -> UnifiedEagleLlama3Model:
+    options = attrs.evolve(pipeline(target, draft), speculative=speculative)
     one, two = open_checkpoint(str(target)), open_checkpoint(str(draft))
     config = UnifiedEagleLlama3Config.initialize(options).finalize(
         one.huggingface_config, one.weights().infos, two.huggingface_config, two.weights().infos
@@ -40,8 +43,15 @@ def load(target: Path, draft: Path) -> UnifiedEagleLlama3Model:
 class Steps:
     """Runs the pair over a StateManager, all requests in every step."""
 
-    def __init__(self, model: UnifiedEagleLlama3Model, temperature: float, chunk: int) -> None:
+    def __init__(
+        self,
+        model: UnifiedEagleLlama3Model,
+        temperature: float,
+        chunk: int,
+        thinking: frozenset[str] = frozenset(),
+    ) -> None:
         self.model, self.temperature, self.chunk = model, temperature, chunk
+        self.thinking = thinking
         self.states = StateManager(
             model.state, num_pages=64, page_size_tokens=4, prefix_caching=False, poison=True
         )
@@ -71,6 +81,7 @@ class Steps:
             "draft_kv_blocks": self.states.leaf("draft").blocks,
             "temperature": torch.full((len(batch),), self.temperature),
             "seed": torch.arange(len(batch)) * 0 + 7,
+            "in_thinking_phase": torch.tensor([name in self.thinking for name in names]),
             "draft_tokens": torch.tensor([self.drafts[n] for n in names]) if length else None,
         }
         counts = [context.num_scheduled + length for context in batch]
@@ -100,6 +111,24 @@ def test_steps_give_the_text_of_plain_decoding(pair: Pair, case: str, temperatur
         answer = steps.contexts[name].tokens[len(PROMPTS[name]) :]
         assert answer[:11] == list(out.token_ids)
     assert steps.num_drafted > 60
+
+
+def test_relaxed_steps_relax_where_the_inputs_say_that_the_request_thinks(pair: Pair) -> None:
+    """With a slack that lets every draft pass, all of those of the thinking request do."""
+    target, draft = pair("eagle1")
+    options = attrs.evolve(
+        EAGLE, acceptance="relaxed", thinking_tokens=(1, 3), relaxed_top=1000, relaxed_slack=1.0
+    )
+    steps = Steps(load(target, draft, options), 1.0, chunk=64, thinking=frozenset({"b"}))
+    names = list(PROMPTS)
+    for _ in range(8):
+        steps.run(names)
+    plain = LLM(str(target), dtype="float32")
+    asked = SamplingParams(temperature=1.0, seed=7, max_tokens=8)
+    for name, out in zip(names, plain.generate(list(PROMPTS.values()), asked), strict=True):
+        answer = steps.contexts[name].tokens[len(PROMPTS[name]) :]
+        assert (answer[:8] == list(out.token_ids)) == (name != "b")
+    assert len(steps.contexts["b"].tokens) == len(PROMPTS["b"]) + 1 + 7 * (WIDTH + 1)
 
 
 def test_drafts_are_those_of_the_engine(pair: Pair) -> None:

@@ -13,6 +13,7 @@ import attrs
 import torch
 from hypothesis import strategies as st
 
+from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import write_kv
 from pilotfish.kernels.paged_attention import (
@@ -22,6 +23,9 @@ from pilotfish.kernels.paged_attention import (
     plan_attention,
 )
 from pilotfish.state import KVCacheInputs
+
+paged_attention = placed(paged_attention)
+write_kv = placed(write_kv)
 
 TORCH, TRITON = KernelBackend("torch"), KernelBackend("triton")
 

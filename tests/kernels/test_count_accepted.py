@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.count_accepted import count_accepted, reference
+
+count_accepted = placed(count_accepted)
 
 TORCH, TRITON = KernelBackend("torch"), KernelBackend("triton")
 

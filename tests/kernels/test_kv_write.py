@@ -9,8 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import reference, write_kv
+
+write_kv = placed(write_kv)
 
 BACKENDS = (KernelBackend("torch"), KernelBackend("triton"))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

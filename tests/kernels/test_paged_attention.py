@@ -19,9 +19,12 @@ from kernels.paged_passes import (
     make_pass,
     windows,
 )
+from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.paged_attention import Mode, paged_attention, reference
 from pilotfish.kernels.paged_attention.sight import Sight
+
+paged_attention = placed(paged_attention)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MODES = st.sampled_from(("causal", "block"))
@@ -161,6 +164,19 @@ def test_addresses_past_two_billion_elements(backend: KernelBackend) -> None:
     cache[far:] = made.cache
     made.plan.lookup_table.add_(far)
     out = paged_attention(made.q, cache, made.plan, scale=128**-0.5, backend=backend)
+    check(out, rows, None, "causal")
+
+
+@pytest.mark.parametrize("backend", [TORCH, TRITON], ids=lambda b: b.name)
+@pytest.mark.parametrize("num_heads", [1, 20, 24])
+def test_shared_rows_wider_than_a_tile_of_heads(backend: KernelBackend, num_heads: int) -> None:
+    """Rows of 272 numbers: a triton tile has room for 10 or 12 of the heads that share them."""
+    request = Request.draw(23, Heads(num_heads, 1, 272), torch.float32, 0)
+    request.kv[:, 1] = request.kv[:, 0]
+    rows = Rows(request, 18, 5)
+    made = make_pass([rows], page_size=4)
+    cache = made.cache[:, :, 0, 0].contiguous()
+    out = paged_attention(made.q, cache, made.plan, scale=272**-0.5, backend=backend)
     check(out, rows, None, "causal")
 
 

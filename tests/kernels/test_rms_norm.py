@@ -10,8 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.rms_norm import Cast, add_rms_norm, reference, rms_norm
+
+add_rms_norm = placed(add_rms_norm)
+rms_norm = placed(rms_norm)
 
 TORCH = KernelBackend("torch")
 TRITON = KernelBackend("triton")

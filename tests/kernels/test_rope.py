@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.rope import apply_rope, reference
+
+apply_rope = placed(apply_rope)
 
 TORCH = KernelBackend("torch")
 TRITON = KernelBackend("triton")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import attrs
@@ -15,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.conv_passes import DTYPES, Batch, Pass, batches, make_pass
+from kernels.places import DEVICES, placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.short_conv import ColumnRun, ConvColumns, eager, reference, short_conv
 
 BACKENDS = (KernelBackend("torch"), KernelBackend("triton"))
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DEVICES = {"torch": "cpu", "triton": DEVICE}
+DEVICE = DEVICES["triton"]
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
@@ -256,42 +252,6 @@ def test_addresses_past_two_billion_elements(backend: KernelBackend) -> None:
         ring=num_columns,
     )
     bcx = torch.ones(1, 3 * size, dtype=torch.float16)
-    out = short_conv(bcx, torch.ones(3, size), None, columns, 0, backend=backend)
+    out = placed(short_conv)(bcx, torch.ones(3, size), None, columns, 0, backend=backend)
     assert (out == 0 + 1 + 1).all()
     assert (memory[last] == 1).all()
-
-
-COMPILE = """
-import itertools, torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from pilotfish.kernels.short_conv import triton as ours
-for name, width, run, bias in itertools.product(("*bf16", "*fp32"), (1, 3), (0, 1), (0, 1)):
-    signature = dict.fromkeys(("p_bcx", "p_memory", "p_out"), name)
-    signature |= dict.fromkeys(("p_weight", "p_bias"), "*fp32")
-    signature |= dict.fromkeys(("p_columns", "p_places", "p_rows"), "*i64")
-    signature |= dict.fromkeys(("first_row", "start", "size", "stride_bcx"), "i32")
-    constants = dict(WIDTH=width, BIAS=bool(bias), RUN=bool(run), ALL_ROWS=not run, BLOCK_D=512)
-    signature |= dict.fromkeys(constants, "constexpr")
-    order = ours._short_conv_kernel.arg_names
-    signature = {name: signature[name] for name in order}
-    source = ASTSource(fn=ours._short_conv_kernel, signature=signature, constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=4))
-    print(len(made.asm["ptx"]) > 0)
-"""
-
-
-def test_triton_compiles_for_hopper_without_a_gpu(tmp_path: pathlib.Path) -> None:
-    """Every branch of the kernel; the interpreter takes more than the compiler does."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    (tmp_path / "compile.py").write_text(COMPILE)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "compile.py")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True"] * 16

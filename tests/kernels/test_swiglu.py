@@ -9,8 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.swiglu import reference, swiglu
+
+swiglu = placed(swiglu)
 
 TORCH = KernelBackend("torch")
 TRITON = KernelBackend("triton")

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from dflash import checkpoints as dflash
 from eagle.checkpoints import SMALL_VOCAB, DraftCase, draft_config, draft_tensors, write_draft
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig, load_registry
 from pilotfish.registry import Registry
@@ -20,7 +21,11 @@ ADVERSARIES = (
     "silent", "repeats", "random", "out of vocabulary", "always right", "always wrong",
     "right until 2",
 )  # fmt: skip
-DRAFTERS = ("eagle-1", "eagle-3", "ngram", "small model", *ADVERSARIES)
+DRAFTERS = ("eagle-1", "eagle-3", "dflash", "ngram", "small model", *ADVERSARIES)
+METHODS = {
+    **{"eagle-1": "eagle", "eagle-3": "eagle", "dflash": "dflash", "ngram": "ngram"},
+    "small model": "small_model",
+}
 
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9] * 5, [9, 8, 7, 6], [3] * 11, [*range(30, 46)]]
 PLAIN: dict[str, Any] = {"max_tokens": 14}
@@ -71,6 +76,8 @@ class Shelf:
         """The draft's checkpoint; None for a drafter without one."""
         if drafter == "small model":
             return self.target("LlamaForCausalLM", "plain")
+        if drafter == "dflash":
+            return self._block_draft()
         if drafter not in ("eagle-1", "eagle-3"):
             return None
         path = self.folder / drafter
@@ -86,12 +93,28 @@ class Shelf:
             write_draft(path, draft_config(case), draft_tensors(case), case)
         return path
 
+    def _block_draft(self) -> Path:
+        """Layers that slide and layers that do not, taps in no order, one of them twice."""
+        path = self.folder / "dflash"
+        if not path.exists():
+            sizes = {"hidden_size": WIDTH, "vocab_size": VOCAB, "num_target_layers": None}
+            layers = {**dflash.SLIDING, "layer_types": [dflash.S, dflash.F, dflash.S]}
+            case = dflash.DraftCase(
+                options={**layers, **sizes},
+                inside={
+                    "mask_token_id": VOCAB - 1,
+                    "target_layer_ids": [1, -1, 1],
+                    "block_size": 5,
+                },
+            )
+            dflash.write_draft(path, dflash.draft_config(case), dflash.draft_tensors(case))
+        return path
+
     def llm(self, target: Path, drafter: str | None, dtype: str, **options: Any) -> LLM:
         """The target with a drafter, with so few pages and rows that requests get in each other's
         way.
         """
-        method = {"eagle-1": "eagle", "eagle-3": "eagle", "ngram": "ngram"}.get(drafter or "")
-        method = method or ("small_model" if drafter == "small model" else METHOD)
+        method = METHODS.get(drafter or "", METHOD)
         draft = None if drafter is None else self.draft(drafter)
         speculative = None if drafter is None else SpeculativeConfig(method=method, width=3)
         options.setdefault("cache", CacheConfig(page_size_tokens=4, num_pages=24))

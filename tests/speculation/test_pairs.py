@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from pilotfish import LLM
+from pilotfish import LLM, CacheConfig
 from pilotfish.testing import drafters
 from speculation.pairs import (
     ADVERSARIES,
@@ -77,6 +78,21 @@ def test_the_text_with_a_draft_is_the_text_without(
     if drafter in ADVERSARIES:
         drafters.play(llm, script(drafter, wanted))
     assert answers(llm) == wanted
+
+
+@pytest.mark.parametrize("target", TARGETS, ids="-".join)
+def test_a_block_draft_on_cached_prefixes(shelf: Shelf, target: tuple[str, str]) -> None:
+    """A second time, when pages of the prompts are there, and with prompts that branch off."""
+    path = shelf.target(*target)
+    prompts = [*PROMPTS, [*PROMPTS[2][:9], 4, 4], [*PROMPTS[5], 3, 3, 3]]
+    params = [attrs.evolve(PARAMS[i % 6], stop_token_ids=(), min_tokens=0) for i in range(8)]
+    options: dict[str, Any] = {"cache": CacheConfig(page_size_tokens=2, num_pages=90)}
+    wanted = shelf.llm(path, None, "float32", **options).generate(prompts, params)
+    llm = shelf.llm(path, "dflash", "float32", **options)
+    for _ in range(2):
+        found = llm.generate(prompts, params)
+        assert [o.token_ids for o in found] == [o.token_ids for o in wanted]
+        assert sum(o.speculative["drafted"] for o in found if o.speculative) > 30
 
 
 def table() -> str:

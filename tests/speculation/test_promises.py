@@ -10,7 +10,7 @@ import pytest
 from pilotfish import SpeculativeConfig
 from pilotfish.cli import main
 from pilotfish.testing import PROMISES, Promise, Subject, check
-from speculation.pairs import Shelf, registry
+from speculation.pairs import METHODS, Shelf, registry
 
 ABOUT_DRAFTS = [promise for promise in PROMISES if promise.needs_drafter]
 REGISTRY = registry()
@@ -28,12 +28,12 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("promise", ABOUT_DRAFTS, ids=lambda promise: str(promise.name))
-@pytest.mark.parametrize("drafter", ["eagle-1", "eagle-3", "small model"])
+@pytest.mark.parametrize("drafter", ["eagle-1", "eagle-3", "dflash", "small model"])
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_a_drafter_keeps_the_promise(
     shelf: Shelf, target: str, drafter: str, promise: Promise
 ) -> None:
-    method = {"small model": "small_model"}.get(drafter, "eagle")
+    method = METHODS[drafter]
     with Subject(
         name=f"{drafter} on {target}",
         model=str(shelf.target(*TARGETS[target])),

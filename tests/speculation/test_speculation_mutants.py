@@ -14,9 +14,10 @@ from core.toy_model import Drafting, ToyEngine, naive_answer
 from pilotfish.config import SamplingParams
 from pilotfish.engine.speculative import SpeculativeRunner
 from pilotfish.sampling import acceptance
-from pilotfish.speculation import SequentialProposer
+from pilotfish.speculation import BlockProposer, SequentialProposer
 from pilotfish.speculation.width import FixedWidth
 from pilotfish.testing import drafters
+from speculation.toy_block import ToyBlock, block_drafting
 from speculation.toy_draft import ToyDraft, ToyShiftedDraft, drafting
 
 Patch = pytest.MonkeyPatch
@@ -42,6 +43,22 @@ def with_sequential_drafts() -> None:
             draft = kind(wrong_one_in=3, max_positions=limit)
             check_texts(ToyEngine(drafting=drafting(draft), max_batch_tokens=6))
             assert draft.broken == 0
+
+
+def with_block_drafts() -> None:
+    """A draft that proposes whole blocks, and checks every row that it reads."""
+    for anchor in (False, True):
+        for limit in (None, 12):
+            draft = ToyBlock(wrong_one_in=3, max_positions=limit, samples_anchor=anchor)
+            engine = ToyEngine(drafting=block_drafting(draft), max_batch_tokens=6)
+            check_texts(engine)
+            assert draft.broken == 0
+    # A right draft counts whole, also where the widths of a batch differ near the ends.
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (21, 8, 15)]
+    jobs = [([7] * 5, params[0]), ([3], params[1]), ([2, 9], params[2])]
+    for output in ToyEngine(drafting=block_drafting(ToyBlock())).run(jobs):
+        assert output.speculative is not None
+        assert output.speculative["accepted"] == output.speculative["drafted"] > 0
 
 
 def with_scripts() -> None:
@@ -92,6 +109,29 @@ def accept_zeros(real: Any) -> Any:
     return lambda p, q: torch.where(q > 0, (p / q).clamp(max=1.0), torch.ones_like(p)).clamp(0.1)
 
 
+def blocks_after_the_rows_of_the_pass(real: Any) -> Any:
+    """The block is put where the verify pass's rows were, not after those that count."""
+
+    def block_rows(self: Any, batch: Any, live: Any) -> Any:
+        view = batch.kv_inputs
+        without = attrs.evolve(
+            batch, kv_inputs=lambda ids, counts, leaf, skip: view(ids, counts, leaf, [0] * len(ids))
+        )
+        return real(self, without, live)
+
+    return block_rows
+
+
+def one_width_for_all(real: Any) -> Any:
+    """Logit rows are found as if every block were as wide as the first."""
+
+    def live(self: Any, batch: Any) -> Any:
+        found = real(self, batch)
+        return [attrs.evolve(one, first=i * found[0].width) for i, one in enumerate(found)]
+
+    return live
+
+
 MUTANTS: dict[str, Mutant] = {
     "3 a rejected row stays committed": Mutant(
         with_scripts, SpeculativeRunner, "_decide", one_row_more
@@ -123,6 +163,34 @@ MUTANTS: dict[str, Mutant] = {
                 attrs.evolve(outputs, hidden_states=outputs.hidden_states.flip(0)),
             )
         ),
+    ),
+    "13 rows of a chunk that is not the last are left out of a block draft": Mutant(
+        with_block_drafts,
+        BlockProposer,
+        "_num_context_rows",
+        lambda real: lambda self, request: real(self, request) if request.width else 0,
+    ),
+    "16 blocks go on past the draft's last position": Mutant(
+        with_block_drafts,
+        BlockProposer,
+        "_width",
+        lambda real: lambda self, request: request.width,
+    ),
+    "28 a block draft keeps the rows that the block wrote": Mutant(
+        with_block_drafts,
+        BlockProposer,
+        "_num_context_rows",
+        lambda real: (
+            lambda self, request: (
+                min(1, real(self, request)) if request.num_before else real(self, request)
+            )
+        ),
+    ),
+    "35 logit rows of a block are found by the first request's width": Mutant(
+        with_block_drafts, BlockProposer, "_live", one_width_for_all
+    ),
+    "37 a block stands where the rows of the pass were": Mutant(
+        with_block_drafts, BlockProposer, "_block_rows", blocks_after_the_rows_of_the_pass
     ),
     "37 later draft passes reuse the first pass's places": Mutant(
         with_sequential_drafts, SequentialProposer, "_rows", without_skip

@@ -60,11 +60,10 @@ class TransformersSide:
 
     def __init__(self, directory: str, *, dtype: str) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype)
-        ).eval()
+        model_class = _transformers_class(directory)
+        self.model: Any = model_class.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
         has_tokenizer = (Path(directory) / "tokenizer.json").exists()
         self.tokenizer = AutoTokenizer.from_pretrained(directory) if has_tokenizer else None
 
@@ -86,6 +85,15 @@ class TransformersSide:
             )
         rows: list[TokenIds] = out[:, width:].tolist()
         return rows
+
+
+def _transformers_class(directory: str) -> Any:
+    """The class that the checkpoint names; the causal one of its config where it names none."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(directory)
+    names = config.architectures or ("",)
+    return getattr(transformers, names[0], transformers.AutoModelForCausalLM)
 
 
 def as_safetensors_directory(path: str, dtype: str, scratch: str) -> str:

@@ -55,6 +55,7 @@ def run_speculation(
     for name, prompts in (("quoting", work.copies()), ("free-form", work.short()[:4])):
         for together in (False, True):
             title = f"{name}, {len(prompts)} requests {'together' if together else 'one by one'}"
+            title += work.cut_note(prompts)
             progress(title)
             rows.append(bench.row(title, prompts, together=together))
     progress("overhead of a step")

@@ -94,6 +94,7 @@ class _Suite:
         prompts = self.work.short()
         for batch in (prompts[:1], prompts):
             name = f"{prefix}decode, {len(batch)} request{'s' if len(batch) > 1 else ''}"
+            name += self.work.cut_note(batch)
             self.progress(name)
             rates = self._alternate(
                 self._decode_rate(ours, batch), self._decode_rate(theirs, batch)

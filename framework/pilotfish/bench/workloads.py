@@ -5,9 +5,12 @@ Knows: texts and random ids. Does not know: sides, clocks or rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attrs
+
+from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
     from pilotfish.engine import LLM
@@ -48,17 +51,23 @@ class Workload:
     """Prompts that a checkpoint can be asked.
 
     vocab_size: ids are drawn below it. max_seq_len: of the model. tokenizer: None for a checkpoint
-    without one; then short prompts are random ids too.
+    without one; then short prompts are random ids too. reserved: ids that prompts cannot have.
     """
 
     vocab_size: int
     max_seq_len: int
     tokenizer: Tokenizer | None
+    reserved: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, llm: LLM) -> Workload:
         """For a loaded model."""
-        return cls(vocab_size=llm.vocab_size, max_seq_len=llm.max_seq_len, tokenizer=llm.tokenizer)
+        return cls(
+            vocab_size=llm.vocab_size,
+            max_seq_len=llm.max_seq_len,
+            tokenizer=llm.tokenizer,
+            reserved=llm.placeholder_ids,
+        )
 
     @property
     def num_decoded(self) -> int:
@@ -70,18 +79,40 @@ class Workload:
         """Tokens of the prompt that is repeated with a cached prefix."""
         return min(MOST_SHARED, self.max_seq_len // 2)
 
+    @property
+    def num_prompt(self) -> int:
+        """Most tokens of a prompt made of text: what the context has beside the answer's."""
+        return self.max_seq_len - self.num_decoded - 1
+
+    def cut_note(self, prompts: Sequence[TokenIds]) -> str:
+        """What a row's name says of prompts that were cut to fit the context; mostly nothing."""
+        is_cut = self.tokenizer is not None and max(map(len, prompts)) == self.num_prompt
+        return f", prompts cut to {self.num_prompt} tokens" if is_cut else ""
+
+    def _fitting(self, texts: Sequence[str]) -> list[TokenIds]:
+        assert self.tokenizer is not None
+        if self.num_prompt < 1:
+            raise ConfigError(
+                f"the context is {self.max_seq_len} tokens; wanted 3 at least, for a prompt and an "
+                "answer that are timed"
+            )
+        return [list(self.tokenizer.encode(text))[-self.num_prompt :] for text in texts]
+
     def short(self) -> list[TokenIds]:
-        """One short prompt for each of TEXTS."""
+        """One short prompt for each of TEXTS; its end, where the context is shorter."""
         if self.tokenizer is None:
             return [self.random(8 + place, place) for place in range(len(TEXTS))]
-        return [list(self.tokenizer.encode(text)) for text in TEXTS]
+        return self._fitting(TEXTS)
 
     def copies(self) -> list[TokenIds]:
-        """Prompts whose answers quote: each passage, twice, and the beginning of a third time."""
+        """Prompts whose answers quote: each passage, twice, and the beginning of a third time.
+
+        Where the context is shorter, the end of that.
+        """
         if self.tokenizer is None:
             return [self.random(12, place) * 3 for place in range(len(PASSAGES))]
         asked = [f"Quote: {text}\nQuote: {text}\nQuote: {text[:20]}" for text in PASSAGES]
-        return [list(self.tokenizer.encode(text)) for text in asked]
+        return self._fitting(asked)
 
     def random(self, num_tokens: int, seed: int) -> TokenIds:
         """Ids drawn evenly; the lowest, which are often special, are left out."""
@@ -91,7 +122,7 @@ class Workload:
         generator = torch.Generator().manual_seed(seed % 2**31)
         drawn = torch.randint(lowest, self.vocab_size, (num_tokens,), generator=generator)
         ids: TokenIds = drawn.tolist()
-        return ids
+        return [lowest - 1 if token in self.reserved else token for token in ids]
 
     def text(self, token_ids: TokenIds) -> str:
         """The ids as text, or as numbers without a tokenizer."""

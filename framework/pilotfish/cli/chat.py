@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text
+from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text, tell_of_other_text
 from pilotfish.cli.options import add_model_flags, add_sampling_flags, load_llm, sampling_params
 from pilotfish.errors import CapacityError, RequestError
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         messages = list(opening)
         llm.chat_prompt([*messages, {"role": "user", "content": "hello"}])  # has it a template?
         print(_HELP, file=sys.stderr)
+        tell_of_other_text(args)
         while (message := _read_message()) is not None:
             if message == "/clear":
                 messages = list(opening)

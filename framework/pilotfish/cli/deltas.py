@@ -7,6 +7,7 @@ Accepted drafts are green, rejected ones red and struck out, the model's own tok
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from pilotfish.cli.parser import UsageError
@@ -56,6 +57,18 @@ def draft_colors(llm: LLM) -> Callable[[Delta], str]:
     from pilotfish.engine.tokenizer import need_tokenizer
 
     return DraftColors(need_tokenizer(llm.tokenizer)).render
+
+
+def tell_of_other_text(args: argparse.Namespace) -> None:
+    """One line on stderr where the text is not the model's own; JSON says it in its fields."""
+    said = {
+        "relaxed": "acceptance 'relaxed' is lossy: inside a thinking phase the text is not that of "
+        "plain decoding",
+        "synthetic": "acceptance 'synthetic' is not real: drafts count whatever they are, and the "
+        "text means nothing",
+    }.get(args.acceptance)
+    if said is not None:
+        print(f"pilotfish: {said}", file=sys.stderr)
 
 
 def check_show_draft(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text
+from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text, tell_of_other_text
 from pilotfish.cli.options import (
     add_model_flags,
     add_sampling_flags,
@@ -25,6 +25,7 @@ from pilotfish.errors import RequestError, UserError
 
 if TYPE_CHECKING:
     from pilotfish.engine import LLM, RequestOutput
+    from pilotfish.engine.prompt import Prompt
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -37,6 +38,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     source.add_argument("--prompt", metavar="P", help="text to continue; - reads standard input")
     source.add_argument("--chat", metavar="P", help="a user's message, in the chat template")
     source.add_argument("--input-file", metavar="F.jsonl", help="one JSON request a line")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="an image for --prompt or --chat; may be given several times",
+    )
     add_sampling_flags(parser)
     parser.add_argument(
         "--show-draft", action="store_true", help="color accepted and rejected drafts"
@@ -50,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     check_show_draft(args)
     requests = _requests(args)
     with load_llm(args) as llm:
+        if not args.json:
+            tell_of_other_text(args)
         if len(requests) == 1 and not args.json:
             return _stream(llm, requests[0], show_draft=args.show_draft)
         outputs = _answer_all(llm, requests)
@@ -61,39 +71,39 @@ def run(args: argparse.Namespace) -> int:
 def _requests(args: argparse.Namespace) -> list[FileRequest]:
     """The requests that the flags name, checked before a model is loaded."""
     if args.input_file is not None:
+        if args.image:
+            raise RequestError(
+                '--image is read with --prompt and --chat; wanted "images" in the lines of '
+                "--input-file"
+            )
         return read_requests(args.input_file, sampling_fields(args))
     params = sampling_params(args)
     if args.chat is not None:
-        return [FileRequest(chat=args.chat, params=params)]
+        return [FileRequest(chat=args.chat, images=args.image, params=params)]
     if args.prompt is None:
         raise RequestError(
             "no prompt; give --prompt TEXT, --chat TEXT or --input-file F.jsonl "
             "(--prompt - reads standard input)"
         )
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    return [FileRequest(prompt=prompt, params=params)]
+    return [FileRequest(prompt=prompt, images=args.image, params=params)]
 
 
-def _prompt(llm: LLM, request: FileRequest) -> str | list[int]:
-    if request.prompt_token_ids is not None:
-        return request.prompt_token_ids
-    if request.chat is None:
-        assert request.prompt is not None
-        return request.prompt
-    messages = (
-        [{"role": "user", "content": request.chat}]
-        if isinstance(request.chat, str)
-        else request.chat
-    )
-    return llm.chat_prompt(messages)
+def _prompt(llm: LLM, request: FileRequest) -> Prompt:
+    if request.chat is not None:
+        return llm.image_chat_prompt(request.chat, request.images)
+    prompt = request.prompt_token_ids if request.prompt is None else request.prompt
+    assert prompt is not None
+    return {"prompt": prompt, "images": request.images}
 
 
 def _answer_all(llm: LLM, requests: list[FileRequest]) -> list[RequestOutput]:
     """Answers in the order of the requests; a refused one gets its error and disturbs nobody."""
     from pilotfish.engine import RequestOutput
+    from pilotfish.engine.prompt import given_ids
 
     outputs: dict[int, RequestOutput] = {}
-    prompts: dict[int, str | list[int]] = {}
+    prompts: dict[int, Prompt] = {}
     for index, request in enumerate(requests):
         try:
             prompts[index] = _prompt(llm, request)
@@ -105,7 +115,8 @@ def _answer_all(llm: LLM, requests: list[FileRequest]) -> list[RequestOutput]:
         if len(prompts) != 1:
             raise
         (index,) = prompts
-        answers = [RequestOutput.refused(index, prompts[index], requests[index].params.seed, error)]
+        ids, seed = given_ids(prompts[index]), requests[index].params.seed
+        answers = [RequestOutput.refused(index, ids, seed, error)]
     for index, answer in zip(prompts, answers, strict=True):
         outputs[index] = attrs.evolve(answer, index=index)
     return [outputs[index] for index in range(len(requests))]

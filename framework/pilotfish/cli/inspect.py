@@ -10,8 +10,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.cli.options import add_model_flags, engine_options
+from pilotfish.config.speculative import MOST
 
 if TYPE_CHECKING:
+    from pilotfish.engine.drafting import PreparedDraft
     from pilotfish.engine.loading import Prepared
 
 
@@ -55,6 +57,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "format": checkpoint.weight_format,
         "architecture": route.hf_architecture,
         "plugin": str(route.plugin),
+        "modalities": sorted(prepared.modalities),
         "speculative": None if route.speculator is None else route.speculator.method,
         "draft": _describe_draft(prepared),
         "parameters": prepared.num_parameters,
@@ -80,5 +83,28 @@ def _describe_draft(prepared: Prepared) -> str | None:
     taps = f", boundaries {list(draft.config.taps)}" if draft.config.taps else ""
     return (
         f"{source}; plugin {prepared.route.speculator_plugin}; reads {reads}{taps}; "
-        f"at most {draft.policy.most} tokens a step"
+        f"{_describe_width(draft)}{_describe_reach(prepared)}"
     )
+
+
+def _describe_width(draft: PreparedDraft) -> str:
+    """What the largest width is: the user's, the draft's own limit, or the adaptive one's."""
+    most, limit = draft.policy.most, draft.config.max_width
+    if draft.speculative.width != "adaptive":
+        return f"width {most}"
+    if limit is not None:
+        return f"width adaptive, to {most} tokens a step, the most that the draft was made for"
+    return (
+        f"width adaptive, to {most} tokens a step; the draft has no limit of its own, and --width "
+        f"takes up to {MOST}"
+    )
+
+
+def _describe_reach(prepared: Prepared) -> str:
+    """Where drafting ends before the target's context does."""
+    assert prepared.draft is not None
+    limit = getattr(prepared.draft.config, "get_max_seq_len", None)
+    context = prepared.model.config.get_max_seq_len()
+    if limit is None or limit() >= context:
+        return ""
+    return f"; drafts in the first {limit()} tokens of a context of {context}, and not after them"

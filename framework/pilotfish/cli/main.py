@@ -45,10 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
-        code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
-        sys.stdout.flush()
     except SystemExit as stop:  # argparse leaves this way after --help and --version
         return stop.code if isinstance(stop.code, int) else DONE
+    except BaseException as error:
+        return _code_of(error)
+    try:
+        code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
+        sys.stdout.flush()
     except BaseException as error:
         return _code_of(error)
     return code

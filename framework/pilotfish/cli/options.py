@@ -86,9 +86,14 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The flags as keyword arguments of `LLM`. Raises ConfigError naming a bad one."""
     from pilotfish.config import CacheConfig
+    from pilotfish.config.cache import PAGE_SIZES
 
     cache: dict[str, Any] = {"prefix_caching": not args.no_prefix_caching}
     if args.page_size is not None:
+        if args.page_size not in PAGE_SIZES:
+            raise ConfigError(
+                f"--page-size is {args.page_size}; wanted one of {', '.join(map(str, PAGE_SIZES))}"
+            )
         cache["page_size_tokens"] = args.page_size
     if args.num_pages is not None:
         cache["num_pages"] = args.num_pages
@@ -132,10 +137,19 @@ def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
 
 
 def _width(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
+    from pilotfish.config.speculative import MOST
+
+    if text == "adaptive":
         return text
+    try:
+        width = int(text)
+    except ValueError:
+        width = 0
+    if not 1 <= width <= MOST:
+        raise ConfigError(
+            f"--width is {text!r}; wanted adaptive, or 1 to {MOST} drafted tokens a step"
+        )
+    return width
 
 
 def _pair(text: str) -> tuple[int, ...]:

@@ -24,12 +24,15 @@ _PROMPT_FIELDS = ("prompt", "chat", "prompt_token_ids")
 class FileRequest:
     """One request: exactly one of the three prompts, and its sampling parameters.
 
-    chat: a user's message, or a list of {"role", "content"} messages.
+    chat: a user's message, or a list of {"role", "content"} messages, whose content is text or a
+        list of parts as the model's template knows them.
+    images: paths, one for each placeholder of the prompt; for a user's message they come first.
     """
 
     prompt: str | None = None
-    chat: str | list[dict[str, str]] | None = None
+    chat: str | list[dict[str, Any]] | None = None
     prompt_token_ids: list[int] | None = None
+    images: list[str] = attrs.field(factory=list)
     params: SamplingParams
 
 
@@ -71,7 +74,13 @@ def _read_line(where: str, line: str, defaults: dict[str, Any]) -> FileRequest:
         )
     prompt = fields.pop(given[0])
     _check_prompt(where, given[0], prompt)
-    known = [field.name for field in attrs.fields(SamplingParams)]
+    images = fields.pop("images", [])
+    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
+        raise RequestError(f"{where}: images is {images!r:.60}; wanted a list of paths")
+    for name in ("video", "videos", "audio"):
+        if name in fields:
+            raise RequestError(f"{where}: {name} is not served; wanted text and images")
+    known = [*(field.name for field in attrs.fields(SamplingParams)), "images"]
     for name in fields:
         if name not in known:
             raise RequestError(
@@ -83,7 +92,7 @@ def _read_line(where: str, line: str, defaults: dict[str, Any]) -> FileRequest:
         params = SamplingParams(**{**defaults, **fields})
     except (RequestError, TypeError) as error:
         raise RequestError(f"{where}: {error}") from error
-    return FileRequest(**{given[0]: prompt}, params=params)
+    return FileRequest(**{given[0]: prompt}, images=images, params=params)
 
 
 def _check_prompt(where: str, name: str, prompt: Any) -> None:
@@ -96,7 +105,7 @@ def _check_prompt(where: str, name: str, prompt: Any) -> None:
             and all(
                 isinstance(message, dict)
                 and isinstance(message.get("role"), str)
-                and isinstance(message.get("content"), str)
+                and _is_content(message.get("content"))
                 for message in prompt
             )
         )
@@ -105,6 +114,14 @@ def _check_prompt(where: str, name: str, prompt: Any) -> None:
         fits, wanted = isinstance(prompt, str), "a string"
     if not fits:
         raise RequestError(f"{where}: {name} is {prompt!r:.60}; wanted {wanted}")
+
+
+def _is_content(content: Any) -> bool:
+    """Text, or a list of parts: {"type": "text", "text": ...}, {"type": "image"}."""
+    return isinstance(content, str) or (
+        isinstance(content, list)
+        and all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
+    )
 
 
 def _int_keys(where: str, bias: dict[str, Any]) -> dict[int, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from pilotfish.config.checks import boolean, one_of, optional_int_at_least
+from pilotfish.config.checks import boolean, int_at_least, one_of, optional_int_at_least
 
 PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Page sizes in tokens: they divide the smallest key partition of the attention kernels."""
@@ -18,9 +18,12 @@ class CacheConfig:
     num_pages: pages in the pool; None lets the memory plan choose.
     memory_bytes: bytes that all state may take; None lets the memory plan choose.
     prefix_caching: whether full pages are shared between requests with equal beginnings.
+    image_bytes: bytes of image embeddings that are kept for later passes and requests; 0 keeps
+        none. Read by models that serve images only.
     """
 
     page_size_tokens: int = attrs.field(default=16, validator=one_of(PAGE_SIZES))
     num_pages: int | None = attrs.field(default=None, validator=optional_int_at_least(1))
     memory_bytes: int | None = attrs.field(default=None, validator=optional_int_at_least(1))
     prefix_caching: bool = attrs.field(default=True, validator=boolean())
+    image_bytes: int = attrs.field(default=256 << 20, validator=int_at_least(0))

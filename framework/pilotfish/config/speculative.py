@@ -17,6 +17,12 @@ MOST = 64
 """Most tokens that are drafted in a step."""
 
 
+def _check_method(instance: object, attribute: object, value: object) -> None:
+    del instance, attribute
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"method is {value!r}; wanted the name of a method, such as 'ngram'")
+
+
 def _check_width(instance: object, attribute: object, value: object) -> None:
     del instance, attribute
     if value == "adaptive" or (is_int(value) and 1 <= value <= MOST):  # type: ignore[operator]
@@ -58,7 +64,9 @@ class SpeculativeConfig:
     """How to speculate.
 
     method: the name a speculator plugin registered.
-    width: drafted tokens a step: "adaptive", a number, or a schedule by batch size.
+    width: drafted tokens a step: "adaptive", a number, or a schedule by batch size, of which the
+        entry of the largest size that is not above the batch's counts; below the first nothing is
+        drafted.
     acceptance: "coupled" keeps the text of plain decoding; "residual" keeps only its law;
         "relaxed" is lossy; "synthetic" is for benchmarks and not real.
     thinking_tokens: (start, end) ids of a thinking phase; "relaxed" needs them.
@@ -67,7 +75,7 @@ class SpeculativeConfig:
     synthetic_rate: share of drafted tokens that "synthetic" accepts.
     """
 
-    method: str
+    method: str = attrs.field(validator=_check_method)
     width: int | Literal["adaptive"] | Mapping[int, int] = attrs.field(
         default="adaptive", validator=_check_width
     )
@@ -86,4 +94,9 @@ class SpeculativeConfig:
             raise ConfigError(
                 "acceptance 'relaxed' applies to a thinking phase only, and thinking_tokens is "
                 "None; wanted the token ids that start and end one: (start, end)"
+            )
+        if self.acceptance != "relaxed" and self.thinking_tokens is not None:
+            raise ConfigError(
+                f"thinking_tokens is {self.thinking_tokens} and acceptance {self.acceptance!r}, "
+                "which does not read it; wanted acceptance 'relaxed' too"
             )

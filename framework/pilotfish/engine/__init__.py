@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pilotfish.engine.llm import LLM
     from pilotfish.engine.outputs import Delta, RequestOutput, Timing
+    from pilotfish.engine.prompt import MultimodalPrompt
 
-_HOMES = {"Delta": "outputs", "LLM": "llm", "RequestOutput": "outputs", "Timing": "outputs"}
+_HOMES = {
+    "Delta": "outputs",
+    "LLM": "llm",
+    "MultimodalPrompt": "prompt",
+    "RequestOutput": "outputs",
+    "Timing": "outputs",
+}
 
-__all__ = ["Delta", "LLM", "RequestOutput", "Timing"]
+__all__ = ["Delta", "LLM", "MultimodalPrompt", "RequestOutput", "Timing"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 
-from pilotfish.batch import RequestContext
+from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.config import SamplingParams
 from pilotfish.engine.detokenizer import Detokenizer
+from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
+from pilotfish.engine.prompt import MultimodalPrompt, Prompt
 from pilotfish.engine.request import Request
 from pilotfish.engine.stopping import StopRules
 from pilotfish.engine.tokenizer import Tokenizer, need_tokenizer
 from pilotfish.errors import CapacityError, RequestError
 from pilotfish.sampling import TokenHistory
 from pilotfish.speculation import SpeculationCounters
-
-Prompt: TypeAlias = str | Sequence[int]
 
 
 @attrs.define(kw_only=True)
@@ -33,6 +33,7 @@ class Admission:
     eos_token_ids: tokens that end an answer. max_cached_tokens: rows that the whole state holds.
     tokenizer: None for a checkpoint without one. lengths: the model's. new_counters: of a
         request's speculation; None without. load_s: reported in each output.
+    images: what images it takes; None for a model of which that is not known: text only.
     """
 
     vocab_size: int
@@ -43,6 +44,7 @@ class Admission:
     lengths: LengthRules = attrs.field(factory=LengthRules)
     new_counters: Callable[[], SpeculationCounters | None] | None = None
     load_s: float = 0.0
+    images: ImageAdmission | None = None
     _num_admitted: int = 0
 
     def admit(
@@ -50,12 +52,13 @@ class Admission:
     ) -> Request:
         """A request for an answer.
 
-        prompt: text, or token ids. max_tokens is cut to what the context leaves; then the answer
-        ends with "length". Raises RequestError for an empty prompt, a token id out of range, a
-        prompt that leaves no room for an answer, text or stop strings without a tokenizer;
+        prompt: text, or token ids, or a record with images. max_tokens is cut to what the context
+        leaves; then the answer ends with "length". Raises RequestError for an empty prompt, a
+        token id out of range, a prompt that leaves no room for an answer, text or stop strings
+        without a tokenizer, images that the model does not serve or that cannot be read;
         CapacityError when the state could not hold it even alone.
         """
-        tokens = self._tokens(prompt)
+        tokens, images = self._placed(prompt)
         self._check_params(params)
         if len(tokens) >= self.max_seq_len:
             raise RequestError(
@@ -74,7 +77,7 @@ class Admission:
         detokenizer = None
         if self.tokenizer is not None:
             detokenizer = Detokenizer(self.tokenizer, params.stop)
-        request = self._request(tokens, params, rules)
+        request = self._request(tokens, params, rules, images)
         request.index, request.streams = index, streams
         request.detokenizer, request.history = detokenizer, TokenHistory(tokens)
         request.counters = None if self.new_counters is None else self.new_counters()
@@ -82,14 +85,14 @@ class Admission:
 
     def admit_scoring(self, prompt: Prompt) -> Request:
         """A request for the logits of every token of a prompt, which may fill the context."""
-        tokens = self._tokens(prompt)
+        tokens, images = self._placed(prompt)
         if len(tokens) > self.max_seq_len:
             raise RequestError(
                 f"the text has {len(tokens)} tokens; wanted at most {self.max_seq_len}, the context"
             )
         self._check_capacity(len(tokens), len(tokens))
         rules = StopRules(end_ids=frozenset(), min_tokens=0, max_total_tokens=len(tokens))
-        request = self._request(tokens, SamplingParams(seed=0), rules)
+        request = self._request(tokens, SamplingParams(seed=0), rules, images)
         request.keeps_logits = True
         return request
 
@@ -102,12 +105,19 @@ class Admission:
                 f"{available / 1e9:.1f} GB are free; score fewer or shorter texts at once"
             )
 
-    def _request(self, tokens: list[int], params: SamplingParams, rules: StopRules) -> Request:
+    def _request(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        rules: StopRules,
+        images: tuple[PlacedImage, ...],
+    ) -> Request:
         self._num_admitted += 1
         context = RequestContext(
             request_id=f"request-{self._num_admitted}",
             tokens=tokens,
             num_prompt_tokens=len(tokens),
+            images=images,
         )
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         return Request(
@@ -120,7 +130,17 @@ class Admission:
             load_s=self.load_s,
         )
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _placed(self, prompt: Prompt) -> tuple[list[int], tuple[PlacedImage, ...]]:
+        """The prompt's ids with its images in their places."""
+        record = MultimodalPrompt.of(prompt)
+        tokens = self._tokens(record.prompt)
+        if self.images is not None:
+            return self.images.place(tokens, record.images)
+        if record.images:
+            raise RequestError("the prompt has images and the model serves text only")
+        return tokens, ()
+
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """The prompt's ids, in a list of our own."""
         tokens: list[Any]
         if isinstance(prompt, str):

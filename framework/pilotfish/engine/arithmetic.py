@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from pilotfish.weights.int4 import COLUMNS_PER_WORD, GROUP_SIZE
+
 if TYPE_CHECKING:
+    import torch
+
     from pilotfish.engine.loading import Prepared
+    from pilotfish.kernels.linear import LinearWeight
 
 
 @attrs.frozen(kw_only=True)
@@ -25,20 +30,35 @@ class ArithmeticFacts:
     described: str
 
 
+def _stand_in(
+    shape: tuple[int, ...], is_packed: bool, dtype: torch.dtype, prepared: Prepared
+) -> LinearWeight:
+    """A weight of zeros in the form that a loaded one would have; packed: of four bits."""
+    import torch
+
+    from pilotfish.kernels.linear import prepare_int4, prepare_linear
+
+    if is_packed and prepared.backend.name == "torch":
+        rows, words = shape
+        scale = torch.ones(rows, words * COLUMNS_PER_WORD // GROUP_SIZE, dtype=torch.bfloat16)
+        return prepare_int4(torch.zeros(shape, dtype=torch.int32), scale, dtype=dtype)
+    zeros = torch.zeros(shape, dtype=dtype, device=prepared.device)
+    return prepare_linear(zeros, None, backend=prepared.backend)
+
+
 def probe_arithmetic(prepared: Prepared) -> ArithmeticFacts:
     """Probes one stand-in weight for every distinct shape of the model."""
     import torch
 
-    from pilotfish.kernels.linear import prepare_linear, row_multiple
+    from pilotfish.kernels.linear import row_multiple
 
     dtype = getattr(torch, prepared.dtype)
-    shapes = {shape for shape in prepared.model.parameter_shapes().values() if len(shape) == 2}
-    weights = (
-        prepare_linear(
-            torch.zeros(shape, dtype=dtype, device=prepared.device), None, backend=prepared.backend
-        )
-        for shape in sorted(shapes)
-    )
+    shapes = {
+        (shape, name.endswith("_packed"))
+        for name, shape in prepared.model.parameter_shapes().items()
+        if len(shape) == 2 and not name.endswith(("_scale", "_shape"))
+    }
+    weights = (_stand_in(shape, is_packed, dtype, prepared) for shape, is_packed in sorted(shapes))
     kinds: set[str] = set()
     multiples: list[int | None] = []
     for weight in weights:

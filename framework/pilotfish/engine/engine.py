@@ -5,6 +5,7 @@ Knows: the order of the four. Does not know: how any of them does its part.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 from pilotfish.engine.outputs import FinishReason
@@ -41,11 +42,9 @@ class Engine:
         exception that concerns the whole pass is raised; nothing that was not committed counts.
         """
         batch = self.scheduler.schedule()
-        if not batch:
-            return []
         for request in batch:
             request.start()
-        results = self.runner.compute(batch)
+        results = self.runner.compute(batch) if batch else []
         for request, result in zip(batch, results, strict=True):
             self._apply(request, result)
         ended, self._ended = self._ended, []
@@ -92,3 +91,22 @@ class Engine:
         request.finish(reason, error)
         self._ended.append(request)
         self.scheduler.remove(request)
+
+
+def step_and_warn(engine: Engine) -> list[Request]:
+    """As `Engine.step`; but a drafter or model that fails to let a request go costs no answer.
+
+    What it raised becomes a RuntimeWarning, once the pages are back; the next step goes on.
+    """
+    try:
+        return engine.step()
+    except Exception as error:
+        if error is not engine.scheduler.release_failure:
+            raise
+        warnings.warn(
+            f"release of a request raised {type(error).__name__}: {error}; its answer is whole, "
+            "but the drafter or the model may still hold something of it",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        return []

@@ -5,7 +5,8 @@ Knows: two optional facts of a config. Does not know: rotary positions, pages or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -25,10 +26,12 @@ class LengthRules:
     recompute_length: int | None = None
 
     @classmethod
-    def of(cls, config: Any) -> LengthRules:
-        """Those of an ArchConfig, which need not have any."""
+    def of(cls, config: Any, draft_config: Any = None) -> LengthRules:
+        """Those of an ArchConfig, which need not have any; a draft's salt is added to its own."""
+        salts = [getattr(one, "prefix_salt", None) for one in (config, draft_config)]
+        known = [salt for salt in salts if salt is not None]
         return cls(
-            prefix_salt=getattr(config, "prefix_salt", None),
+            prefix_salt=partial(_joined, known) if len(known) > 1 else next(iter(known), None),
             recompute_length=getattr(config, "recompute_length", None),
         )
 
@@ -40,3 +43,9 @@ class LengthRules:
         """Whether a request started with `num_started` tokens is to be computed anew."""
         limit = self.recompute_length
         return limit is not None and num_started <= limit < num_tokens
+
+
+def _joined(salts: Sequence[Callable[[int], bytes]], num_started: int) -> bytes:
+    """One salt of several, none where all are empty."""
+    found = [salt(num_started) for salt in salts]
+    return b"|".join(found) if any(found) else b""

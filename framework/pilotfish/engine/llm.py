@@ -22,13 +22,15 @@ from pilotfish.config import (
     SpeculativeConfig,
 )
 from pilotfish.config.runtime import Arithmetic, BackendName
-from pilotfish.engine.admission import Admission, Prompt
+from pilotfish.engine.admission import Admission
 from pilotfish.engine.assembly import counters_for, make_engine
-from pilotfish.engine.engine import Engine
+from pilotfish.engine.engine import Engine, step_and_warn
+from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import prepare_from_options
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
+from pilotfish.engine.prompt import MultimodalPrompt, Prompt, given_ids
 from pilotfish.engine.request import Request
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.errors import PilotfishError, RequestError, UserError
@@ -107,8 +109,16 @@ class LLM:
             eos_token_ids=prepared.checkpoint.eos_token_ids or _eos_of(self.tokenizer),
             max_cached_tokens=prepared.memory_plan.max_cached_tokens,
             tokenizer=self.tokenizer,
-            lengths=LengthRules.of(prepared.model.config),
+            lengths=LengthRules.of(
+                prepared.model.config, None if prepared.draft is None else prepared.draft.config
+            ),
             new_counters=counters_for(prepared),
+            images=ImageAdmission(
+                architecture=prepared.route.hf_architecture,
+                processor=prepared.image_processor,
+                max_seq_len=prepared.model.config.get_max_seq_len(),
+                tokenizer=self.tokenizer,
+            ),
         )
         self._device = str(prepared.device)
         self.load_s = perf_counter() - start
@@ -137,6 +147,12 @@ class LLM:
         return self._admission.vocab_size
 
     @property
+    def placeholder_ids(self) -> frozenset[int]:
+        """Token ids that stand for an image or the like, and so are in no prompt of text."""
+        images = self._admission.images
+        return frozenset() if images is None else images.placeholder_ids
+
+    @property
     def max_seq_len(self) -> int:
         """Tokens of a context, prompt and answer together."""
         return self._admission.max_seq_len
@@ -157,7 +173,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers all prompts together, in their order.
 
-        prompts: a text, a list of token ids, or a list of these.
+        prompts: a text, a list of token ids, a record of one of these and images (MultimodalPrompt,
+            or a dict of its fields), or a list of these.
         params: for all prompts, or one each; None means the defaults.
         progress: whether a bar is shown on stderr; None shows one on a terminal, after a second.
 
@@ -183,8 +200,9 @@ class LLM:
             except UserError as error:
                 if len(listed) == 1:
                     raise
-                ids = () if isinstance(prompt, str) else prompt
-                outputs[index] = RequestOutput.refused(index, ids, options.seed, error)
+                outputs[index] = RequestOutput.refused(
+                    index, given_ids(prompt), options.seed, error
+                )
         with Progress(requests, progress) as bar:
             self._run(engine, requests, bar)
         for request in requests:
@@ -235,10 +253,31 @@ class LLM:
     ) -> list[int]:
         """Token ids of a conversation in the checkpoint's chat template, ready for an answer.
 
-        messages: a user's message, or a list of {"role", "content"}. variables: for the template.
-        Raises RequestError without a tokenizer or a template.
+        messages: a user's message, or a list of {"role", "content"}, whose content is text or a
+            list of parts. variables: for the template.
+        Raises RequestError without a tokenizer or a template, and for a part of a kind that is not
+        served: templates may leave those out silently.
         """
+        assert self._admission.images is not None
+        self._admission.images.check_parts(messages)
         return need_tokenizer(self.tokenizer).encode_chat(messages, **variables)
+
+    def image_chat_prompt(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        images: Sequence[Any],
+        **variables: Any,
+    ) -> MultimodalPrompt:
+        """A conversation with images, ready for an answer. images: see MultimodalPrompt.
+
+        messages: as `chat_prompt`; a user's message gets the images before its text, and a list
+        has its own parts {"type": "image"}, one for each image. Raises as `chat_prompt`.
+        """
+        if isinstance(messages, str):
+            parts = [{"type": "image"} for _ in images]
+            content: Any = [*parts, {"type": "text", "text": messages}] if parts else messages
+            messages = [{"role": "user", "content": content}]
+        return MultimodalPrompt(prompt=self.chat_prompt(messages, **variables), images=images)
 
     def forget_cached_prefixes(self) -> None:
         """Empties the prefix cache."""
@@ -292,7 +331,7 @@ class LLM:
                 while not request.outbox:
                     with self._lock:
                         if not request.outbox:
-                            engine.step()
+                            step_and_warn(engine)
                 delta = request.outbox.popleft()
                 yield delta
                 if delta.finish_reason is not None:
@@ -309,7 +348,7 @@ class LLM:
                 engine.add(request)
             left = set(requests)
             while left:
-                ended = [request for request in engine.step() if request in left]
+                ended = [request for request in step_and_warn(engine) if request in left]
                 left.difference_update(ended)
                 if bar is not None:
                     bar.update(ended)
@@ -330,12 +369,12 @@ def _terminal(request: Request) -> RequestOutput:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One text or one list of ids becomes a list of one."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | Mapping | MultimodalPrompt):
         return [prompts]
     if not isinstance(prompts, Sequence):
         raise RequestError(
-            f"prompts is {type(prompts).__name__}; wanted a text, a list of token ids, or a list "
-            "of these"
+            f"prompts is {type(prompts).__name__}; wanted a text, a list of token ids, a record "
+            "with images, or a list of these"
         )
     listed: list[Any] = list(prompts)
     if listed and all(type(item) is int for item in listed):

@@ -6,9 +6,8 @@ Does not know: any architecture, or how requests are run.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,47 +19,26 @@ from pilotfish.config import (
     RuntimeConfig,
     SpeculativeConfig,
 )
+from pilotfish.engine.drafting import PreparedDraft, prepare_draft
+from pilotfish.engine.planning import plan_memory
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.plugins import load_registry
-from pilotfish.protocols import ArchConfig, PipelineModel, ReturnLogits
+from pilotfish.protocols import ArchConfig, ImageProcessor, PipelineModel, ReturnLogits
 from pilotfish.registry import Registry, Route
-from pilotfish.speculation import Proposer, ProposerSetup, SpeculatorConfig, WidthPolicy
-from pilotfish.speculation.width import width_policy
+from pilotfish.speculation import Proposer, ProposerSetup
 from pilotfish.state import (
     MemoryPlan,
     PagedStateSpec,
     SlotStateSpec,
     StateManager,
     StateSpec,
-    activation_bytes,
-    available_bytes,
 )
-from pilotfish.state.specs import DTYPE_BYTES
 from pilotfish.weights import Checkpoint, WeightSource, open_checkpoint
+from pilotfish.weights.int4 import num_parameters
 
 if TYPE_CHECKING:
     import torch
-
-
-@attrs.frozen(kw_only=True)
-class PreparedDraft:
-    """The drafter, decided before weights are read.
-
-    config: its SpeculatorConfig, complete. model_class: of the Proposer. weights: unread; None for
-    a method without a draft. policy: how much is drafted. speculative: the user's options.
-    """
-
-    config: SpeculatorConfig
-    model_class: Callable[[ProposerSetup], Proposer]
-    weights: WeightSource | None
-    policy: WidthPolicy
-    speculative: SpeculativeConfig
-
-    @property
-    def num_scratch_rows(self) -> int:
-        """Rows past the last one of a pass that drafting may write."""
-        return self.config.num_scratch_rows(self.policy.most)
 
 
 @attrs.frozen(kw_only=True)
@@ -69,6 +47,7 @@ class Prepared:
 
     pipeline_config: the options with every "auto" resolved. model: without weights; its config is
     complete. weights: the checkpoint's tensors, unread. vocab_size: ids that the model knows.
+    image_processor: None for text only.
     """
 
     checkpoint: Checkpoint
@@ -81,6 +60,7 @@ class Prepared:
     draft: PreparedDraft | None = None
     vocab_size: int
     memory_plan: MemoryPlan
+    image_processor: ImageProcessor | None = None
 
     @property
     def dtype(self) -> str:
@@ -88,9 +68,15 @@ class Prepared:
         return self.pipeline_config.runtime.dtype
 
     @property
+    def modalities(self) -> frozenset[str]:
+        """Kinds of input that this checkpoint serves, of those of its architecture."""
+        served = self.route.architecture.modalities
+        return served if self.image_processor is not None else served - {"image"}
+
+    @property
     def num_parameters(self) -> int:
-        """Numbers in the checkpoint's tensors."""
-        return sum(math.prod(info.shape) for info in self.weights.infos.values())
+        """Numbers in the checkpoint's tensors; those that are packed, each by itself."""
+        return num_parameters(self.weights.infos)
 
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
@@ -186,10 +172,11 @@ def prepare(
     """
     if not isinstance(registry, Registry):
         raise ConfigError(f"registry is {registry!r}; wanted what load_registry() returns")
+    options = _speculative(speculative)
+    draft_path = _draft_path(draft)
     checkpoint = open_checkpoint(model, registry)
     model_config = checkpoint.model_config(max_length)
-    options = SpeculativeConfig(method=speculative) if isinstance(speculative, str) else speculative
-    draft_checkpoint = None if draft is None else open_checkpoint(draft, registry)
+    draft_checkpoint = None if draft_path is None else open_checkpoint(draft_path, registry)
     route = _route(registry, model_config, options, draft_checkpoint)
     weights = checkpoint.weights()
     resolved = _resolve(runtime or RuntimeConfig(), checkpoint, weights)
@@ -206,7 +193,7 @@ def prepare(
     vocab_size = _vocab_size(config, model_config)
     prepared_draft = None
     if options is not None:
-        prepared_draft = _prepare_draft(
+        prepared_draft = prepare_draft(
             route,
             pipeline_config,
             options,
@@ -214,8 +201,12 @@ def prepare(
             registry=registry,
             vocab_size=vocab_size,
         )
-    memory_plan = _plan(pipeline_config, config, weights, vocab_size, prepared_draft)
+    memory_plan = plan_memory(pipeline_config, config, weights, vocab_size, prepared_draft)
     config = config.finalize(checkpoint.huggingface_config, weights.infos)
+    processor_class = route.image_processor_class()
+    processor = None
+    if processor_class is not None:
+        processor = processor_class.from_checkpoint(config, checkpoint.path)
     hidden: dict[str, Any] = {}
     if prepared_draft is not None:
         hidden = {
@@ -240,6 +231,28 @@ def prepare(
         draft=prepared_draft,
         vocab_size=vocab_size,
         memory_plan=memory_plan,
+        image_processor=processor,
+    )
+
+
+def _speculative(given: object) -> SpeculativeConfig | None:
+    if isinstance(given, str):
+        return SpeculativeConfig(method=given)
+    if given is None or isinstance(given, SpeculativeConfig):
+        return given
+    raise ConfigError(
+        f"speculative is {given!r}; wanted None, the name of a method, or a SpeculativeConfig"
+    )
+
+
+def _draft_path(given: object) -> str | None:
+    if given is None:
+        return None
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if isinstance(path, str) and path.strip():
+        return path
+    raise ConfigError(
+        f"draft is {given!r}; wanted a checkpoint: a directory, a .gguf file or a hub id"
     )
 
 
@@ -262,44 +275,6 @@ def _route(
 
 def _named(architectures: Sequence[str]) -> str:
     return "any architecture" if "*" in architectures else " or ".join(architectures)
-
-
-def _prepare_draft(
-    route: Route,
-    pipeline_config: PipelineConfig,
-    options: SpeculativeConfig,
-    checkpoint: Checkpoint | None,
-    *,
-    registry: Registry,
-    vocab_size: int,
-) -> PreparedDraft:
-    """Makes the drafter's config and checks it; reads no weights."""
-    config_class: Any = route.speculator_config_class()
-    config = config_class.initialize(pipeline_config, registry=registry)
-    weights = None
-    if checkpoint is not None:
-        weights = checkpoint.weights()
-        config = config.finalize(checkpoint.huggingface_config, weights.infos)
-    for token in options.thinking_tokens or ():
-        if token >= vocab_size:
-            raise ConfigError(
-                f"thinking_tokens has id {token}; wanted ids from 0 to {vocab_size - 1}, the "
-                "model's vocabulary"
-            )
-    most = config.max_width
-    width = max(options.width.values()) if isinstance(options.width, Mapping) else options.width
-    if isinstance(width, int) and most is not None and width > most:
-        raise ConfigError(
-            f"width is {width} and the draft was made for at most {most} tokens a step; "
-            f"wanted {most} or less, or 'adaptive'"
-        )
-    return PreparedDraft(
-        config=config,
-        model_class=route.speculator_model_class(),
-        weights=weights,
-        policy=width_policy(options, most),
-        speculative=options,
-    )
 
 
 def _resolve(
@@ -358,56 +333,3 @@ def _vocab_size(config: ArchConfig, model: ModelConfig) -> int:
         f"{model.model}: vocab_size is in neither the architecture's config nor the checkpoint's; "
         "wanted the number of token ids"
     )
-
-
-def _plan(
-    pipeline_config: PipelineConfig,
-    config: ArchConfig,
-    weights: WeightSource,
-    vocab_size: int,
-    draft: PreparedDraft | None,
-) -> MemoryPlan:
-    runtime = pipeline_config.runtime
-    specs = tuple(config.get_state_specs())
-    uncommitted = sum(spec.bytes_per_row for spec in specs if isinstance(spec, SlotStateSpec))
-    itemsize = DTYPE_BYTES[runtime.dtype]
-    weight_bytes = {"model": _weight_bytes(weights, itemsize)}
-    if draft is not None:
-        specs += tuple(draft.config.get_state_specs())
-        if draft.weights is not None:
-            weight_bytes["draft"] = _weight_bytes(draft.weights, itemsize)
-    return MemoryPlan.make(
-        weights=weight_bytes,
-        specs=specs,
-        cache=pipeline_config.cache,
-        max_batch_size=runtime.max_batch_size,
-        max_seq_len=config.get_max_seq_len(),
-        scratch_tokens=0 if draft is None else draft.policy.most + draft.num_scratch_rows,
-        activations=uncommitted * runtime.max_batch_tokens
-        + activation_bytes(
-            max_batch_tokens=runtime.max_batch_tokens,
-            widths=_widths(pipeline_config.model.huggingface_config),
-            itemsize=itemsize,
-            vocab_size=vocab_size,
-            max_logit_rows=max(runtime.max_batch_tokens, runtime.max_batch_size),
-        ),
-        available=available_bytes(runtime.device),
-        device=runtime.device,
-    )
-
-
-def _weight_bytes(weights: WeightSource, itemsize: int) -> int:
-    """Bytes in memory: packed and float tensors in the run's dtype, whole numbers as they are."""
-    total = 0
-    for info in weights.infos.values():
-        is_whole = info.dtype.startswith(("int", "uint", "bool"))
-        total += info.num_bytes if is_whole else math.prod(info.shape) * itemsize
-    return total
-
-
-def _widths(huggingface_config: Any) -> tuple[int, ...]:
-    """Widths of what lives at once in the widest layer, from what most configs say."""
-    hf = getattr(huggingface_config, "text_config", None) or huggingface_config
-    hidden = int(getattr(hf, "hidden_size", 0) or 0)
-    inner = int(getattr(hf, "intermediate_size", 0) or 4 * hidden)
-    return (hidden,) * 6 + (inner,) * 3

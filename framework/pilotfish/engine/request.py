@@ -90,28 +90,31 @@ class Request:
     @property
     def salt(self) -> bytes:
         """Of its shared pages."""
-        return self.lengths.salt(self._num_started_tokens)
+        return self.lengths.salt(self.num_started_tokens)
 
     @property
     def prefix_keys(self) -> Sequence[int]:
         """Keys for a prefix hit; none while rows of the prompt are wanted that a hit leaves out."""
-        return () if self.num_wanted_rows else self.context.tokens
+        if self.num_wanted_rows:
+            return ()
+        context = self.context
+        return context.keys(0, len(context.tokens)) if context.images else context.tokens
 
     def next_keys(self, num_rows: int) -> list[int]:
         """Keys of the next rows."""
         done = self.context.num_computed
-        known = self.context.tokens[done : done + num_rows]
+        known = self.context.keys(done, min(done + num_rows, len(self.context.tokens)))
         return known + list(self.context.draft_tokens[: num_rows - len(known)])
 
     @property
-    def _num_started_tokens(self) -> int:
+    def num_started_tokens(self) -> int:
         """Tokens it had when its rows were first computed, or computed anew on purpose."""
         return max(self.context.num_prompt_tokens, self.context.num_restart_tokens)
 
     @property
     def is_restart_due(self) -> bool:
         """Whether its model wants all rows computed anew before it goes on."""
-        return self.lengths.must_restart(self._num_started_tokens, len(self.context.tokens))
+        return self.lengths.must_restart(self.num_started_tokens, len(self.context.tokens))
 
     # What the runner asks
 

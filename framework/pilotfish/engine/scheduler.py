@@ -62,6 +62,7 @@ class Scheduler:
     scratch, the request runs without.
 
     state: where pages come from. on_release: told the id of a request that gave up its state.
+    release_failure: what it raised last; by then the pages are back, so that nothing is lost.
     num_scratch: rows that drafting writes past the last one of a pass.
     """
 
@@ -83,6 +84,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._refused: tuple[Request, int, int] | None = None
         self.num_preemptions = 0
+        self.release_failure: Exception | None = None
 
     @property
     def running(self) -> tuple[Request, ...]:
@@ -272,8 +274,15 @@ class Scheduler:
                 request.cut_draft(0)
                 if request in self._running:
                     self._running.remove(request)
-                if self._on_release is not None:
-                    self._on_release(request_id)
+                self._tell_released(request_id)
+
+    def _tell_released(self, request_id: str) -> None:
+        try:
+            if self._on_release is not None:
+                self._on_release(request_id)
+        except Exception as error:
+            self.release_failure = error
+            raise
 
     def _mark_running(self, request: Request) -> None:
         if request not in self._running:

@@ -15,6 +15,7 @@ from time import perf_counter
 import attrs
 import torch
 
+from pilotfish.engine.proposals import check_proposals
 from pilotfish.engine.request import Request
 from pilotfish.engine.runner import Runner, StepResult
 from pilotfish.errors import PilotfishError
@@ -174,11 +175,7 @@ class SpeculativeRunner(Runner):
             kv_inputs=self.state.kv_inputs,
         )
         proposals = self._proposer.propose(batch)
-        if len(proposals) != len(places):
-            raise PilotfishError(
-                f"{type(self._proposer).__name__}.propose returned {len(proposals)} proposals; "
-                f"wanted one for each of {len(places)} requests"
-            )
+        check_proposals(self._proposer, proposals, len(places), outputs.logits.shape[1])
         found: list[Proposal | None] = [None] * len(requests)
         for b, asked, proposal in zip(places, batch.requests, proposals, strict=True):
             found[b] = attrs.evolve(proposal, tokens=proposal.tokens[: asked.width])
@@ -197,6 +194,7 @@ class SpeculativeRunner(Runner):
             num_new=result.num_rows,
             width=max(0, min(width, room)) if request.num_scratch >= self._num_scratch else 0,
             sampling_row=lambda drafted: request.sampling_row([*new, *drafted]),
+            num_started_tokens=request.num_started_tokens,
         )
 
     def _known(self, tokens: Sequence[int]) -> tuple[int, ...]:

@@ -10,12 +10,21 @@ import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import write_kv
-from pilotfish.kernels.paged_attention import paged_attention
+from pilotfish.kernels.paged_attention import Mode, paged_attention
 from pilotfish.kernels.rms_norm import rms_norm
 from pilotfish.kernels.rope import apply_rope
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
+
+
+class PagedAttentionLayer(Layer):
+    """A layer that calls `paged_attention`, so that its rows are probed.
+
+    head_shape: query heads, kv heads and head width of the calls.
+    """
+
+    head_shape: tuple[int, int, int]
 
 
 class HeadNorm(Layer):
@@ -47,11 +56,12 @@ class HeadNorm(Layer):
         return normed.mul_(self.weight)
 
 
-class Attention(Layer):
+class Attention(PagedAttentionLayer):
     """One layer's attention.
 
     layer: index of this layer's pages in the cache. scale: of the scores; None means H^-1/2.
     window: keys a row may see, itself included; None for all. rope: whether heads are rotated.
+    mode: "block" lets rows of a pass see later ones too; see `paged_attention`.
     qkv_bias, out_bias: which projections have one. clip: bound on the values of q, k and v.
     head_norm_eps: not None where q and k heads are normed before they are rotated.
     interleaved: rotary pairs are neighbours instead of half a head apart.
@@ -68,6 +78,7 @@ class Attention(Layer):
         *,
         scale: float | None = None,
         window: int | None = None,
+        mode: Mode = "causal",
         rope: bool = True,
         qkv_bias: bool = False,
         out_bias: bool = False,
@@ -84,6 +95,7 @@ class Attention(Layer):
         self.out_width = num_heads * head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
         self.window = window
+        self.mode: Mode = mode
         self.rope = rope
         self.clip = clip
         self.interleaved = interleaved
@@ -110,6 +122,12 @@ class Attention(Layer):
         kv = heads[:, self.num_heads :].view(self.kv_shape)
         write_kv(kv, cache, run.write_slots, backend=backend)
         seen = paged_attention(
-            q, cache, run.plan, scale=self.scale, window=self.window, backend=backend
+            q,
+            cache,
+            run.plan,
+            scale=self.scale,
+            window=self.window,
+            mode=self.mode,
+            backend=backend,
         )
         return self.out(seen.view(-1, self.out_width), backend)

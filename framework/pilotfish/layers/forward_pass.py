@@ -26,6 +26,8 @@ class ForwardPass:
     plan: which keys each row may see. caches: per layer, the pages keys and values lie in.
     write_slots: [rows] int64, where the keys and values of the real rows go.
     slots: this pass's views of the caches without pages.
+    row_multiple: T is a multiple of it, and so must be any part of the rows that a layer multiplies
+        by itself (see `kernels.linear.row_multiple`).
     """
 
     backend: KernelBackend
@@ -35,3 +37,9 @@ class ForwardPass:
     caches: tuple[torch.Tensor, ...]
     write_slots: torch.Tensor
     slots: tuple[SlotInputs, ...] = ()
+    row_multiple: int = 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the pass that are no padding: the first ones."""
+        return self.write_slots.shape[0]

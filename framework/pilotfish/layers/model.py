@@ -18,15 +18,16 @@ from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.linear import LinearWeight, row_multiple
 from pilotfish.kernels.paged_attention import attention_row_multiple, plan_attention
-from pilotfish.layers.attention import Attention
+from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.decoder import Decoder, Stream
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.inputs import DecoderInputs, initial_inputs, next_inputs
 from pilotfish.layers.linear import Linear
+from pilotfish.layers.moe import Experts
 from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import AttachedCache, KVCacheInputs, SlotStateSpec, StateSpec
-from pilotfish.weights import WeightRules, WeightSource, execute_load, plan_load
+from pilotfish.weights import WeightRules, WeightSource, check_int4, execute_load, plan_load
 
 _HIDDEN = ReturnHiddenStates
 
@@ -126,6 +127,7 @@ class DecoderModel:
         asks for them; share one mapping between models.
         Raises WeightsError naming missing, extra and misshapen tensors before any is read.
         """
+        check_int4(weights)
         plan = plan_load(self.weight_rules(), weights.infos, self.network.parameter_shapes())
         execute_load(
             plan,
@@ -144,22 +146,31 @@ class DecoderModel:
             return
         known, self._known = self._known, None
         head = self.network.lm_head.prepared
-        body = [weight for weight in self._linear_weights() if weight is not head]
-        self._row_multiple = row_multiple(body, backend=self.backend, known=known)
+        self._row_multiple = self.probe_rows(known)
         self._head_multiple = row_multiple([head], backend=self.backend, known=known)
         self._attention_multiple = self.probe_attention(known)
 
+    def probe_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
+        """The row multiple of all products but the head's; a subclass may add some."""
+        head = self.network.lm_head.prepared
+        body = [weight for weight in self._linear_weights() if weight is not head]
+        return row_multiple(body, backend=self.backend, known=known)
+
     def _linear_weights(self) -> list[LinearWeight]:
-        return [
-            layer.prepared for layer in self.network.layers_inside() if isinstance(layer, Linear)
-        ]
+        found: list[LinearWeight] = []
+        for layer in self.network.layers_inside():
+            if isinstance(layer, Linear):
+                found.append(layer.prepared)
+            elif isinstance(layer, Experts):
+                found += layer.linear_weights()
+        return found
 
     def probe_attention(self, known: MutableMapping[Any, int | None]) -> int | None:
         """The row multiple under which every attention layer of the network holds."""
         shapes = {
             (*layer.head_shape, self.dtype)
             for layer in self.network.layers_inside()
-            if isinstance(layer, Attention)
+            if isinstance(layer, PagedAttentionLayer)
         }
         if self.backend.name != "torch" or not self.backend.invariant:
             return None
@@ -211,10 +222,11 @@ class DecoderModel:
         kv = model_inputs.kv_cache_inputs
         if kv is None:
             raise ValueError("kv_cache_inputs is None; wanted the pages of every request")
-        run, tokens = self._start(self._own(model_inputs), kv)
+        inputs = self._own(model_inputs)
+        run, tokens = self._start(inputs, kv)
         network = self.network
         asked = self.hidden_state_boundaries
-        state, kept = network.run(network.embed_tokens(tokens), run, frozenset(asked))
+        state, kept = network.run(self.embed_inputs(inputs, tokens), run, frozenset(asked))
         hidden = self._hidden_states(state, kept, kv.row_counts)
         wanted = wanted_rows(
             self.return_logits, kv.row_counts, model_inputs.return_n_logits.tolist()
@@ -227,6 +239,14 @@ class DecoderModel:
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [T] int64 -> [T, D], what enters block 0."""
         return self.network.embed_tokens(tokens)
+
+    def embed_inputs(self, inputs: DecoderInputs, tokens: torch.Tensor) -> torch.Tensor:
+        """What enters block 0 in a pass: a new [T', D]; tokens: [T'] int64, padded.
+
+        For architectures whose rows are not all looked up by token: images, say.
+        """
+        del inputs
+        return self.embed(tokens)
 
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """hidden_states: [T, D] after a final norm -> [T, V] float32 logits."""
@@ -274,6 +294,7 @@ class DecoderModel:
             caches=kv.blocks,
             write_slots=kv.write_slots,
             slots=kv.slots,
+            row_multiple=self.row_multiple,
         )
         return run, tokens
 

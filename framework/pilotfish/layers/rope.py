@@ -24,11 +24,12 @@ and preemption cannot change it. Two consequences for whoever runs the model:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from pilotfish.config.hf_options import CHECKPOINT, real_number, whole_number
 from pilotfish.errors import ConfigError
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
@@ -110,12 +111,14 @@ class RopeParameters:
         *,
         default_theta: float = 10000.0,
         aliases: Mapping[str, str] | None = None,
+        whose: str = CHECKPOINT,
     ) -> RopeParameters:
         """Reads `rope_scaling` or `rope_parameters`, and what stands beside them.
 
         huggingface_config: attribute access; never changed. head_dim: H.
-        aliases: other spellings of a type that this family uses.
-        Raises ConfigError naming an unknown type, an unknown key or a missing one.
+        aliases: other spellings of a type that this family uses. whose: config, for errors.
+        Raises ConfigError naming an unknown type, an unknown key, a missing one, or an option that
+        is no number and its value.
         """
         config = huggingface_config
         options = _rope_options(config)
@@ -134,15 +137,26 @@ class RopeParameters:
         partial = options.get("partial_rotary_factor")
         if partial is None:
             partial = getattr(config, "partial_rotary_factor", None)
-        theta = options.get("rope_theta") or getattr(config, "rope_theta", None) or default_theta
-        max_positions = int(config.max_position_embeddings)
+        share = (
+            1.0 if partial is None else real_number("partial_rotary_factor", partial, whose=whose)
+        )
+        theta = options.get("rope_theta")
+        if theta is None:
+            theta = getattr(config, "rope_theta", None)
+        max_positions = whole_number(
+            "max_position_embeddings", config.max_position_embeddings, whose=whose
+        )
         return cls(
             rope_type=rope_type,
-            theta=float(theta),
-            rotary_dim=int(head_dim * (1.0 if partial is None else float(partial))),
+            theta=default_theta
+            if theta is None
+            else real_number("rope_theta", theta, above=0, whose=whose),
+            rotary_dim=int(head_dim * share),
             max_positions=max_positions,
-            original_max_positions=_original_length(config, options, rope_type, max_positions),
-            **_scaling(options, rope_type),
+            original_max_positions=_original_length(
+                config, options, rope_type, max_positions, whose
+            ),
+            **_scaling(options, rope_type, whose),
         )
 
     @property
@@ -159,6 +173,20 @@ class RopeParameters:
         if self.rope_type == "yarn":
             return max(self.max_positions, int(self.original_max_positions * factor))
         return self.max_positions
+
+    def context_length(self, max_length: int | None) -> int:
+        """The longest context of a run in tokens. max_length: the user's limit; None: no other.
+
+        Raises ConfigError for a limit past what the positions reach.
+        """
+        if max_length is None:
+            return self.length_limit if self.rope_type == "dynamic" else self.max_positions
+        if max_length > self.length_limit:
+            raise ConfigError(
+                f"max_length is {max_length}; wanted at most {self.length_limit}, which the "
+                "checkpoint's positions reach"
+            )
+        return max_length
 
     def prefix_salt(self, num_prompt_tokens: int) -> bytes:
         """Two prompts may share pages only if their salts are equal; empty for most."""
@@ -184,30 +212,42 @@ def _rope_options(config: Any) -> dict[str, Any]:
     return options
 
 
-def _original_length(config: Any, options: dict[str, Any], rope_type: str, limit: int) -> int:
+def _original_length(
+    config: Any, options: dict[str, Any], rope_type: str, limit: int, whose: str
+) -> int:
     """Tokens before scaling; the option beside the rope options wins where both are given."""
-    if rope_type in ("yarn", "llama3", "longrope"):
-        beside = getattr(config, "original_max_position_embeddings", None)
-        return int(beside or options.get("original_max_position_embeddings") or limit)
-    return limit
+    name = "original_max_position_embeddings"
+    found = getattr(config, name, None) or options.get(name)
+    if rope_type not in ("yarn", "llama3", "longrope") or found is None:
+        return limit
+    return whole_number(name, found, whose=whose)
 
 
-def _scaling(options: dict[str, Any], rope_type: str) -> dict[str, Any]:
+def _scaling(options: dict[str, Any], rope_type: str, whose: str) -> dict[str, Any]:
     """The options that the type reads, under our field names."""
     if rope_type == "default":
         return {}
-    found: dict[str, Any] = {}
-    for name in ("factor", "attention_factor", "mscale", "mscale_all_dim"):
-        if name in options:
-            found[name] = float(options[name])
-    for name in ("low_freq_factor", "high_freq_factor"):
-        if rope_type == "llama3" and name in options:
-            found[name] = float(options[name])
+    names = ["factor", "attention_factor", "mscale", "mscale_all_dim"]
+    names += {
+        "llama3": ["low_freq_factor", "high_freq_factor"],
+        "yarn": ["beta_fast", "beta_slow"],
+    }.get(rope_type, [])
+    found: dict[str, Any] = {
+        name: real_number(name, options[name], whose=whose) for name in names if name in options
+    }
     for name in ("short_factor", "long_factor"):
         if rope_type == "longrope" and name in options:
-            found[name] = tuple(float(value) for value in options[name])
+            found[name] = _factors(name, options[name], whose)
     if rope_type == "yarn":
-        found["beta_fast"] = float(options.get("beta_fast") or 32.0)
-        found["beta_slow"] = float(options.get("beta_slow") or 1.0)
-        found["truncate"] = bool(options.get("truncate", True))
+        found["beta_fast"] = found.get("beta_fast") or 32.0
+        found["beta_slow"] = found.get("beta_slow") or 1.0
+        found["truncate"] = options.get("truncate", True)
+        if not isinstance(found["truncate"], bool):
+            raise ConfigError(f"{whose} has truncate = {found['truncate']!r}; wanted true or false")
     return found
+
+
+def _factors(name: str, value: object, whose: str) -> tuple[float, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{whose} has {name} = {value!r}; wanted a list of numbers")
+    return tuple(real_number(name, item, whose=whose) for item in value)

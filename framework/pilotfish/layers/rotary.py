@@ -24,10 +24,18 @@ class Rotary(Layer):
 
     parameters: which rotary positions. file_factors: the checkpoint brings a tensor of R/2 divisors
         of the frequencies (GGUF's `rope_freqs`), wanted as parameter "factors".
+    interleaved: angles for pairs of neighbours instead of pairs that are half a head apart.
     """
 
-    def __init__(self, parameters: RopeParameters, *, file_factors: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: RopeParameters,
+        *,
+        file_factors: bool = False,
+        interleaved: bool = False,
+    ) -> None:
         self.parameters = parameters
+        self.interleaved = interleaved
         self.scale = attention_factor(parameters)
         self.frequencies = _both_halves(inverse_frequencies(parameters))
         self.long_frequencies: torch.Tensor | None = None
@@ -58,9 +66,13 @@ class Rotary(Layer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """positions: [T] int64; lengths: [T] int64, s(p) of rope.py, for types that depend on it.
 
-        Returns (cos, sin), each [T, R] float32, both halves filled, attention factor included.
+        Returns (cos, sin), each [T, R] float32, attention factor included: both halves filled, or
+        both neighbours.
         """
-        angles = positions.unsqueeze(1) * self._frequencies(lengths)
+        frequencies = self._frequencies(lengths)
+        if self.interleaved:
+            frequencies = frequencies[..., : frequencies.shape[-1] // 2].repeat_interleave(2, -1)
+        angles = positions.unsqueeze(1) * frequencies
         cos, sin = angles.cos(), angles.sin_()
         if self.scale != 1.0:
             cos.mul_(self.scale)

@@ -39,13 +39,15 @@ Logprobs = tuple[TokenLogprobs | None, ...]
 @attrs.frozen(kw_only=True)
 class VerifyRequest:
     """rows: 1 + G SamplingRows. drafts: G token ids. laws: [G, V] float32 that they were drawn
-    from; None: the drafts were certain. context: committed tokens, for relaxed acceptance.
+    from; None: the drafts were certain. context: committed tokens, from which relaxed acceptance
+    sees whether it may relax; thinks: the same, said outright.
     """
 
     rows: Sequence[SamplingRow]
     drafts: Sequence[int]
     laws: Tensor | None = None
     context: Sequence[int] = ()
+    thinks: bool | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -79,14 +81,14 @@ def acceptance_rule(
 ) -> Acceptance:
     """The rule that a config names. backend: of its kernels; None: torch."""
     if config.acceptance == "residual":
-        return ResidualAcceptance(sampler)
+        return ResidualAcceptance(sampler, backend)
     if config.acceptance == "relaxed":
         start, end = config.thinking_tokens or (-1, -1)
         return RelaxedAcceptance(
-            sampler, start, end, top=config.relaxed_top, slack=config.relaxed_slack
+            sampler, start, end, backend, top=config.relaxed_top, slack=config.relaxed_slack
         )
     if config.acceptance == "synthetic":
-        return SyntheticAcceptance(sampler, config.synthetic_rate)
+        return SyntheticAcceptance(sampler, config.synthetic_rate, backend)
     return CoupledAcceptance(sampler, backend)
 
 
@@ -138,9 +140,9 @@ def _pack_drafts(requests: Sequence[VerifyRequest], device: torch.device) -> tup
 class _OneByOne:
     """Rules that judge draft after draft; requests without drafts and greedy ones are coupled."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, backend: KernelBackend | None = None) -> None:
         self._sampler = sampler
-        self._coupled = CoupledAcceptance(sampler)
+        self._coupled = CoupledAcceptance(sampler, backend)
 
     def decide(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[Accepted]:
         """As Acceptance."""
@@ -219,9 +221,16 @@ class RelaxedAcceptance(_OneByOne):
     """
 
     def __init__(
-        self, sampler: Sampler, start: int, end: int, *, top: int = 10, slack: float = 0.6
+        self,
+        sampler: Sampler,
+        start: int,
+        end: int,
+        backend: KernelBackend | None = None,
+        *,
+        top: int = 10,
+        slack: float = 0.6,
     ) -> None:
-        super().__init__(sampler)
+        super().__init__(sampler, backend)
         self._start, self._end = start, end
         self._top, self._slack = top, slack
         self._phases: dict[str, tuple[int, bool]] = {}
@@ -250,6 +259,8 @@ class RelaxedAcceptance(_OneByOne):
 
     def _thinks(self, request: VerifyRequest) -> bool:
         """Whether the last start is after the last end; tokens seen before are not read again."""
+        if request.thinks is not None:
+            return request.thinks
         name, tokens = request.rows[0].request_id, request.context
         num_seen, thinks = self._phases.get(name, (0, False))
         if num_seen > len(tokens):
@@ -267,8 +278,8 @@ class SyntheticAcceptance(_OneByOne):
     rate: of all places together: (b + b^2 + ... + b^G) / G.
     """
 
-    def __init__(self, sampler: Sampler, rate: float) -> None:
-        super().__init__(sampler)
+    def __init__(self, sampler: Sampler, rate: float, backend: KernelBackend | None = None) -> None:
+        super().__init__(sampler, backend)
         self._rate = rate
         self._bases: dict[int, float] = {}
 

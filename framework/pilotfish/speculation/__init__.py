@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pilotfish.speculation.block import BlockProposer, BlockRows, ContextRows
+    from pilotfish.speculation.choosing import Chosen, TokenChooser
     from pilotfish.speculation.counters import SpeculationCounters
     from pilotfish.speculation.proposer import (
         DraftBatch,
@@ -19,9 +21,15 @@ if TYPE_CHECKING:
         SpeculatorConfig,
     )
     from pilotfish.speculation.sequential import DraftOutputs, DraftRows, SequentialProposer
+    from pilotfish.speculation.stateless import StatelessConfig
     from pilotfish.speculation.width import WidthPolicy
 
 _HOME = {
+    "BlockProposer": "block",
+    "BlockRows": "block",
+    "ContextRows": "block",
+    "Chosen": "choosing",
+    "TokenChooser": "choosing",
     "SpeculationCounters": "counters",
     "DraftBatch": "proposer",
     "DraftRequest": "proposer",
@@ -32,10 +40,15 @@ _HOME = {
     "DraftOutputs": "sequential",
     "DraftRows": "sequential",
     "SequentialProposer": "sequential",
+    "StatelessConfig": "stateless",
     "WidthPolicy": "width",
 }
 
 __all__ = [
+    "BlockProposer",
+    "BlockRows",
+    "Chosen",
+    "ContextRows",
     "SpeculationCounters",
     "DraftBatch",
     "DraftOutputs",
@@ -46,6 +59,8 @@ __all__ = [
     "ProposerSetup",
     "SequentialProposer",
     "SpeculatorConfig",
+    "StatelessConfig",
+    "TokenChooser",
     "WidthPolicy",
 ]
 

@@ -34,6 +34,8 @@ class DraftRequest:
         whose row no cache has yet; only a text that is scored ends without one.
     width: most tokens to propose; 0 asks only that the rows be taken in.
     sampling_row: drafted tokens -> the SamplingRow of the token after `tokens` and those.
+    num_started_tokens: tokens known when its rows were first computed (m of layers/rope.py); only
+        drafts whose rotary angles depend on it read it.
     """
 
     request_id: str
@@ -42,6 +44,7 @@ class DraftRequest:
     num_new: int
     width: int
     sampling_row: Callable[[Sequence[int]], SamplingRow]
+    num_started_tokens: int = 0
 
     @property
     def num_after(self) -> int:

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 import torch
 
-from pilotfish.errors import PilotfishError
-from pilotfish.sampling import Sampler
+from pilotfish.speculation.choosing import Chosen, TokenChooser, proposal_of
 from pilotfish.speculation.proposer import DraftBatch, DraftRequest, Proposal
 
 if TYPE_CHECKING:
-    from pilotfish.sampling import SamplingRow
     from pilotfish.state import KVCacheInputs
 
 
@@ -68,13 +66,17 @@ class DraftOutputs:
 
 @attrs.define
 class _Live:
-    """A request while it is drafted: its place in the batch, what was drafted, and the laws."""
+    """A request while it is drafted: its place in the batch, and what was chosen."""
 
     place: int
     request: DraftRequest
     skip: int
-    drafted: list[int] = attrs.field(factory=list)
-    laws: list[torch.Tensor] = attrs.field(factory=list)
+    chosen: list[Chosen] = attrs.field(factory=list)
+
+    @property
+    def drafted(self) -> list[int]:
+        """The tokens chosen so far."""
+        return [one.token for one in self.chosen]
 
 
 class SequentialProposer:
@@ -99,8 +101,7 @@ class SequentialProposer:
         self.leaf = leaf
         self.device = device
         self.max_positions = max_positions
-        self.keeps_laws = keeps_laws
-        self._sampler = Sampler()
+        self._chooser = TokenChooser(keeps_laws=keeps_laws)
 
     def forward(self, rows: DraftRows) -> DraftOutputs:
         """One pass: writes the rows' keys and values, returns logits for the next tokens."""
@@ -192,42 +193,22 @@ class SequentialProposer:
     def _choose(
         self, live: list[_Live], outputs: DraftOutputs, proposals: list[Proposal]
     ) -> tuple[list[_Live], torch.Tensor | None]:
-        """Chooses one token each; returns the requests that draft on, with what they recycle.
-
-        The noise is the target's own of that position (Gumbel coupling): where the laws are close
-        the same token wins.
-        """
+        """Chooses one token each; returns the requests that draft on, with what they recycle."""
         rows = [one.request.sampling_row(one.drafted) for one in live]
-        tokens = self._sample(outputs.logits, rows)
         going: list[_Live] = []
         kept: list[int] = []
-        for index, (one, token) in enumerate(zip(live, tokens, strict=True)):
-            if token is not None:
-                if self.keeps_laws:
-                    law = self._sampler.process_logits(
-                        outputs.logits[index : index + 1], rows[index : index + 1]
-                    )
-                    one.laws.append(law.softmax(-1)[0])
-                one.drafted.append(token)
-                laws = torch.stack(one.laws) if one.laws else None
-                proposals[one.place] = Proposal(tokens=tuple(one.drafted), laws=laws)
-                if len(one.drafted) < self._width(one.request):
+        found = self._chooser.choose(outputs.logits, rows)
+        for index, (one, chosen) in enumerate(zip(live, found, strict=True)):
+            if chosen is not None:
+                one.chosen.append(chosen)
+                proposals[one.place] = proposal_of(one.chosen)
+                if len(one.chosen) < self._width(one.request):
                     going.append(one)
                     kept.append(index)
         recycled = outputs.recycled
         if recycled is not None and len(kept) != len(live):
             recycled = recycled[torch.tensor(kept, dtype=torch.int64, device=recycled.device)]
         return going, recycled
-
-    def _sample(self, logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
-        """One token a row; None where the draft has no token that may come."""
-        try:
-            return list(self._sampler.sample(logits, rows).token_ids.tolist())
-        except PilotfishError:
-            if len(rows) == 1:
-                return [None]
-            singles = [self._sample(logits[i : i + 1], [row]) for i, row in enumerate(rows)]
-            return [single[0] for single in singles]
 
     def _num_first_rows(self, request: DraftRequest) -> int:
         """Rows of pass 1. Rows that count are run also where nothing is drafted."""

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 from pilotfish.state.pages import PagePool
 from pilotfish.state.prefix import PrefixIndex
 from pilotfish.state.slots import SlotPool
-from pilotfish.state.specs import KVCacheParams, PagedStateSpec, SlotStateSpec, StateSpec
+from pilotfish.state.specs import (
+    CacheParams,
+    KVCacheParams,
+    LatentCacheParams,
+    PagedStateSpec,
+    SlotStateSpec,
+    StateSpec,
+)
 
 if TYPE_CHECKING:
     from pilotfish.state.attached import AttachedCache
+    from pilotfish.state.embeddings import EmbeddingCache
     from pilotfish.state.inputs import KVCacheInputs, SlotInputs
     from pilotfish.state.manager import StateManager
     from pilotfish.state.memory import MemoryPlan, activation_bytes, available_bytes
@@ -22,8 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttachedCache",
+    "CacheParams",
+    "EmbeddingCache",
     "KVCacheInputs",
     "KVCacheParams",
+    "LatentCacheParams",
     "MemoryPlan",
     "PagePool",
     "PagedCache",
@@ -40,6 +51,7 @@ __all__ = [
 
 _LAZY = {
     "AttachedCache": "attached",
+    "EmbeddingCache": "embeddings",
     "KVCacheInputs": "inputs",
     "MemoryPlan": "memory",
     "PagedCache": "paged",

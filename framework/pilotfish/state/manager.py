@@ -143,12 +143,6 @@ class StateManager:
         self._tables.write(request.row, 0, request.pages)
         return num_tokens
 
-    def can_reserve(self, request_id: str, num_rows: int) -> bool:
-        """Whether there are pages enough to reserve so many rows."""
-        request = self._request(request_id)
-        missing = self.pages_for(request.num_committed + num_rows) - len(request.pages)
-        return missing <= self.pool.num_available
-
     def reserve(self, request_id: str, keys: Sequence[int], scratch: int = 0) -> None:
         """Makes room for one row a key past the committed ones, and `scratch` more after those.
 

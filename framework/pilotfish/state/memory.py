@@ -66,6 +66,7 @@ class MemoryPlan:
     weights: bytes of each model's weights, by role.
     leaves: bytes of one page in each paged leaf, and of what slot caches keep at a page's end.
     slots: bytes of each slot cache, all requests.
+    images: bytes of what images take, by part; empty for text only.
     activations: bytes of a pass. available: bytes that could be taken when the plan was made.
     num_pages, page_size_tokens: the page pool. max_seq_len: the longest context asked for.
     reason: what decided num_pages.
@@ -82,6 +83,7 @@ class MemoryPlan:
     max_seq_len: int
     max_batch_size: int
     reason: str
+    images: Mapping[str, int] = attrs.field(factory=dict)
 
     @classmethod
     def make(
@@ -96,13 +98,14 @@ class MemoryPlan:
         available: int,
         device: str = "cpu",
         scratch_tokens: int = 0,
+        images: Mapping[str, int] | None = None,
     ) -> MemoryPlan:
         """Chooses num_pages: the user's number, else what the user's bytes hold, else enough.
 
         Enough is max_batch_size contexts of max_seq_len, cut to a share of the memory that is left
         (on a CPU also to 2 GiB), but never below one full context.
         specs: the paged and slot caches of all models, the draft's included.
-        weights, activations, available: bytes; see the class.
+        weights, activations, available, images: bytes; see the class.
         scratch_tokens: rows a request needs beyond max_seq_len within a step, drafted ones.
         Raises CapacityError when weights, activations and state do not fit: says the bytes needed
         and available, and what to lower.
@@ -122,7 +125,7 @@ class MemoryPlan:
             cache=cache,
             page_bytes=sum(leaves.values()),
             slot_bytes=sum(slots.values()),
-            fixed_bytes=sum(weights.values()) + activations,
+            fixed_bytes=sum(weights.values()) + activations + sum((images or {}).values()),
             available=available,
             on_cpu=not device.startswith("cuda"),
             pages_per_context=-(-(max_seq_len + scratch_tokens) // size),
@@ -141,6 +144,7 @@ class MemoryPlan:
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
             reason=reason,
+            images=MappingProxyType(dict(images or {})),
         )
         plan._check_fits()
         return plan
@@ -155,7 +159,8 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return sum(self.weights.values()) + self.activations + sum(self.state.values())
+        parts = (self.weights, self.state, self.images)
+        return self.activations + sum(sum(part.values()) for part in parts)
 
     @property
     def max_cached_tokens(self) -> int:
@@ -171,6 +176,7 @@ class MemoryPlan:
             "weights_bytes": dict(self.weights),
             "activation_bytes": self.activations,
             "state_bytes": self.state,
+            "image_bytes": dict(self.images),
             "num_pages": self.num_pages,
             "page_size_tokens": self.page_size_tokens,
             "max_cached_tokens": self.max_cached_tokens,
@@ -185,6 +191,7 @@ class MemoryPlan:
         ]
         lines += [f"  weights ({name}): {_size(count)}" for name, count in self.weights.items()]
         lines += [f"  state ({name}): {_size(count)}" for name, count in self.state.items()]
+        lines += [f"  images ({name}): {_size(count)}" for name, count in self.images.items()]
         lines.append(f"  activations: {_size(self.activations)}")
         lines.append(
             f"  {self.num_pages} pages of {self.page_size_tokens} tokens hold "
@@ -197,6 +204,7 @@ class MemoryPlan:
             return
         parts = {f"weights ({name})": count for name, count in self.weights.items()}
         parts |= {f"state ({name})": count for name, count in self.state.items()}
+        parts |= {f"images ({name})": count for name, count in self.images.items()}
         parts["activations"] = self.activations
         listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
         raise CapacityError(
@@ -208,6 +216,8 @@ class MemoryPlan:
         fixed = sum(self.weights.values())
         if fixed > self.available:
             return "the weights alone do not fit: use a smaller model or dtype, or another device"
+        if fixed + sum(self.images.values()) > self.available:
+            return "lower image_bytes of the cache's options, or use a smaller dtype"
         if self.reason.startswith(SET_BY):
             return f"lower {self.reason.removeprefix(SET_BY)}, or leave it out"
         return (

@@ -93,3 +93,29 @@ class KVCacheParams:
             row_shape=(2, self.num_kv_heads, self.head_dim),
             dtype=self.dtype,
         )
+
+
+@attrs.frozen(kw_only=True)
+class LatentCacheParams:
+    """Geometry of a cache whose heads share one row: a token's row in a layer is [row_width].
+
+    The row is what keys and values are made of, or read as, for every head.
+    """
+
+    num_layers: int = attrs.field(validator=int_at_least(0))
+    row_width: int = attrs.field(validator=int_at_least(1))
+    dtype: str = "float32"
+    name: str = "kv"
+
+    @property
+    def spec(self) -> PagedStateSpec:
+        """The leaf these parameters declare."""
+        return PagedStateSpec(
+            name=self.name,
+            num_layers=self.num_layers,
+            row_shape=(self.row_width,),
+            dtype=self.dtype,
+        )
+
+
+CacheParams = KVCacheParams | LatentCacheParams

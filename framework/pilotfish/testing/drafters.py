@@ -6,17 +6,18 @@ Knows: what each proposes. Does not know: targets. They keep no caches and need 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
-import attrs
-
-from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.engine import LLM
-from pilotfish.protocols import ReturnHiddenStates
-from pilotfish.registry import Plugin, Registry, SpeculatorSpec
-from pilotfish.speculation import DraftBatch, DraftRequest, Proposal, ProposerSetup
-from pilotfish.state import StateSpec
+from pilotfish.registry import Plugin, SpeculatorSpec
+from pilotfish.speculation import (
+    DraftBatch,
+    DraftRequest,
+    Proposal,
+    ProposerSetup,
+    StatelessConfig,
+)
 from pilotfish.weights import WeightSource
 
 METHOD = "scripted"
@@ -29,43 +30,10 @@ class DrafterFailedError(Exception):
     """Raised by the drafter that raises."""
 
 
-@attrs.frozen(kw_only=True)
-class ScriptedConfig:
-    """Reads nothing and keeps nothing."""
-
-    return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
-    taps: tuple[int, ...] = ()
-    max_width: int | None = None
-    lookahead: int = 0
-
-    @classmethod
-    def initialize(
-        cls,
-        pipeline_config: PipelineConfig,
-        model_config: ModelConfig | None = None,
-        *,
-        registry: Registry | None = None,
-    ) -> Self:
-        """Any target will do."""
-        return cls()
-
-    def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
-        """There is nothing to read."""
-        return self
-
-    def num_scratch_rows(self, width: int) -> int:
-        """None."""
-        return 0
-
-    def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """None."""
-        return ()
-
-
 class ScriptedProposer:
     """Proposes what `script` says; nothing at first."""
 
-    config_class: ClassVar[type[Any]] = ScriptedConfig
+    config_class: ClassVar[type[StatelessConfig]] = StatelessConfig
 
     def __init__(self, setup: ProposerSetup | None = None) -> None:
         self.script: Script = silent
@@ -85,7 +53,7 @@ def scripted_plugin() -> Plugin:
     """A plugin whose method `METHOD` is a ScriptedProposer, for a registry of tests."""
     spec = SpeculatorSpec(
         method=METHOD,
-        config=f"{__name__}:ScriptedConfig",
+        config="pilotfish.speculation:StatelessConfig",
         model=f"{__name__}:ScriptedProposer",
         needs=frozenset({"verify"}),
     )

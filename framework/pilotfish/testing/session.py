@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from pilotfish.batch import RequestContext
+from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.runner import paged_leaf, pass_inputs
 from pilotfish.protocols import ModelInputs, ModelOutputs, PipelineModel
@@ -29,11 +29,18 @@ class Session:
         self.contexts: dict[str, RequestContext] = {}
 
     def add(
-        self, name: str, tokens: Sequence[int], *, num_prompt: int | None = None, warm: bool = False
+        self,
+        name: str,
+        tokens: Sequence[int],
+        *,
+        num_prompt: int | None = None,
+        warm: bool = False,
+        images: Sequence[PlacedImage] = (),
     ) -> RequestContext:
         """A new request with all its tokens known.
 
         num_prompt: how many of them are prompt; None: all. warm: takes a prefix hit.
+        images: in their places among the tokens.
         """
         prompt = len(tokens) if num_prompt is None else num_prompt
         rules = LengthRules.of(self.model.config)
@@ -44,10 +51,12 @@ class Session:
         context = RequestContext(
             request_id=name,
             tokens=list(tokens),
-            num_computed=self.state.claim(name, tokens if warm else (), salt),
             num_prompt_tokens=prompt,
             num_restart_tokens=restart if restarts else 0,
+            images=tuple(images),
         )
+        keys = context.keys(0, len(tokens)) if warm else ()
+        context.num_computed = self.state.claim(name, keys, salt)
         self.contexts[name] = context
         return context
 
@@ -73,7 +82,8 @@ class Session:
         contexts = [self.contexts[name] for name in rows]
         for context, count in zip(contexts, rows.values(), strict=True):
             start = context.num_computed
-            self.state.reserve(context.request_id, context.tokens[start : start + count + ahead])
+            stop = min(start + count + ahead, len(context.tokens))
+            self.state.reserve(context.request_id, context.keys(start, stop))
             context.num_scheduled = count
         counts = rows if wanted is None else wanted
         return pass_inputs(

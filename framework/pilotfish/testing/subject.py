@@ -16,12 +16,14 @@ from typing import Any, Self
 import attrs
 import torch
 
+from pilotfish.batch import PlacedImage
 from pilotfish.config import CacheConfig, SpeculativeConfig
 from pilotfish.config.runtime import BackendName
 from pilotfish.engine import LLM
+from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import Prepared, prepare_from_options
-from pilotfish.protocols import PipelineModel, ReturnHiddenStates, ReturnLogits
+from pilotfish.protocols import ImageProcessor, PipelineModel, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import copy_with_config, copy_with_weights, examples_of
 from pilotfish.testing.oracle import Oracle, TransformersOracle
@@ -34,6 +36,18 @@ PAGE_SIZE = 4
 NUM_PAGES = 64
 LONG = 27
 """Tokens of a long prompt: several pages, and no multiple of anything."""
+
+
+IMAGE_SIZES = ((48, 32), (20, 60), (30, 30))
+"""Height and width in pixels."""
+
+
+@attrs.frozen(kw_only=True)
+class ImagePrompt:
+    """Token ids as run, placeholders expanded, and the images in their places."""
+
+    tokens: Sequence[int]
+    images: Sequence[PlacedImage] = ()
 
 
 @attrs.define(kw_only=True)
@@ -66,8 +80,12 @@ class Subject:
         return self.dtypes[0]
 
     def prepared(self, dtype: str, **options: Any) -> Prepared:
-        """The checkpoint opened and routed, no weights read. options: of `prepare_from_options`."""
-        options.setdefault("cache", CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=NUM_PAGES))
+        """The checkpoint opened and routed, no weights read. options: of `prepare_from_options`.
+
+        Embeddings of images are not kept, so that every pass has to make them again.
+        """
+        cache = CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=NUM_PAGES, image_bytes=0)
+        options.setdefault("cache", cache)
         where = {"device": self.device, "backend": self.backend, **options}
         return prepare_from_options(self.model, registry=self.registry, dtype=dtype, **where)
 
@@ -116,10 +134,53 @@ class Subject:
             raise self._oracle
         return self._oracle
 
+    @property
+    def image_processor(self) -> ImageProcessor | None:
+        """The architecture's; None for text only."""
+        return self._loaded(self.dtype)[0].image_processor
+
+    @property
+    def _image_admission(self) -> ImageAdmission:
+        return ImageAdmission(
+            architecture=self.name, processor=self.image_processor, max_seq_len=self.max_seq_len
+        )
+
+    @property
+    def placeholder_ids(self) -> frozenset[int]:
+        """Token ids that stand for an image or the like, which prompts of text cannot have."""
+        return self._image_admission.placeholder_ids
+
     def tokens(self, count: int, seed: int = 0) -> list[int]:
-        """Random token ids."""
-        drawn = random.Random(f"{seed}")
-        return [drawn.randrange(self.vocab_size) for _ in range(count)]
+        """Random token ids that a prompt of text may have."""
+        drawn, reserved = random.Random(f"{seed}"), self.placeholder_ids
+        found: list[int] = []
+        while len(found) < count:
+            token = drawn.randrange(self.vocab_size)
+            if token not in reserved:
+                found.append(token)
+        return found
+
+    def image_prompt(self, *, num_images: int, seed: int = 0) -> ImagePrompt:
+        """Random token ids around random images of several sizes.
+
+        Raises NotApplicable where images are not served, or their placeholder is no known token.
+        """
+        processor = self.image_processor
+        if processor is None:
+            raise NotApplicable("the architecture serves text only")
+        placeholder = processor.placeholder_token_id
+        if placeholder >= self.vocab_size:
+            raise NotApplicable(f"the placeholder {placeholder} is not in the vocabulary")
+        tokens = self.tokens(6, seed)
+        images = []
+        for number in range(num_images):
+            tokens += [placeholder, *self.tokens(2 + number, 100 + seed + number)]
+            height, width = IMAGE_SIZES[number % len(IMAGE_SIZES)]
+            generator = torch.Generator().manual_seed(1000 * seed + number)
+            pixels = torch.randint(0, 256, (3, height, width), generator=generator)
+            images.append(processor.preprocess(pixels.to(torch.uint8)))
+        placed = self._image_admission.place(tokens, images)
+        return ImagePrompt(tokens=tuple(placed[0]), images=placed[1])
 
     # Things to run
 

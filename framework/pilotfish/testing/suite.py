@@ -24,6 +24,7 @@ from pilotfish.testing.checkpoints import examples_of, save_tiny
 from pilotfish.testing.promise import Broken, NotApplicable, Promise
 from pilotfish.testing.promises import (
     batching,
+    images,
     lifecycle,
     loading,
     options,
@@ -54,6 +55,11 @@ _GROUPS = {
     "scratch is never read": lifecycle.scratch_is_never_read,
     "exceptions change nothing": lifecycle.exceptions_change_nothing,
     "declared state is all": lifecycle.declared_state_is_all,
+    "images may be cut anywhere": images.images_may_be_cut_anywhere,
+    "images do not meet": images.images_do_not_meet,
+    "another image is no prefix hit": images.another_image_is_no_prefix_hit,
+    "images matter": images.images_matter,
+    "images are refused by name": images.images_are_refused_by_name,
     "logit modes agree": outputs.logit_modes_agree,
     "hidden modes agree": outputs.hidden_modes_agree,
     "hidden states survive chunks": outputs.hidden_states_survive_chunks,
@@ -80,6 +86,7 @@ _GROUPS = {
 
 _DRAFTS = {
     "the draft changes no text": speculation.the_draft_changes_no_text,
+    "the draft is what was asked for": speculation.the_draft_is_what_was_asked_for,
     "a warm prefix drafts as a cold one": speculation.a_warm_prefix_drafts_as_a_cold_one,
     "a draft batch equals singles": speculation.a_draft_batch_equals_singles,
     "residual acceptance keeps the law": speculation.residual_acceptance_keeps_the_law,

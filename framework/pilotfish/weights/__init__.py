@@ -2,7 +2,9 @@
 
 from pilotfish.weights.checkpoint import Checkpoint, open_checkpoint
 from pilotfish.weights.deferred import DeferredTensor
+from pilotfish.weights.experts import expert_rules
 from pilotfish.weights.gguf import GGUFFile
+from pilotfish.weights.int4 import check_int4
 from pilotfish.weights.loading import LoadPlan, LoadStep, execute_load, plan_load
 from pilotfish.weights.pretokenizer import PreTokenizer, case_split, contraction_split
 from pilotfish.weights.rules import Piece, Rule, Transform, WeightRules
@@ -25,9 +27,11 @@ __all__ = [
     "WeightRules",
     "WeightSource",
     "case_split",
+    "check_int4",
     "contraction_split",
     "drop_axis",
     "execute_load",
+    "expert_rules",
     "open_checkpoint",
     "plan_load",
     "unpermute_rope",

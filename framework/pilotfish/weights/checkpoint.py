@@ -130,6 +130,11 @@ def open_checkpoint(model: str, registry: GGUFRegistry | None = None) -> Checkpo
     Raises CheckpointError naming the path and what is wrong with it, RouteError for a GGUF file of
     an architecture that no plugin reads.
     """
+    if not model.strip():
+        raise CheckpointError(
+            f"the model's name is empty; wanted a directory with config.json, a .gguf file, a hub "
+            f"id (organisation/name) or {DEMO!r}"
+        )
     path = find_demo() if model == DEMO else Path(model).expanduser()
     if path.is_file():
         return _open_gguf(model, path, registry)

@@ -6,6 +6,7 @@ Knows: transformers' config classes and how to do without one. Does not know: wh
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,12 +70,28 @@ def read_config(directory: Path) -> Any:
 
     if model_type not in CONFIG_MAPPING:
         return PlainConfig(values)
+    return config_of_type(model_type, values, str(path))
+
+
+def config_of_type(model_type: str, values: Mapping[str, Any], whose: str) -> Any:
+    """The transformers config of a model type that it knows, with that type's defaults.
+
+    What transformers warns of is left out: what we do not understand is refused where it is read.
+    Raises CheckpointError, with `whose` in front, for values that the type does not take.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity(logging.CRITICAL)
     try:
-        return CONFIG_MAPPING[model_type].from_dict(values)
+        return CONFIG_MAPPING[model_type].from_dict(dict(values))
     except Exception as error:  # each class has its own checks and its own exceptions
         raise CheckpointError(
-            f"{path}: transformers refuses it as a {model_type} config: {error}"
+            f"{whose}: transformers refuses it as a {model_type} config: {error}"
         ) from error
+    finally:
+        hf_logging.set_verbosity(level)
 
 
 def _no_config(directory: Path) -> str:

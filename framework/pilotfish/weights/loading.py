@@ -13,7 +13,7 @@ import attrs
 
 from pilotfish.errors import WeightsError
 from pilotfish.weights.deferred import DeferredTensor
-from pilotfish.weights.names import TemplateTable, fill
+from pilotfish.weights.names import TemplateTable, fill, shortened
 from pilotfish.weights.rules import Combine, Rule, Shape, Transform, WeightRules
 from pilotfish.weights.source import TensorInfo, WeightSource
 
@@ -72,7 +72,7 @@ def plan_load(
         not among them stays unused, and the tensors it would have read count as extra.
 
     Raises WeightsError naming every parameter that nothing fills, every tensor that nothing uses
-    and every tensor whose shape does not fit.
+    and every tensor whose shape does not fit; of many that differ in numbers alone, two.
     """
     return _Planner(rules, infos, parameter_shapes).plan()
 
@@ -206,7 +206,7 @@ class _Planner:
 
     def _raise_problems(self) -> None:
         parts = [
-            f"{len(items)} {kind}: " + ", ".join(items)
+            f"{len(items)} {kind}: " + ", ".join(shortened(items))
             for kind, items in self.problems.items()
             if items
         ]
@@ -273,10 +273,20 @@ def execute_load(
             continue
         tensor = _read_step(step, source.load, dtype, device)
         assert tuple(tensor.shape) == step.shape, (step.parameter, tensor.shape, step.shape)
-        assign(step.parameter, tensor)
-        for name in step.tied:
-            assign(name, tensor)
+        try:
+            for name in (step.parameter, *step.tied):
+                assign(name, tensor)
+        except WeightsError as error:
+            raise _named(error, step) from error
         del tensor  # or it would live beside the next one
+
+
+def _named(error: WeightsError, step: LoadStep) -> WeightsError:
+    """The error with the tensors' names in front, where it does not say them: layers know none."""
+    names = [piece.name for piece in step.pieces]
+    if any(name in str(error) for name in names):
+        return error
+    return WeightsError(f"{', '.join(shortened(names))}: {error}")
 
 
 def _read_step(
@@ -287,7 +297,7 @@ def _read_step(
 ) -> torch.Tensor:
     import torch
 
-    wanted: torch.dtype = getattr(torch, step.dtype) if step.dtype else dtype
+    wanted = _wanted_dtype(step, dtype)
     if len(step.pieces) == 1 and step.combine == "rows":
         return _read_piece(step.pieces[0], load, wanted, device)
     whole: torch.Tensor | None = None
@@ -297,7 +307,7 @@ def _read_step(
         part = raw if piece.transform is None else piece.transform.apply(raw)
         del raw
         if whole is None:
-            kind = wanted if part.dtype.is_floating_point else part.dtype
+            kind = wanted if wanted and part.dtype.is_floating_point else part.dtype
             whole = torch.empty(step.shape, dtype=kind, device=device)
         rows = 1 if step.combine == "stack" else piece.shape[0]
         place = whole[start] if step.combine == "stack" else whole[start : start + rows]
@@ -309,13 +319,22 @@ def _read_step(
     return whole
 
 
+def _wanted_dtype(step: LoadStep, dtype: torch.dtype) -> torch.dtype | None:
+    """Of a parameter's floating tensors; None: as stored."""
+    import torch
+
+    if step.dtype == "stored":
+        return None
+    return getattr(torch, step.dtype) if step.dtype else dtype
+
+
 def _read_piece(
     piece: LoadPiece,
     load: Callable[[str], torch.Tensor],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> torch.Tensor:
     raw = load(piece.name)
     tensor = raw if piece.transform is None else piece.transform.apply(raw)
-    kind = dtype if tensor.dtype.is_floating_point else tensor.dtype
+    kind = dtype if dtype and tensor.dtype.is_floating_point else tensor.dtype
     return tensor.to(device=device, dtype=kind).contiguous()

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_DIGITS = re.compile(r"\d+")
 _NUMBER = re.compile(r"(?<![^.])(?:\d+|\{\w+\})(?![^.])")
 
 
@@ -46,6 +47,24 @@ def fill(template: str, numbers: Mapping[str, str]) -> str:
 def fields_of(template: str) -> set[str]:
     """The names of a template's fields."""
     return set(_FIELD.findall(template))
+
+
+def shortened(items: Iterable[str], at_most: int = 8) -> list[str]:
+    """Many names that differ in their numbers alone become "first ... last (37 alike)".
+
+    at_most: as many as this are listed one by one. Order: by the first of each kind.
+    """
+    alike: dict[str, list[str]] = {}
+    for item in items:
+        alike.setdefault(_DIGITS.sub("#", item), []).append(item)
+    found: list[str] = []
+    for group in alike.values():
+        if len(group) > at_most:
+            last = group[-1].partition(" (")[0]
+            found.append(f"{group[0]} ... {last} ({len(group)} alike)")
+        else:
+            found.extend(group)
+    return found
 
 
 def _pattern_of(template: str) -> re.Pattern[str]:

@@ -62,7 +62,8 @@ class Rule:
     combine: "rows" puts the pieces behind one another along axis 0; "stack" gives each its own
         index of a new axis 0.
     dtype: "float32" and the like keeps the parameter in that dtype whatever the run's; None casts
-        floating tensors to the run's dtype. Integers and bools are never cast.
+        floating tensors to the run's dtype; "stored" casts nothing. Integers and bools are never
+        cast.
 
     Several rules may name one parameter: the first whose tensors are all in the file is used.
     """

@@ -7,19 +7,31 @@ Letters: D draft width, N query heads, K kv heads, H head width, I feed-forward 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import int_at_least, number, one_of
+from pilotfish.config.hf_options import (
+    count,
+    option,
+    text_config,
+    want_counts,
+    want_value,
+    want_written,
+    whole_number,
+)
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates
 from pilotfish.registry import Registry
 from pilotfish.state import KVCacheParams, StateSpec
+from pilotfish.weights.checkpoint import open_checkpoint
 from pilotfish_eagle.formats import (
     FLAGS,
+    SPECULATORS,
     DraftFormat,
     Version,
     boolean,
@@ -29,6 +41,19 @@ from pilotfish_eagle.formats import (
 
 LEAF = "draft"
 """The paged leaf with the draft's keys and values."""
+
+NEEDED = (
+    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
+    *("vocab_size", "max_position_embeddings"),
+)
+NEEDED_OF_TARGET = NEEDED_IN_FILE = ("hidden_size", "vocab_size", "num_hidden_layers")
+
+WHOSE = "the draft's config"
+NO_DRAFT = (
+    "the draft's file has no fc.weight, so it is no EAGLE draft; a small language model drafts by "
+    "another method"
+)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _count = int_at_least(1)
 
@@ -129,7 +154,14 @@ class EagleConfig:
                 "a directory with config.json and safetensors or pytorch_model.bin"
             )
         draft = read_format(model.huggingface_config)
-        return _from_format(cls, draft, pipeline_config)
+        if draft.name != SPECULATORS:  # that format leaves defaults out
+            want_written(model, NEEDED_IN_FILE, WHOSE)
+        try:
+            return _from_format(cls, draft, pipeline_config)
+        except ConfigError as error:
+            if draft.version == 1:
+                _refuse_ordinary_model(model, error)
+            raise
 
     def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
         """Reads what only the tensors' names can tell.
@@ -194,10 +226,7 @@ class EagleConfig:
 
     def _want_tensors(self, names: set[str]) -> None:
         if "fc.weight" not in names:
-            raise ConfigError(
-                "the draft's file has no fc.weight, so it is no EAGLE draft; a small language "
-                "model is drafted with by another method"
-            )
+            raise ConfigError(NO_DRAFT)
         is_third = any(name.endswith(".hidden_norm.weight") for name in names)
         if is_third != (self.version == 3):
             raise ConfigError(
@@ -236,19 +265,14 @@ Made = TypeVar("Made", bound=EagleConfig)
 
 def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineConfig) -> Made:
     layer = draft.layer
-    for name in (
-        *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
-        *("vocab_size", "max_position_embeddings"),
-    ):
-        if getattr(layer, name, None) is None:
-            raise ConfigError(f"the draft's config has no {name}; the config is incomplete")
-    target = _text_config(pipeline_config.model.huggingface_config)
+    want_counts(layer, NEEDED, WHOSE)
+    target = text_config(pipeline_config.model.huggingface_config)
+    want_counts(target, NEEDED_OF_TARGET, "the target's config")
     _want_same(draft, target)
     is_third = draft.version == 3
     taps, source = read_taps(draft, target.num_hidden_layers) if is_third else ((), "")
-    head_dim = int(
-        getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-    )
+    heads = layer.num_attention_heads
+    head_dim = count(layer, "head_dim", layer.hidden_size // heads, WHOSE)
     attention_bias = boolean("attention_bias", getattr(layer, "attention_bias", None))
     qkv_bias = draft.option("qkv_bias")
     bias = draft.option("bias")
@@ -264,15 +288,14 @@ def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineC
         draft_vocab_size=_draft_vocab_size(draft),
         taps=taps,
         taps_source=source,
-        num_attention_heads=layer.num_attention_heads,
-        num_key_value_heads=getattr(layer, "num_key_value_heads", None)
-        or layer.num_attention_heads,
+        num_attention_heads=heads,
+        num_key_value_heads=count(layer, "num_key_value_heads", heads, WHOSE),
         head_dim=head_dim,
         intermediate_size=layer.intermediate_size,
         num_hidden_layers=layer.num_hidden_layers,
-        rms_norm_eps=getattr(layer, "rms_norm_eps", None) or 1e-6,
-        rope=RopeParameters.from_hf(layer, head_dim),
-        max_position=int(layer.max_position_embeddings),
+        rms_norm_eps=option(layer, "rms_norm_eps", 1e-6),
+        rope=RopeParameters.from_hf(layer, head_dim, whose=WHOSE),
+        max_position=layer.max_position_embeddings,
         dtype=_dtype(pipeline_config, draft),
         fc_bias=None if bias is None else boolean("bias", bias),
         qkv_bias=attention_bias if qkv_bias is None else boolean("qkv_bias", qkv_bias),
@@ -283,18 +306,10 @@ def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineC
     )
 
 
-def _text_config(config: Any) -> Any:
-    """The part of a target's config that describes its text model."""
-    config = getattr(config, "text_config", None) or config
-    for name in ("hidden_size", "vocab_size", "num_hidden_layers"):
-        if getattr(config, name, None) is None:
-            raise ConfigError(f"the target's config has no {name}; the config is incomplete")
-    return config
-
-
 def _want_same(draft: DraftFormat, target: Any) -> None:
     """Raises ConfigError when the draft says that it was made for another target."""
     width = draft.option("target_hidden_size") or draft.layer.hidden_size
+    whole_number("target_hidden_size", width, whose=WHOSE)
     for name, said, has in (
         ("hidden_size", width, target.hidden_size),
         ("vocab_size", draft.layer.vocab_size, target.vocab_size),
@@ -308,12 +323,25 @@ def _want_same(draft: DraftFormat, target: Any) -> None:
 
 def _draft_vocab_size(draft: DraftFormat) -> int:
     given = draft.option("draft_vocab_size") if draft.version == 3 else None
-    return int(draft.layer.vocab_size if given is None else given)
+    if given is None:
+        return count(draft.layer, "vocab_size", whose=WHOSE)
+    return whole_number("draft_vocab_size", given, whose=WHOSE)
 
 
 def _dtype(pipeline_config: PipelineConfig, draft: DraftFormat) -> str:
     """The run's dtype: the draft reads the target's numbers."""
+    given = draft.option("dtype") or draft.option("torch_dtype")
+    name = "auto" if given is None else str(given).removeprefix("torch.")
+    want_value("torch_dtype", name, DTYPES, WHOSE)
     if pipeline_config.runtime.dtype != "auto":
         return pipeline_config.runtime.dtype
-    given = draft.option("dtype") or draft.option("torch_dtype")
-    return "float32" if given is None else str(given).removeprefix("torch.")
+    return "float32" if name == "auto" else name
+
+
+def _refuse_ordinary_model(model: ModelConfig, cause: ConfigError) -> None:
+    """EAGLE-1 drafts share their architecture's name with ordinary models: the file tells."""
+    if not Path(model.path).is_dir():
+        return
+    names = open_checkpoint(model.path).weights().infos
+    if not any(name.removeprefix("model.") == "fc.weight" for name in names):
+        raise ConfigError(f"{model.model}: {NO_DRAFT}") from cause

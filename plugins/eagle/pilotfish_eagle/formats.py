@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import attrs
 
+from pilotfish.config.hf_options import want_value
 from pilotfish.errors import ConfigError
+from pilotfish.weights.hf_config import config_of_type
 
 EAGLE1_ARCHITECTURES = ("LlamaForCausalLM", "EagleLlamaForCausalLM", "LlamaForCausalLMEagle")
 EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
@@ -18,6 +20,9 @@ SPECULATORS_ARCHITECTURES = ("Eagle3Speculator", "Eagle3DraftModel")
 DRAFT_ARCHITECTURES = (*EAGLE1_ARCHITECTURES, *EAGLE3_ARCHITECTURES, *SPECULATORS_ARCHITECTURES)
 
 Version = Literal[1, 3]
+
+SPECULATORS = "speculators"
+"""Name of the format of the speculators package."""
 
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 """EAGLE-3 options that this plugin reads, beside the config or inside `eagle_config`."""
@@ -120,7 +125,7 @@ def read_format(options: Any) -> DraftFormat:
             )
         _refuse_unknown_speculators(options)
         layer = _layer_section(options)
-        found = DraftFormat(version=3, name="speculators", layer=layer, options=options)
+        found = DraftFormat(version=3, name=SPECULATORS, layer=layer, options=options)
     else:
         version = _version(options)
         name = "eagle" if version == 1 else "eagle3"
@@ -160,14 +165,14 @@ def read_taps(draft: DraftFormat, num_target_layers: int) -> tuple[tuple[int, ..
     default = (2, count // 2, count - 3)
     nested = eagle_section(draft.options).get(_LAYER_IDS)
     beside, override = (_option(draft.options, name) for name in (_LAYER_IDS, _OVERRIDE))
-    if override:
+    if override is not None:
         taps, source = _ids(override, _OVERRIDE), f"{_OVERRIDE}: boundaries"
-    elif nested:
+    elif nested is not None:
         ids = _ids(nested, _LAYER_IDS)
         blocks = ids != default and count not in ids
         taps = tuple(i + 1 for i in ids) if blocks else ids
         source = f"eagle_config.{_LAYER_IDS}: " + ("after blocks" if blocks else "boundaries")
-    elif beside:
+    elif beside is not None:
         taps, source = _ids(beside, _LAYER_IDS), f"{_LAYER_IDS}: boundaries"
     else:
         taps, source = default, "not in the config: the reference's boundaries"
@@ -180,8 +185,11 @@ def read_taps(draft: DraftFormat, num_target_layers: int) -> tuple[tuple[int, ..
 
 
 def _ids(value: Any, name: str) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or not all(type(item) is int for item in value):
-        raise ConfigError(f"the draft's {name} is {value!r}; wanted a list of whole numbers")
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not value or not all(type(item) is int for item in value):
+        raise ConfigError(
+            f"the draft's {name} is {value!r}; wanted a list of whole numbers, one at least"
+        )
     return tuple(value)
 
 
@@ -204,8 +212,6 @@ def _version(options: Any) -> Version:
 
 def _layer_section(options: Any) -> Any:
     """The speculators format's `transformer_layer_config`, which leaves defaults out, with them."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     section = _option(options, "transformer_layer_config")
     if not isinstance(section, Mapping):
         raise ConfigError(
@@ -218,7 +224,7 @@ def _layer_section(options: Any) -> Any:
             f"the draft's transformer_layer_config has model_type {kind!r}; the method eagle reads "
             "'llama'"
         )
-    return CONFIG_MAPPING[kind].from_dict(dict(section))
+    return config_of_type(kind, section, "the draft's transformer_layer_config")
 
 
 def _refuse_unknown_speculators(options: Any) -> None:
@@ -235,21 +241,15 @@ def _refuse_unknown_speculators(options: Any) -> None:
 
 
 def _refuse_unread(draft: DraftFormat) -> None:
-    for name, neutral in _REFUSED.items():
-        value = draft.option(name)
-        if value not in neutral:
-            raise ConfigError(
-                f"the draft's config has {name} = {value!r}, which the method eagle does not read; "
-                f"wanted it absent or one of {', '.join(map(repr, neutral))}"
-            )
+    for name, allowed in _REFUSED.items():
+        want_value(name, draft.option(name), allowed, "the draft's config")
     kinds = _option(draft.layer, "layer_types") or ()
     if any(kind != "full_attention" for kind in kinds):
         raise ConfigError(
             f"the draft's layer_types are {list(kinds)}; the method eagle reads 'full_attention'"
         )
-    activation = _option(draft.layer, "hidden_act") or "silu"
-    if activation not in ("silu", "swish"):
-        raise ConfigError(f"the draft's hidden_act is {activation!r}; wanted 'silu'")
+    activation = _option(draft.layer, "hidden_act")
+    want_value("hidden_act", activation, (None, "silu", "swish"), "the draft's config")
     for name, value in eagle_section(draft.options).items():
         if name in FLAGS or name == _LAYER_IDS:
             continue

@@ -83,6 +83,10 @@ class EagleModel(SequentialProposer):
             self.dtype,
             device=self.device,
         )
+        vocabulary = self.network.vocabulary
+        for name in weights.infos:
+            if vocabulary is not None and name.removeprefix("model.") == "t2d":
+                vocabulary.check_mask(weights.load(name))
         self.network.rotary.to(self.device)
         self._probe({} if known is None else known)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.errors import WeightsError
 from pilotfish.kernels import KernelBackend
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import Block, PreNormBlock
@@ -22,6 +21,7 @@ from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.vocabulary import DraftVocabulary
 from pilotfish_eagle.config import EagleConfig
 
 
@@ -90,39 +90,6 @@ class WideAttention(Attention):
         super().__init__(0, width, heads, kv_heads, config.head_dim, out_bias=config.out_bias)
         rows = (heads + 2 * kv_heads) * config.head_dim
         self.qkv = Linear(2 * width, rows, bias=config.qkv_bias)
-
-
-class DraftVocabulary(Layer):
-    """Which token of the target each of the draft's own tokens is.
-
-    Parameter: offsets, [draft vocabulary] whole numbers; token i of the draft is i + offsets[i].
-    """
-
-    ids: torch.Tensor
-
-    def __init__(self, draft_vocab_size: int, target_vocab_size: int) -> None:
-        self.target_vocab_size = target_vocab_size
-        self.declare("offsets", (draft_vocab_size,))
-
-    def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
-        """Turns offsets into ids. Raises WeightsError when two are one or one is no token."""
-        del backend
-        offsets = tensors["offsets"].long()
-        self.ids = torch.arange(offsets.shape[0], device=offsets.device) + offsets
-        found = self.ids.tolist()
-        if len(set(found)) != len(found) or not (
-            min(found) >= 0 and max(found) < self.target_vocab_size
-        ):
-            raise WeightsError(
-                f"the draft's d2t maps {len(found)} tokens to {len(set(found))} different ids from "
-                f"{min(found)} to {max(found)}; wanted different ids below "
-                f"{self.target_vocab_size}: it holds offsets, id = i + d2t[i]"
-            )
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits: [T, draft vocabulary] float32 -> [T, V], -inf where the draft has no token."""
-        spread = logits.new_full((logits.shape[0], self.target_vocab_size), float("-inf"))
-        return spread.index_copy_(1, self.ids, logits)
 
 
 class EagleNetwork(Layer):

@@ -14,7 +14,7 @@ _FIRST = {1: "first", 3: "joining"}
 def weight_rules(config: EagleConfig) -> WeightRules:
     """Rules for a draft's file: layer 0 is `layers.0.` or `midlayer.`, with or without `model.`.
 
-    `t2d` says the same as `d2t` the other way round and is not needed.
+    `t2d` says the same as `d2t` the other way round; EagleModel compares the two.
     """
     first = _FIRST[config.version]
     rules = [

@@ -13,11 +13,12 @@ import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import boolean, int_at_least, number, one_of
+from pilotfish.config.hf_options import count, run_dtype
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
 from pilotfish.state import KVCacheParams, SlotStateSpec, StateSpec
-from pilotfish_lfm2.options import dtype_of, intermediate_size_of, layer_types_of, refuse_unread
+from pilotfish_lfm2.options import intermediate_size_of, layer_types_of, refuse_unread
 
 DEFAULT_THETA = 1000000.0
 CONV_STATE = "conv"
@@ -80,7 +81,7 @@ class LFM2Config:
         model = model_config or pipeline_config.model
         hf = model.huggingface_config
         refuse_unread(hf)
-        head_dim = int(getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads)
+        head_dim = count(hf, "head_dim", hf.hidden_size // hf.num_attention_heads)
         rope = RopeParameters.from_hf(hf, head_dim, default_theta=DEFAULT_THETA)
         if rope.rotary_dim != head_dim:
             raise ConfigError(
@@ -96,9 +97,9 @@ class LFM2Config:
             head_dim=head_dim,
             intermediate_size=intermediate_size_of(hf),
             vocab_size=hf.vocab_size,
-            max_seq_len=_max_seq_len(model, rope),
+            max_seq_len=rope.context_length(model.max_length),
             rope=rope,
-            dtype=dtype_of(pipeline_config, model),
+            dtype=run_dtype(pipeline_config, model),
             layer_types=layer_types_of(hf),
             conv_L_cache=getattr(hf, "conv_L_cache", 3),
             conv_bias=getattr(hf, "conv_bias", False),
@@ -209,16 +210,3 @@ class LFM2Config:
     def prefix_salt(self, num_prompt_tokens: int) -> bytes:
         """Prompts may share cached pages only if their salts are equal (layers/rope.py)."""
         return self.rope.prefix_salt(num_prompt_tokens)
-
-
-def _max_seq_len(model: ModelConfig, rope: RopeParameters) -> int:
-    """The user's limit, else the model's own."""
-    limit = rope.length_limit
-    if model.max_length is None:
-        return limit if rope.rope_type == "dynamic" else rope.max_positions
-    if model.max_length > limit:
-        raise ConfigError(
-            f"max_length is {model.max_length}; wanted at most {limit}, which the checkpoint's "
-            "positions reach"
-        )
-    return model.max_length

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.config.hf_options import count, option, real_number, want_counts, want_values
 from pilotfish.errors import ConfigError
 
 NEEDED = (
@@ -44,16 +44,8 @@ SAME_AS_HIDDEN_SIZE = ("block_dim", "conv_dim", "conv_dim_out")
 def refuse_unread(huggingface_config: Any) -> None:
     """Raises ConfigError naming a missing option, or one that changes the maths and is not read."""
     hf = huggingface_config
-    for name in NEEDED:
-        if getattr(hf, name, None) is None:
-            raise ConfigError(f"the checkpoint's config has no {name}; the config is incomplete")
-    for name, neutral in REFUSED.items():
-        value = getattr(hf, name, None)
-        if value not in neutral:
-            raise ConfigError(
-                f"the checkpoint's config has {name} = {value!r}, which is not read here; wanted "
-                f"it absent or one of {', '.join(map(repr, neutral))}"
-            )
+    want_counts(hf, NEEDED)
+    want_values(hf, REFUSED)
     for name in SAME_AS_HIDDEN_SIZE:
         value = getattr(hf, name, None)
         if value not in (None, hf.hidden_size):
@@ -69,7 +61,7 @@ def layer_types_of(huggingface_config: Any) -> tuple[str, ...]:
     given = getattr(hf, "layer_types", None)
     if given is not None:
         return tuple(given)
-    layers = range(int(hf.num_hidden_layers))
+    layers = range(count(hf, "num_hidden_layers"))
     attention = getattr(hf, "full_attn_idxs", None)
     if attention is None:
         return ("full_attention",) * len(layers)
@@ -88,28 +80,19 @@ def intermediate_size_of(huggingface_config: Any) -> int:
     it, times `block_ffn_dim_multiplier`, rounded up to `block_multiple_of`.
     """
     hf = huggingface_config
-    given = getattr(hf, "block_ff_dim", None) or getattr(hf, "intermediate_size", None)
-    if given is None:
+    names = [n for n in ("block_ff_dim", "intermediate_size") if option(hf, n) is not None]
+    if not names:
         raise ConfigError(
             "the checkpoint's config has neither block_ff_dim nor intermediate_size; the config is "
             "incomplete"
         )
-    width = int(given)
+    width = count(hf, names[0])
     if not getattr(hf, "block_auto_adjust_ff_dim", True):
         return width
     width = int(2 * width / 3)
     multiplier = getattr(hf, "block_ffn_dim_multiplier", 1.0)
     if multiplier is None:
         return width
-    width = int(multiplier * width)
-    multiple = int(getattr(hf, "block_multiple_of", 256))
+    width = int(real_number("block_ffn_dim_multiplier", multiplier) * width)
+    multiple = count(hf, "block_multiple_of", 256)
     return multiple * -(-width // multiple)
-
-
-def dtype_of(pipeline_config: PipelineConfig, model: ModelConfig) -> str:
-    """The run's dtype: the user's, else the checkpoint's."""
-    if pipeline_config.runtime.dtype != "auto":
-        return pipeline_config.runtime.dtype
-    hf = model.huggingface_config
-    given = getattr(hf, "dtype", None) or getattr(hf, "torch_dtype", None)
-    return "float32" if given is None else str(given).removeprefix("torch.")

@@ -13,6 +13,14 @@ import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import boolean, int_at_least, number, one_of
+from pilotfish.config.hf_options import (
+    count,
+    option,
+    real_number,
+    run_dtype,
+    want_counts,
+    whole_number,
+)
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
@@ -106,7 +114,7 @@ class Llama3Config:
         """
         model = model_config or pipeline_config.model
         hf = model.huggingface_config
-        _want_options(hf)
+        want_counts(hf, NEEDED)
         refuse_unread(hf, model.architecture)
         family = family_of(model.architecture)
         head_dim = cls.get_head_dim_from_config(hf)
@@ -122,21 +130,21 @@ class Llama3Config:
         return cls(
             hidden_size=hf.hidden_size,
             num_attention_heads=hf.num_attention_heads,
-            num_key_value_heads=_get(hf, "num_key_value_heads", hf.num_attention_heads),
+            num_key_value_heads=option(hf, "num_key_value_heads", hf.num_attention_heads),
             num_hidden_layers=cls.get_num_layers(hf),
             head_dim=head_dim,
             intermediate_size=hf.intermediate_size,
             vocab_size=hf.vocab_size,
-            max_seq_len=_max_seq_len(model, rope),
+            max_seq_len=rope.context_length(model.max_length),
             rope=rope,
-            dtype=_dtype(pipeline_config, model),
+            dtype=run_dtype(pipeline_config, model),
             norm_method="layer_norm" if family.layer_norm else "rms_norm",
-            rms_norm_eps=None if family.layer_norm else _get(hf, "rms_norm_eps", 1e-6),
+            rms_norm_eps=None if family.layer_norm else option(hf, "rms_norm_eps", 1e-6),
             norm_elementwise_affine=not family.layer_norm,
             attention_multiplier=cls.calculate_attention_multiplier(hf),
-            embedding_multiplier=_get(hf, "embedding_multiplier", 1.0),
-            residual_multiplier=_get(hf, "residual_multiplier", 1.0),
-            logits_scaling=_get(hf, "logits_scaling", 1.0),
+            embedding_multiplier=option(hf, "embedding_multiplier", 1.0),
+            residual_multiplier=option(hf, "residual_multiplier", 1.0),
+            logits_scaling=option(hf, "logits_scaling", 1.0),
             clip_qkv=getattr(hf, "clip_qkv", None),
             qkv_bias=family.qkv_bias or bias,
             out_bias=bias,
@@ -234,7 +242,7 @@ class Llama3Config:
         heads = huggingface_config.num_attention_heads
         return KVCacheParams(
             num_layers=cls.get_num_layers(huggingface_config),
-            num_kv_heads=_get(huggingface_config, "num_key_value_heads", heads),
+            num_kv_heads=option(huggingface_config, "num_key_value_heads", heads),
             head_dim=cls.get_head_dim_from_config(huggingface_config),
             dtype=cache_dtype,
         )
@@ -242,65 +250,33 @@ class Llama3Config:
     @staticmethod
     def get_head_dim_from_config(config: Any) -> int:
         """H: `head_dim` where it is given, else D / N."""
-        given = getattr(config, "head_dim", None)
-        return int(given or config.hidden_size // config.num_attention_heads)
+        heads = count(config, "num_attention_heads")
+        return count(config, "head_dim", count(config, "hidden_size") // heads)
 
     @staticmethod
     def get_num_layers(huggingface_config: Any) -> int:
         """L."""
-        return int(huggingface_config.num_hidden_layers)
+        return count(huggingface_config, "num_hidden_layers")
 
     @staticmethod
     def calculate_attention_multiplier(huggingface_config: Any) -> float:
         """What the scores are multiplied with: the option, or H^-1/2."""
         given = getattr(huggingface_config, "attention_multiplier", None)
         if given is not None:
-            return float(given)
+            return real_number("attention_multiplier", given)
         return float(Llama3Config.get_head_dim_from_config(huggingface_config) ** -0.5)
 
 
-def _want_options(config: Any) -> None:
-    """The options that have no default anywhere."""
-    for name in (
-        *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
-        *("vocab_size", "max_position_embeddings"),
-    ):
-        if getattr(config, name, None) is None:
-            raise ConfigError(f"the checkpoint's config has no {name}; the config is incomplete")
-
-
-def _get(config: Any, name: str, default: Any) -> Any:
-    """An option, or the default where it is absent or null."""
-    value = getattr(config, name, None)
-    return default if value is None else value
-
-
-def _dtype(pipeline_config: PipelineConfig, model: ModelConfig) -> str:
-    """The run's dtype: the user's, else the checkpoint's, else bfloat16 for GGUF."""
-    if pipeline_config.runtime.dtype != "auto":
-        return pipeline_config.runtime.dtype
-    hf = model.huggingface_config
-    given = getattr(hf, "dtype", None) or getattr(hf, "torch_dtype", None)
-    if given is not None:
-        return str(given).removeprefix("torch.")
-    return "bfloat16" if model.weight_format == "gguf" else "float32"
-
-
-def _max_seq_len(model: ModelConfig, rope: RopeParameters) -> int:
-    """The user's limit, else the model's own."""
-    if model.max_length is None:
-        return rope.length_limit if rope.rope_type == "dynamic" else rope.max_positions
-    if model.max_length > rope.length_limit:
-        raise ConfigError(
-            f"max_length is {model.max_length}; wanted at most {rope.length_limit}, which the "
-            "checkpoint's positions reach"
-        )
-    return model.max_length
+NEEDED = (
+    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
+    *("vocab_size", "max_position_embeddings"),
+)
+"""The options that have no default anywhere."""
 
 
 def _windows(hf: Any, family: Family) -> tuple[int | None, ...]:
     """Each layer's window."""
-    num_layers, window = int(hf.num_hidden_layers), getattr(hf, "sliding_window", None)
+    num_layers, window = count(hf, "num_hidden_layers"), getattr(hf, "sliding_window", None)
     layers = range(num_layers)
     if family.windows in ("upper", "nope") and not getattr(hf, "use_sliding_window", False):
         window = None
@@ -315,7 +291,7 @@ def _windows(hf: Any, family: Family) -> tuple[int | None, ...]:
     elif getattr(hf, "layer_types", None) is not None:
         kinds = list(hf.layer_types)
     elif family.windows == "upper":
-        first = int(_get(hf, "max_window_layers", 28))
+        first = whole_number("max_window_layers", option(hf, "max_window_layers", 28), least=0)
         kinds = ["sliding_attention" if i >= first else "full_attention" for i in layers]
     else:
         plain = _no_rope_layers(hf, family)
@@ -332,10 +308,10 @@ def _no_rope_layers(hf: Any, family: Family) -> frozenset[int]:
     """Layers without rotary positions; the option has 1 where a layer has them."""
     if family.windows != "nope":
         return frozenset()
-    layers = range(int(hf.num_hidden_layers))
+    layers = range(count(hf, "num_hidden_layers"))
     turns = getattr(hf, "no_rope_layers", None)
     if turns is None:
-        every = int(_get(hf, "no_rope_layer_interval", 4))
+        every = count(hf, "no_rope_layer_interval", 4)
         turns = [(layer + 1) % every for layer in layers]
     if len(turns) < len(layers):
         raise ConfigError(f"no_rope_layers is {list(turns)}; wanted an entry for each layer")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from pilotfish.config.hf_options import want_values
 from pilotfish.errors import ConfigError
 
 
@@ -79,6 +80,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Options that one family reads: option -> values that change nothing in another."""
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
+    "hidden_act": (None, "silu", "swish"),
     "quantization_config": (None,),
     "final_logit_softcapping": (None,),
     "attn_logit_softcapping": (None,),
@@ -115,13 +117,4 @@ def refuse_unread(huggingface_config: object, architecture: str) -> None:
     """Raises ConfigError naming an option that would change the maths and is not read."""
     reads = family_of(architecture).reads
     wanted = {**REFUSED, **{name: ok for name, ok in NEUTRAL.items() if name not in reads}}
-    for name, neutral in wanted.items():
-        value = getattr(huggingface_config, name, None)
-        if value not in neutral:
-            raise ConfigError(
-                f"the checkpoint's config has {name} = {value!r}, which {architecture} does not "
-                f"read here; wanted it absent or one of {', '.join(map(repr, neutral))}"
-            )
-    activation = getattr(huggingface_config, "hidden_act", None) or "silu"
-    if activation not in ("silu", "swish"):
-        raise ConfigError(f"the checkpoint's hidden_act is {activation!r}; wanted 'silu'")
+    want_values(huggingface_config, wanted)

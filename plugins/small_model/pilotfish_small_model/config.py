@@ -8,10 +8,12 @@ from typing import Any, Self
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.config.hf_options import count, text_config
 from pilotfish.errors import ConfigError
 from pilotfish.protocols import ArchConfig, PipelineModel, ReturnHiddenStates
 from pilotfish.registry import Registry, Route
 from pilotfish.state import PagedStateSpec, StateSpec
+from pilotfish.weights.token_texts import first_difference, token_texts
 
 LEAF = "small_model.kv"
 
@@ -37,7 +39,8 @@ class SmallModelConfig:
     ) -> Self:
         """Makes the draft's configuration and checks that it can draft for the target.
 
-        Raises ConfigError for another vocabulary, for a draft with caches other than one paged
+        Raises ConfigError for another vocabulary (its size, or the text of an id where both have a
+        tokenizer), for a draft with caches other than one paged
         leaf, and for one whose rows depend on the length of their request.
         """
         draft = model_config or pipeline_config.draft_model
@@ -52,6 +55,7 @@ class SmallModelConfig:
                 f"{theirs}; wanted a draft with the target's tokenizer"
             )
         config = route.config_class().initialize(pipeline_config, draft)
+        _want_same_tokens(draft, target)
         specs = config.get_state_specs()
         if len(specs) != 1 or not isinstance(specs[0], PagedStateSpec):
             raise ConfigError(
@@ -82,7 +86,29 @@ class SmallModelConfig:
         """The draft's leaf, under a name of its own."""
         return tuple(attrs.evolve(spec, name=LEAF) for spec in self.draft.get_state_specs())
 
+    def get_max_seq_len(self) -> int:
+        """Rows that the draft has positions for; a longer text goes on without proposals."""
+        return self.draft.get_max_seq_len()
+
 
 def _vocab_size(model: ModelConfig) -> int:
-    hf = model.huggingface_config
-    return int(getattr(getattr(hf, "text_config", None) or hf, "vocab_size", 0))
+    return count(
+        text_config(model.huggingface_config), "vocab_size", whose=f"{model.model}'s config"
+    )
+
+
+def _want_same_tokens(draft: ModelConfig, target: ModelConfig) -> None:
+    """Raises ConfigError naming the first id with two texts; says nothing without tokenizers."""
+    if draft.path == target.path:
+        return
+    ours = token_texts(draft)
+    theirs = None if ours is None else token_texts(target)
+    if ours is None or theirs is None:
+        return
+    odd = first_difference(ours, theirs)
+    if odd is not None:
+        raise ConfigError(
+            f"the draft {draft.model} has another tokenizer than the target {target.model}: token "
+            f"{odd[0]} is {odd[1]!r} there and {odd[2]!r} here; wanted a draft with the target's "
+            "tokenizer"
+        )

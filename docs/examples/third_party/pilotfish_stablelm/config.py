@@ -6,13 +6,14 @@ from typing import Any, Self
 import attrs
 
 from pilotfish import ModelConfig, PipelineConfig
+from pilotfish.config.hf_options import want_values
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.state import KVCacheParams, StateSpec
 
-# Options that would change the maths and are not read: the value that changes nothing.
-NEUTRAL = {"hidden_act": "silu", "qk_layernorm": False, "use_parallel_residual": False}
-NEUTRAL |= {"quantization_config": None}
+# Options that would change the maths and are not read: the values that are served.
+SERVED = {"hidden_act": (None, "silu"), "qk_layernorm": (None, False)}
+SERVED |= {"use_parallel_residual": (None, False), "quantization_config": (None,)}
 
 
 @attrs.frozen(kw_only=True)
@@ -36,15 +37,11 @@ class StableLmConfig:
     ) -> Self:
         model = model_config or pipeline_config.model
         hf, dtype = model.huggingface_config, pipeline_config.runtime.dtype
-        for name, neutral in NEUTRAL.items():
-            if (got := getattr(hf, name, neutral)) != neutral:
-                raise ConfigError(f"the checkpoint has {name} = {got!r}; wanted {neutral!r}")
+        want_values(hf, SERVED)
         head_dim = hf.hidden_size // hf.num_attention_heads
         rope = RopeParameters.from_hf(hf, head_dim)
         if rope.depends_on_length:
             raise ConfigError(f"rope_type is {rope.rope_type!r}; wanted 'default'")
-        if (model.max_length or 1) > rope.max_positions:
-            raise ConfigError(f"max_length is {model.max_length}; at most {rope.max_positions}")
         return cls(
             vocab_size=hf.vocab_size,
             hidden_size=hf.hidden_size,
@@ -60,7 +57,7 @@ class StableLmConfig:
                 head_dim=head_dim,
                 dtype=dtype,
             ),
-            max_seq_len=model.max_length or rope.max_positions,
+            max_seq_len=rope.context_length(model.max_length),
             dtype=dtype,
         )
 

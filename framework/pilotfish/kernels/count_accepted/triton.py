@@ -39,5 +39,13 @@ def count_accepted(
     num_requests = offsets.shape[0] - 1
     counts = torch.empty(num_requests, dtype=torch.int64, device=tokens.device)
     if num_requests:
-        _count_kernel[(num_requests,)](tokens, drafts, offsets, counts, BLOCK_R=16, num_warps=1)
+        _count_kernel[(num_requests,)](
+            tokens,
+            drafts,
+            offsets,
+            counts,
+            BLOCK_R=16,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
     return counts

@@ -35,5 +35,11 @@ def write_kv(kv: torch.Tensor, cache: torch.Tensor, write_slots: torch.Tensor) -
     rows = kv if kv[0].is_contiguous() else kv.contiguous()
     block = min(triton.next_power_of_2(width), 1024)
     _write_kernel[(num_rows, triton.cdiv(width, block))](
-        rows, cache, write_slots, width, rows.stride(0), BLOCK=block
+        rows,
+        cache,
+        write_slots,
+        width,
+        rows.stride(0),
+        BLOCK=block,
+        enable_fp_fusion=False,
     )

@@ -9,11 +9,18 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.linear import eager
+from pilotfish.kernels.linear import eager, int4
 from pilotfish.kernels.linear.probe import ProbeKey, row_multiple
 from pilotfish.kernels.linear.weight import LinearWeight
 
-__all__ = ["LinearWeight", "ProbeKey", "linear", "prepare_linear", "row_multiple"]
+__all__ = [
+    "LinearWeight",
+    "ProbeKey",
+    "linear",
+    "prepare_int4",
+    "prepare_linear",
+    "row_multiple",
+]
 
 
 def prepare_linear(
@@ -33,6 +40,16 @@ def prepare_linear(
     if backend.name == "triton":
         return LinearWeight.from_plain(weight, bias, kind="triton")
     return eager.prepare(weight, bias, keep_plain=keep_plain)
+
+
+def prepare_int4(packed: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> LinearWeight:
+    """Put an INT4 weight in the form that `linear` reads fastest on a CPU; it stays packed.
+
+    packed: [O, K/8] int32; scale: [O, C] float (see `kernels.int4`). dtype: of the rows.
+    The result may be a repacked copy of the same size, as in `prepare_linear`.
+    Raises WeightsError if the two do not fit each other.
+    """
+    return int4.prepare(packed, scale, dtype)
 
 
 def linear(x: torch.Tensor, weight: LinearWeight, *, backend: KernelBackend) -> torch.Tensor:

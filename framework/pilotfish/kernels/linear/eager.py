@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.kernels.linear import int4
 from pilotfish.kernels.linear.weight import LinearWeight
 
 # The number of rows oneDNN is told to expect. Measured over 1 to 512 rows: 2 to 512 give one
@@ -44,4 +45,6 @@ def linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
             x, weight.weight, weight.bias, "none", [], ""
         )
         return out
+    if weight.scale is not None:
+        return int4.linear(x, weight)
     return torch.nn.functional.linear(x, weight.weight, weight.bias)

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.linear import eager
+from pilotfish.kernels.int4 import quantize_int4
+from pilotfish.kernels.linear import eager, int4
 from pilotfish.kernels.linear.weight import LinearWeight
 
 ProbeKey: TypeAlias = tuple[int, int, torch.dtype, bool, str]
@@ -49,12 +50,13 @@ def row_multiple(
     results = {} if known is None else known
     worst = 1
     for weight in weights:
+        kind = weight.kind if weight.scale is None else f"{weight.kind}/{weight.group_size}"
         key = (
             weight.in_features,
             weight.out_features,
             weight.dtype,
             weight.bias is not None,
-            weight.kind,
+            kind,
         )
         if key not in results:
             results[key] = probe(weight)
@@ -92,8 +94,13 @@ def stand_in(weight: LinearWeight, generator: torch.Generator) -> LinearWeight:
     rest = torch.zeros(rows, weight.in_features - 2 * half)
     block = torch.cat((block, block, rest), dim=1).to(weight.dtype)
     plain = block.repeat(-(-weight.out_features // rows), 1)[: weight.out_features]
+    if weight.kind == "int4":
+        if half % weight.group_size:  # the halves would not share their scales
+            return weight
+        packed, scale = quantize_int4(plain, group_size=weight.group_size)
+        return int4.prepare(packed, scale, weight.dtype)
     bias = None if weight.bias is None else torch.zeros_like(weight.bias)
-    return eager.prepare(plain, bias, keep_plain=weight.kind == "plain")
+    return eager.prepare(plain, bias, keep_plain=weight.kind in ("plain", "int4_plain"))
 
 
 def cancelling_rows(

@@ -28,7 +28,7 @@ class Tile:
     num_stages: int
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def _linear_kernel(  # noqa: PLR0917
     p_x: tl.tensor,
     p_weight: tl.tensor,
@@ -125,5 +125,6 @@ def linear_with(x: torch.Tensor, weight: LinearWeight, tile: Tile) -> torch.Tens
         BLOCK_K=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        enable_fp_fusion=True,
     )
     return out

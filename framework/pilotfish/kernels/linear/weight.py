@@ -12,7 +12,7 @@ import torch
 
 from pilotfish.errors import WeightsError
 
-LinearKind: TypeAlias = Literal["packed", "plain", "triton"]
+LinearKind: TypeAlias = Literal["packed", "plain", "triton", "int4", "int4_plain"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -20,7 +20,9 @@ class LinearWeight:
     """weight: [O, K], as loaded or in oneDNN's blocked layout; bias: [O] or None.
 
     kind: "packed" (oneDNN's layout, a copy), "plain" (as loaded, torch multiplies) or "triton"
-    (as loaded, our kernel multiplies).
+    (as loaded, our kernel multiplies); of four bits: "int4" (in the layout of torch's operator,
+    scale [C, O]) or "int4_plain" ([O, K/2] uint8, scale [O, C], unpacked for every product).
+    dtype: of the rows that are multiplied.
     """
 
     weight: torch.Tensor
@@ -29,6 +31,13 @@ class LinearWeight:
     in_features: int
     out_features: int
     dtype: torch.dtype
+    scale: torch.Tensor | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale; INT4 weights only."""
+        assert self.scale is not None, self.kind
+        return self.in_features // self.scale.shape[0 if self.kind == "int4" else 1]
 
     @classmethod
     def from_plain(

@@ -2,7 +2,8 @@
 
 Knows: rows, pages and masks. Does not know: who owns a page, or how q, keys and values were made.
 Letters: B requests, T packed tokens, T' rows with padding, N query heads, K kv heads, H head width,
-G = N / K query heads a kv head, P pages, S tokens in a page.
+G = N / K query heads a kv head, P pages, S tokens in a page. A cache of [P, S, H] has shared rows:
+one row is the key and the value of the one kv head, K = 1.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def paged_attention(
 ) -> torch.Tensor:
     """Return `softmax(scale * q k^T + mask) v` for every row over its own request's keys.
 
-    q: [T', N, H], T' >= T; rows past T are padding. cache: [P, S, 2, K, H] contiguous, q's dtype;
-    the keys and values of this pass were already written into it (see `write_kv`).
+    q: [T', N, H], T' >= T; rows past T are padding. cache: [P, S, 2, K, H], or [P, S, H] with
+    shared rows, contiguous, q's dtype; this pass's were already written into it (see `write_kv`).
     Row i of request b stands at position p = lengths[b] + i. With mode "causal" it sees the keys
     j <= p, and with a window W only j > p - W: W keys, itself included. With mode "block" every
     row sees all keys of its request, this pass's included; with a window those with |p - j| < W.
@@ -79,15 +80,16 @@ def _check(q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan) -> None:
         raise ValueError(
             f"q is {list(q.shape)}; wanted [T', N, H] with T' >= {plan.num_rows}, the plan's rows"
         )
-    wanted = [plan.page_size_tokens, 2, q.shape[2]]
-    if cache.ndim != 5 or [cache.shape[1], cache.shape[2], cache.shape[4]] != wanted:
+    size, width = plan.page_size_tokens, q.shape[2]
+    num_kv_heads = cache.shape[3] if cache.ndim == 5 else 1
+    if list(cache.shape[1:]) not in ([size, 2, num_kv_heads, width], [size, width]):
         raise ValueError(
-            f"the cache is {list(cache.shape)}; wanted [P, {wanted[0]}, 2, K, {wanted[2]}] "
-            "to fit the plan's page size and q's head width"
+            f"the cache is {list(cache.shape)}; wanted [P, {size}, 2, K, {width}], or with shared "
+            f"rows [P, {size}, {width}], to fit the plan's page size and q's head width"
         )
-    if q.shape[1] % cache.shape[3] or q.dtype != cache.dtype or not cache.is_contiguous():
+    if q.shape[1] % num_kv_heads or q.dtype != cache.dtype or not cache.is_contiguous():
         raise ValueError(
-            f"q has {q.shape[1]} heads of {q.dtype}; the cache {cache.shape[3]} of {cache.dtype}, "
+            f"q has {q.shape[1]} heads of {q.dtype}; the cache {num_kv_heads} of {cache.dtype}, "
             f"strides {cache.stride()}; wanted a multiple of its heads, one dtype, and a "
             "contiguous cache: cast q and pass a layer's own block"
         )

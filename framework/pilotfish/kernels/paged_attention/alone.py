@@ -22,11 +22,11 @@ def attend(
     scale: float,
     out: torch.Tensor,
 ) -> None:
-    """q, out: [T', N, H]; cache_rows: [P*S, 2, K, H']; gathers: one a part. Fills the tile's rows.
+    """q, out: [T', N, H]; cache_rows: [P*S, (2,) K, H']; gathers: one a part. Fills the tile.
 
     The kv heads stand in the place of the batch, and the query heads of a group share their keys.
     """
-    heads = (cache_rows.shape[2], q.shape[1] // cache_rows.shape[2])
+    heads = (cache_rows.shape[-2], q.shape[1] // cache_rows.shape[-2])
     q_TKGH = torch.unflatten(q, 1, heads)
     out_nKGH = torch.unflatten(out[tile.rows], 1, heads)
     lse_pnKG = q.new_full((len(tile.parts), *out_nKGH.shape[:3]), HIDDEN, dtype=torch.float32)

@@ -49,12 +49,14 @@ def paged_attention(
         q = functional.pad(q, (0, -width % WIDTH_MULTIPLE))
     if dtype == torch.float16:
         q = q.float()
-    row = RowKind(cache.shape[3], q.shape[2], q.dtype)
+    shared = cache.ndim == 3
+    row = RowKind(1 if shared else cache.shape[3], q.shape[2], q.dtype, shared)
     work = plan.recall(("work", q.shape[1], row, sight), lambda: _lay_out(plan, q, row, sight))
     num_rows = q.shape[0]
     if work.alone and num_rows < plan.num_padded_rows:
         q = functional.pad(q, (0, 0, 0, 0, 0, plan.num_padded_rows - num_rows))
-    out = _attend(q, cache.view(-1, *cache.shape[2:]), work, scale)[:num_rows]
+    row_shape = (1, cache.shape[2]) if shared else cache.shape[2:]
+    out = _attend(q, cache.view(-1, *row_shape), work, scale)[:num_rows]
     if out.shape[2] == width and out.dtype == dtype:
         return out
     return out[..., :width].contiguous().to(dtype)

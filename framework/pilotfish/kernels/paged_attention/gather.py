@@ -15,16 +15,22 @@ from pilotfish.kernels.paged_attention.plan import AttentionPlan
 
 
 class RowKind(NamedTuple):
-    """A cache row as attention computes with it: [2, num_kv_heads, width] of dtype."""
+    """A cache row as attention computes with it: [2, num_kv_heads, width] of dtype.
+
+    shared: a row is key and value at once, [num_kv_heads, width].
+    """
 
     num_kv_heads: int
     width: int
     dtype: torch.dtype
+    shared: bool = False
 
 
 @attrs.frozen(kw_only=True)
 class Gather:
-    """slots: [I*C] int64 rows of the cache; rows: [I*C, 2, K, H] scratch; k, v: [I, K, C, H] views.
+    """slots: [I*C] int64 rows of the cache; k, v: [I, K, C, H] views of the scratch `rows`.
+
+    rows: [I*C, 2, K, H], or [I*C, K, H] for shared ones.
 
     The scratch belongs to the plan and is used by one call after another.
     """
@@ -37,12 +43,17 @@ class Gather:
     @classmethod
     def make(cls, plan: AttentionPlan, slots: torch.Tensor, num_runs: int, row: RowKind) -> Gather:
         """slots: [I*C] int64; num_runs: I."""
-        rows = plan.scratch((slots.shape[0], 2, row.num_kv_heads, row.width), row.dtype)
-        k, v = rows.view(num_runs, -1, *rows.shape[1:]).transpose(1, 3).unbind(2)
+        heads = (row.num_kv_heads, row.width)
+        rows = plan.scratch((slots.shape[0], *(() if row.shared else (2,)), *heads), row.dtype)
+        runs = rows.view(num_runs, -1, *rows.shape[1:])
+        if row.shared:
+            k = v = runs.transpose(1, 2)
+        else:
+            k, v = runs.transpose(1, 3).unbind(2)
         return cls(slots=slots, rows=rows, k=k, v=v)
 
     def fill(self, cache_rows: torch.Tensor) -> None:
-        """cache_rows: [P*S, 2, K, H']. A wider row keeps the zeros the scratch was made with."""
+        """cache_rows: [P*S, (2,) K, H']. A wider row keeps the zeros the scratch was made with."""
         width = cache_rows.shape[-1]
         if width == self.rows.shape[-1] and cache_rows.dtype == self.rows.dtype:
             torch.index_select(cache_rows, 0, self.slots, out=self.rows)

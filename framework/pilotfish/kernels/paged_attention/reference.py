@@ -22,6 +22,8 @@ def gather_keys_values(
     cache: torch.Tensor, plan: AttentionPlan, request: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the keys and the values of one request in order, each [keys, K, H]."""
+    if cache.ndim == 3:
+        cache = cache[:, :, None, None].expand(-1, -1, 2, -1, -1)
     num_keys = plan.num_keys[request]
     pages = plan.lookup_table[request, : -(-num_keys // plan.page_size_tokens)].long()
     rows = cache[pages].flatten(0, 1)[:num_keys]
@@ -41,7 +43,7 @@ def paged_attention(
     out = torch.zeros_like(q)
     for request, (start, count) in enumerate(zip(plan.offsets, plan.row_counts, strict=True)):
         keys, values = gather_keys_values(cache, plan, request)
-        group = q.shape[1] // cache.shape[3]
+        group = q.shape[1] // keys.shape[1]
         k_JNH = keys.to(compute_dtype).repeat_interleave(group, dim=1)
         v_JNH = values.to(compute_dtype).repeat_interleave(group, dim=1)
         positions = torch.arange(count, device=q.device) + plan.lengths[request]

@@ -56,14 +56,14 @@ def attend(
     scale: float,
     out: torch.Tensor | None,
 ) -> torch.Tensor:
-    """q: [T', N, H]; cache_rows: [P*S, 2, K, H']. Fills these requests' rows of out: [T', N, H].
+    """q: [T', N, H]; cache_rows: [P*S, (2,) K, H']. Fills these requests' rows of out: [T', N, H].
 
     out may be None when they are all rows of q: then a new tensor is made without filling it first.
     """
     _, num_heads, width = q.shape
     fold, calls = together.fold, together.calls
     q_rows = q.reshape(-1, width).index_select(0, fold.q_index)
-    q_RKMH = q_rows.view(-1, cache_rows.shape[2], fold.num_folded, width)
+    q_RKMH = q_rows.view(-1, cache_rows.shape[-2], fold.num_folded, width)
     parts, lses = [], []
     for call, gather in zip(calls.calls, together.gathers, strict=True):
         gather.fill(cache_rows)

@@ -1,8 +1,8 @@
 """paged_attention in Triton: one kernel for every kind of pass, and one that merges its results.
 
 Knows: tiles, splits, the kernels. Does not know: when they are chosen. The README derives them.
-Letters as in the package, and: M rows of a tile with the heads of a group folded in (row i, head g
-of the group: i * G + g), J keys of a block. A split is 512 keys.
+Letters as in the package, and: M rows of a tile with the heads of a group, or a part of one, folded
+in (row i, head g of them: i * G + g), J keys of a block. A split is 512 keys.
 """
 
 import math
@@ -35,16 +35,29 @@ class Blocks:
 
     @classmethod
     def choose(cls, group: int, width: int, dtype: torch.dtype) -> "Blocks":
-        """64 rows are one Hopper tensor instruction; decode leaves most of them idle, for free."""
+        """64 rows are one Hopper tensor instruction; decode leaves most of them idle, for free.
+
+        Sizes are the largest that keep a tile's results in registers and its keys in the shared
+        memory of one multiprocessor. A row of several hundred numbers leaves room for 16 rows.
+        """
         block_h = max(16, triton.next_power_of_2(width))
-        small = block_h > 128 or dtype == torch.float32
+        exact = dtype == torch.float32
+        if block_h > 256:
+            return cls(block_m=16, block_j=16, block_h=block_h, num_warps=8, num_stages=1)
+        warps = 4 if block_h <= 64 else 8
         return cls(
             block_m=max(64, triton.next_power_of_2(group)),
-            block_j=32 if small else 64,
+            block_j=(32 if block_h <= 64 else 16) if exact else (64 if block_h <= 128 else 32),
             block_h=block_h,
-            num_warps=8 if block_h > 128 else 4,
+            num_warps=2 * warps if exact and block_h != 128 else warps,
             num_stages=2,
         )
+
+    def heads_of_tile(self, group: int) -> int:
+        """Heads that a tile's rows have: a kv head's whole group, or a part that a tile holds."""
+        if group <= self.block_m:
+            return group
+        return max(heads for heads in range(1, self.block_m) if group % heads == 0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -97,6 +110,7 @@ def _attend_split(  # noqa: PLR0917
     window: int,
     scale_log2: float,
     ROW: tl.constexpr,
+    VALUE: tl.constexpr,
     WIDTH: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -120,7 +134,7 @@ def _attend_split(  # noqa: PLR0917
         m_key = (i_key >= low) & (i_key < high)
         page = tl.load(p_pages + i_key // PAGE_SIZE, mask=m_key, other=0).to(tl.int64)
         p_k = p_kv_head + (page * PAGE_SIZE + i_key % PAGE_SIZE) * ROW
-        p_v = p_k + ROW // 2
+        p_v = p_k + VALUE
         # What is not loaded is zero: a hidden key may hold NaN, and 0 * NaN is NaN.
         k = tl.load(p_k[None, :] + i_h[:, None], mask=m_key[None, :] & m_h[:, None], other=0.0)
         v = tl.load(p_v[:, None] + i_h[None, :], mask=m_key[:, None] & m_h[None, :], other=0.0)
@@ -168,9 +182,11 @@ def _attend_kernel(  # noqa: PLR0917
     stride_qt: int,
     stride_qn: int,
     NUM_HEADS: tl.constexpr,
+    KV_GROUP: tl.constexpr,
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    SHARED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WIDEN: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -179,8 +195,11 @@ def _attend_kernel(  # noqa: PLR0917
     BLOCK_H: tl.constexpr,
 ) -> None:
     ROWS: tl.constexpr = BLOCK_M // GROUP
-    ROW: tl.constexpr = 2 * (NUM_HEADS // GROUP) * WIDTH
-    i_kv_head = tl.program_id(1)
+    # Where a row's values begin, and the next row.
+    VALUE: tl.constexpr = 0 if SHARED else (NUM_HEADS // KV_GROUP) * WIDTH
+    ROW: tl.constexpr = WIDTH if SHARED else 2 * VALUE
+    i_first_head = tl.program_id(1) * GROUP
+    i_kv_head = i_first_head // KV_GROUP
     i_chunk = tl.program_id(2)
     i_request, i_tile = _find_request(p_row_offsets, tl.program_id(0), num_requests, ROWS)
     start = tl.load(p_row_offsets + i_request)
@@ -191,7 +210,7 @@ def _attend_kernel(  # noqa: PLR0917
     i_m = tl.arange(0, BLOCK_M)
     i_h = tl.arange(0, BLOCK_H)
     i_row = i_tile * ROWS + i_m // GROUP
-    i_head = i_kv_head * GROUP + i_m % GROUP
+    i_head = i_first_head + i_m % GROUP
     i_packed = (start + i_row).to(tl.int64)
     m_row = (i_m < ROWS * GROUP) & (i_row < count)
     m_h = i_h < WIDTH
@@ -221,6 +240,7 @@ def _attend_kernel(  # noqa: PLR0917
             window,
             scale_log2,
             ROW,
+            VALUE,
             WIDTH,
             PAGE_SIZE,
             CAUSAL,
@@ -280,7 +300,8 @@ def paged_attention(
     q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan, scale: float, sight: Sight
 ) -> torch.Tensor:
     """Arguments and result as the public function; nothing waits for the device."""
-    num_heads, width, num_kv_heads = q.shape[1], q.shape[2], cache.shape[3]
+    num_heads, width, shared = q.shape[1], q.shape[2], cache.ndim == 3
+    num_kv_heads = 1 if shared else cache.shape[3]
     blocks = Blocks.choose(num_heads // num_kv_heads, width, q.dtype)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if q.stride(2) != 1:
@@ -295,8 +316,9 @@ def paged_attention(
     highest = torch.full(shape, -math.inf, dtype=torch.float32, device=q.device)
     total = torch.empty(shape, dtype=torch.float32, device=q.device)
     values = torch.empty((*shape, width), dtype=torch.float32, device=q.device)
-    num_tiles = plan.num_rows // (blocks.block_m // group) + len(plan.row_counts)
-    _attend_kernel[(num_tiles, num_kv_heads, num_chunks)](
+    tile_heads = blocks.heads_of_tile(group)
+    num_tiles = plan.num_rows // (blocks.block_m // tile_heads) + len(plan.row_counts)
+    _attend_kernel[(num_tiles, num_heads // tile_heads, num_chunks)](
         q,
         cache,
         highest,
@@ -314,9 +336,11 @@ def paged_attention(
         q.stride(0),
         q.stride(1),
         NUM_HEADS=num_heads,
-        GROUP=group,
+        KV_GROUP=group,
+        GROUP=tile_heads,
         WIDTH=width,
         PAGE_SIZE=plan.page_size_tokens,
+        SHARED=shared,
         CAUSAL=sight.mode == "causal",
         # Triton's interpreter keeps bfloat16 as raw 16-bit integers, and would multiply those.
         WIDEN=triton.knobs.runtime.interpret and q.dtype == torch.bfloat16,
@@ -326,6 +350,7 @@ def paged_attention(
         BLOCK_H=blocks.block_h,
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
+        enable_fp_fusion=True,
     )
     block_n = min(triton.next_power_of_2(num_heads), max(1, 4096 // blocks.block_h))
     _merge_kernel[(q.shape[0], triton.cdiv(num_heads, block_n))](
@@ -339,5 +364,6 @@ def paged_attention(
         WIDTH=width,
         BLOCK_N=block_n,
         BLOCK_H=blocks.block_h,
+        enable_fp_fusion=True,
     )
     return out

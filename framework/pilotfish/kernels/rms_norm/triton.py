@@ -41,12 +41,19 @@ def _rms_norm_kernel(  # noqa: PLR0917
         stream = stream.to(dtype)
         tl.store(p_stream, stream, mask=m_d)
         x = stream.to(tl.float32)
-    out = x * (1.0 / tl.sqrt(tl.sum(x * x, axis=0) / width + eps))
+    # rn: rounded as on a CPU; plain division and root are approximations on a GPU.
+    mean = tl.div_rn(tl.sum(x * x, axis=0), width * 1.0)
+    out = x * tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
     if WEIGHT:
         if CAST_FIRST:
             out = out.to(dtype).to(tl.float32)
         out *= tl.load(p_weight + i_d, mask=m_d, other=0.0).to(tl.float32)
     tl.store(p_out + i_row * width + i_d, out.to(dtype), mask=m_d)
+
+
+def num_warps(block: int) -> int:
+    """Warps of a row of `block` numbers; they decide the order of its sum."""
+    return min(max(block // 512, 1), 16)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, cast: str) -> torch.Tensor:
@@ -98,6 +105,7 @@ def _launch(
         WEIGHT=weight is not None,
         CAST_FIRST=cast != AFTER_WEIGHT,
         BLOCK_D=block,
-        num_warps=min(max(block // 512, 1), 16),
+        num_warps=num_warps(block),
+        enable_fp_fusion=False,
     )
     return out

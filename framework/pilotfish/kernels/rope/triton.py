@@ -70,5 +70,6 @@ def apply_rope(
         BLOCK_N=block_n,
         BLOCK_R=block_r,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return x

@@ -14,7 +14,7 @@ from pilotfish.kernels.short_conv.columns import ConvColumns
 BLOCK_COLUMNS = 512
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first_row", "start"])  # type: ignore[untyped-decorator]
 def _short_conv_kernel(  # noqa: PLR0917
     p_bcx: tl.tensor,
     p_weight: tl.tensor,
@@ -104,5 +104,6 @@ def short_conv(
             ALL_ROWS=columns.rows is None,
             BLOCK_D=block,
             num_warps=4,
+            enable_fp_fusion=False,
         )
     return out

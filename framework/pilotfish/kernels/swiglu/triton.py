@@ -37,6 +37,12 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
         return out
     block = min(triton.next_power_of_2(width), BLOCK_COLUMNS)
     _swiglu_kernel[(num_tokens, triton.cdiv(width, block))](
-        gate_up, out, width, gate_up.stride(0), BLOCK_I=block, num_warps=4
+        gate_up,
+        out,
+        width,
+        gate_up.stride(0),
+        BLOCK_I=block,
+        num_warps=4,
+        enable_fp_fusion=False,
     )
     return out

@@ -15,10 +15,9 @@ import torch
 from pilotfish.config import CacheConfig, SamplingParams, SpeculativeConfig
 from pilotfish.engine import LLM, RequestOutput
 from pilotfish.registry import Registry
-from pilotfish.sampling import Sampler, acceptance, gumbel
-from pilotfish.sampling.acceptance import VerifyRequest
-from pilotfish.speculation import DraftBatch, Proposal, SequentialProposer
-from pilotfish.testing import drafters
+from pilotfish.sampling import Sampler, gumbel
+from pilotfish.speculation import SequentialProposer
+from pilotfish.testing import drafters, listeners
 from pilotfish.testing.promise import NotApplicable, want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
@@ -108,7 +107,7 @@ def the_draft_changes_no_text(subject: Subject) -> None:
         plain = _answers(subject.llm(dtype), prompts, params)
         for options in ({}, {"num_pages": 24, "max_batch_tokens": 7, "max_batch_size": 3}):
             llm = _drafted(subject, dtype, **options)
-            proposals = _Proposals(llm)
+            proposals = listeners.Proposals(llm)
             got = _answers(llm, prompts, params)
             want(bool(proposals.seen), f"{dtype}, {options}: nothing was drafted", "something")
             for number, (mine, wanted) in enumerate(zip(got, plain, strict=True)):
@@ -116,12 +115,23 @@ def the_draft_changes_no_text(subject: Subject) -> None:
             _want_idle(llm, f"{dtype}, {options}")
 
 
+def the_draft_is_what_was_asked_for(subject: Subject) -> None:
+    """At most `width` tokens are proposed, all of them ints and ids of the target."""
+    prompts, params = _work(subject)
+    llm = _drafted(subject, subject.dtype)
+    proposals = listeners.Proposals(llm)
+    llm.generate(prompts, params)
+    want(bool(proposals.seen), "nothing was drafted", "something")
+    for got, wanted in proposals.excess:
+        want(False, got, wanted)
+
+
 def a_warm_prefix_drafts_as_a_cold_one(subject: Subject) -> None:
     """A prefix hit restores the draft's state: the same tokens are drafted, and committed."""
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     for dtype in subject.dtypes:
         llm = _drafted(subject, dtype)
-        proposals = _Proposals(llm)
+        proposals = listeners.Proposals(llm)
         for length in (3 * PAGE_SIZE + 1, 2 * PAGE_SIZE, LONG):
             prompt = subject.tokens(length)
             llm.forget_cached_prefixes()
@@ -143,7 +153,7 @@ def a_draft_batch_equals_singles(subject: Subject) -> None:
     """What is drafted for a request does not depend on the requests beside it."""
     prompts, params = _work(subject)
     llm = _drafted(subject, subject.dtype)
-    proposals = _Proposals(llm)
+    proposals = listeners.Proposals(llm)
     llm.forget_cached_prefixes()
     llm.generate(prompts, params)
     together = set(proposals.seen)
@@ -161,7 +171,7 @@ def residual_acceptance_keeps_the_law(subject: Subject) -> None:
     prompts = [subject.tokens(6), subject.tokens(9, seed=1)]
     params = SamplingParams(temperature=0.9, top_k=8, max_tokens=NUM_TOKENS, seed=3)
     llm = _drafted(subject, subject.dtype, acceptance="residual")
-    with _Judged() as judged:
+    with listeners.Judged() as judged:
         llm.generate(prompts, params)
     want(bool(judged.seen), "no draft was judged", "one at least")
     proposer: Any = llm.proposer
@@ -194,7 +204,7 @@ def an_exception_leaves_target_and_draft_equal(subject: Subject) -> None:
             streams = [llm.stream(p, o) for p, o in zip(prompts, params, strict=True)]
             got: list[list[int]] = [list(next(stream).token_ids) for stream in streams]
             proposer: Any = llm.proposer
-            proposer.propose = _FaultyOnce(proposer, at, after).propose
+            proposer.propose = listeners.FaultyOnce(proposer, at, after).propose
             broken = 0
             for number, stream in enumerate(streams):
                 try:
@@ -213,125 +223,6 @@ def an_exception_leaves_target_and_draft_equal(subject: Subject) -> None:
 
 
 # Parts
-
-
-class _FaultyOnce:
-    """A proposer whose `propose` raises once."""
-
-    def __init__(self, proposer: Any, at: int, after: bool) -> None:
-        self._real, self._at, self._after = proposer.propose, at, after
-        self._calls = 0
-
-    def propose(self, batch: DraftBatch) -> Sequence[Proposal]:
-        """As the real one, but for the one call."""
-        self._calls += 1
-        hit = self._calls == self._at
-        if hit and not self._after:
-            raise drafters.DrafterFailedError("planted before a draft call")
-        found: Sequence[Proposal] = self._real(batch)
-        if hit:
-            raise drafters.DrafterFailedError("planted after a draft call")
-        return found
-
-
-class _Proposals:
-    """Listens to what is drafted: (tokens so far, drafted tokens), and how many rows counted."""
-
-    def __init__(self, llm: LLM) -> None:
-        proposer: Any = llm.proposer
-        self._real = proposer.propose
-        self.clear()
-        proposer.propose = self._listen
-
-    def clear(self) -> None:
-        """Forgets what was heard."""
-        self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        self.num_rows = 0
-
-    def _listen(self, batch: DraftBatch) -> Sequence[Proposal]:
-        found: Sequence[Proposal] = self._real(batch)
-        for request, proposal in zip(batch.requests, found, strict=True):
-            self.num_rows += request.num_new
-            if proposal.tokens:
-                self.seen.append((tuple(request.tokens), tuple(proposal.tokens)))
-        return found
-
-
-class _Judged:
-    """While it is entered it remembers what residual acceptance judges; then it can be asked."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[torch.Tensor, VerifyRequest]] = []
-
-    def __enter__(self) -> _Judged:
-        rule: Any = acceptance.ResidualAcceptance
-        self._real = real = rule.judge
-
-        def judge(this: Any, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
-            self.seen.append((logits.clone(), request))
-            found: list[int] = real(this, logits, request)
-            return found
-
-        rule.judge = judge
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        rule: Any = acceptance.ResidualAcceptance
-        rule.judge = self._real
-
-    def committed_law(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        """[V] float64, the law of the token that follows when drafts are drawn from q.
-
-        Of every draft the rule itself is asked: for which uniform numbers it is accepted, by
-        bisection, and from which law a token is drawn in its place.
-        """
-        logits, request = self.seen[0]
-        one = attrs.evolve(request, rows=request.rows[:2], drafts=(0,), laws=q[None])
-        sampler: Any = _FixedLaw(p)
-        rule = acceptance.ResidualAcceptance(sampler)
-        law = torch.zeros_like(p)
-        drawn: list[torch.Tensor] = []
-        real = acceptance._uniform, acceptance._draw
-        module: Any = acceptance
-
-        def draw(left: torch.Tensor, row: Any) -> int:
-            drawn.append(left)
-            return 0
-
-        def accepted(draft: int, uniform: float) -> bool:
-            module._uniform = lambda row: uniform
-            found = rule.judge(logits[:2], attrs.evolve(one, drafts=(draft,)))
-            return len(found) == 2
-
-        try:
-            module._draw = draw
-            for draft in q.nonzero()[:, 0].tolist():
-                low, high = 0.0, 1.0
-                for _ in range(50):
-                    middle = (low + high) / 2
-                    low, high = (middle, high) if accepted(draft, middle) else (low, middle)
-                chance = 1.0 if accepted(draft, 1.0) else low
-                law[draft] += q[draft] * chance
-                if chance < 1.0:
-                    law += q[draft] * (1 - chance) * drawn[-1]
-        finally:
-            module._uniform, module._draw = real
-        return law
-
-
-@attrs.frozen
-class _FixedLaw:
-    """A sampler whose target has one law in every row."""
-
-    law: torch.Tensor
-
-    def process_logits(self, logits: torch.Tensor, rows: Sequence[Any]) -> torch.Tensor:
-        """Logits of the law."""
-        return self.law.log().expand(len(rows), -1)
-
-    def sample(self, logits: torch.Tensor, rows: Sequence[Any]) -> Any:
-        """The bonus token, which nobody looks at."""
-        return attrs.make_class("Sampled", {"token_ids": attrs.field()})(torch.zeros(1).long())
 
 
 def _work(subject: Subject) -> tuple[list[list[int]], list[SamplingParams]]:
@@ -394,6 +285,7 @@ def _drafted(subject: Subject, dtype: str, *, acceptance: Any = None, **options:
         subject.speculative,
         width=WIDTH if most is None else min(WIDTH, most),
         acceptance=acceptance or "coupled",
+        thinking_tokens=None,
     )
     return _llm(subject, dtype, subject.registry, subject.draft, speculative, **options)
 

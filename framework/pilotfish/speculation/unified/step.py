@@ -16,15 +16,15 @@ import torch
 from pilotfish.config import SamplingParams
 from pilotfish.sampling import SamplingRow
 from pilotfish.sampling.acceptance import Accepted
+from pilotfish.speculation.unified.inputs import UnifiedInputs
 from pilotfish.state import KVCacheInputs
-from pilotfish_eagle.inputs import UnifiedEagleLlama3Inputs
 
 
 @attrs.frozen(kw_only=True)
 class Step:
     """B requests. rows: tokens that count for certain; drafts: to be verified; following: the
     prompt's token after a chunk, -1 where the model gives it. lengths: rows committed before.
-    wants: whether a token is to be sampled.
+    wants: whether a token is to be sampled. thinks: whether relaxed acceptance may relax.
     """
 
     rows: Sequence[list[int]]
@@ -32,11 +32,12 @@ class Step:
     following: Sequence[int]
     lengths: Sequence[int]
     wants: Sequence[bool]
+    thinks: Sequence[bool]
     params: Sequence[SamplingParams]
     seeds: Sequence[int]
 
     @classmethod
-    def of(cls, inputs: UnifiedEagleLlama3Inputs, kv: KVCacheInputs) -> Self:
+    def of(cls, inputs: UnifiedInputs, kv: KVCacheInputs) -> Self:
         """Reads the inputs back to the host."""
         offsets, tokens = inputs.input_row_offsets.tolist(), inputs.tokens.tolist()
         count = len(offsets) - 1
@@ -48,6 +49,7 @@ class Step:
             following=_listed(inputs.following_tokens, -1, count),
             lengths=kv.lengths,
             wants=[bool(n) for n in (wanted * count if len(wanted) == 1 else wanted)],
+            thinks=_listed(inputs.in_thinking_phase, False, count),
             params=[
                 SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k)
                 for temperature, top_p, top_k in zip(

@@ -1,0 +1,114 @@
+"""Reading a Hugging Face config strictly: what must be there, what may be, what it may say.
+
+Knows: attribute access and how a refusal is worded. Does not know: any option.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pilotfish.config.checks import is_int, is_number
+from pilotfish.config.model import ModelConfig
+from pilotfish.config.pipeline import PipelineConfig
+from pilotfish.errors import ConfigError
+
+CHECKPOINT = "the checkpoint's config"
+
+Allowed = Mapping[str, tuple[object, ...]]
+"""Option -> the values that are served; None among them: it may be absent."""
+
+
+def text_config(huggingface_config: Any) -> Any:
+    """The options of the text network: `text_config` where there is one, else the whole config."""
+    return getattr(huggingface_config, "text_config", None) or huggingface_config
+
+
+def option(config: Any, name: str, default: Any = None) -> Any:
+    """An option, or the default where it is absent or null."""
+    value = getattr(config, name, None)
+    return default if value is None else value
+
+
+def want_options(config: Any, names: Iterable[str], whose: str = CHECKPOINT) -> None:
+    """Raises ConfigError naming an option that is not there."""
+    for name in names:
+        if option(config, name) is None:
+            raise ConfigError(f"{whose} has no {name}; the config is incomplete")
+
+
+def whole_number(name: str, value: object, *, least: int = 1, whose: str = CHECKPOINT) -> int:
+    """An option's value that is a whole number; a bool or a float is none. Raises ConfigError."""
+    if is_int(value) and value >= least:  # type: ignore[operator]
+        return value  # type: ignore[return-value]
+    raise ConfigError(f"{whose} has {name} = {value!r}; wanted a whole number >= {least}")
+
+
+def real_number(
+    name: str, value: object, *, above: float | None = None, whose: str = CHECKPOINT
+) -> float:
+    """The value of an option that is a finite number, no bool; above: it must be greater."""
+    if is_number(value) and (above is None or value > above):  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    limit = "" if above is None else f" > {above:g}"
+    raise ConfigError(f"{whose} has {name} = {value!r}; wanted a number{limit}")
+
+
+def count(config: Any, name: str, default: int | None = None, whose: str = CHECKPOINT) -> int:
+    """An option that counts something, or the default where it is absent or null.
+
+    Raises ConfigError for anything but a whole number >= 1, and where there is neither.
+    """
+    value = option(config, name, default)
+    if value is None:
+        want_options(config, [name], whose)
+    return whole_number(name, value, whose=whose)
+
+
+def want_counts(config: Any, names: Iterable[str], whose: str = CHECKPOINT) -> None:
+    """Raises ConfigError naming an option that is not there, or is no whole number >= 1."""
+    for name in names:
+        count(config, name, whose=whose)
+
+
+def want_written(model: ModelConfig, names: Iterable[str], whose: str = CHECKPOINT) -> None:
+    """Raises ConfigError naming an option that config.json itself does not have.
+
+    transformers fills in a default of its model type there, which belongs to another model.
+    """
+    file = Path(model.path) / "config.json"
+    if not file.is_file():
+        return
+    values = json.loads(file.read_text())
+    for name in names:
+        if values.get(name) is None:
+            raise ConfigError(f"{whose} has no {name}; the config is incomplete")
+
+
+def want_values(config: Any, allowed: Allowed, whose: str = CHECKPOINT) -> None:
+    """Raises ConfigError naming an option whose value is not served, with those that are."""
+    for name, values in allowed.items():
+        want_value(name, getattr(config, name, None), values, whose)
+
+
+def want_value(
+    name: str, value: object, allowed: tuple[object, ...], whose: str = CHECKPOINT
+) -> None:
+    """As `want_values`, for one option that was read before."""
+    if value not in allowed:
+        wanted = " or ".join("it absent" if one is None else repr(one) for one in allowed)
+        raise ConfigError(f"{whose} has {name} = {value!r}, which is not served; wanted {wanted}")
+
+
+def run_dtype(pipeline_config: PipelineConfig, model: ModelConfig) -> str:
+    """The dtype of a run: the user's, else the checkpoint's, else bfloat16 for GGUF files."""
+    if pipeline_config.runtime.dtype != "auto":
+        return pipeline_config.runtime.dtype
+    hf = model.huggingface_config
+    for config in (hf, text_config(hf)):
+        given = option(config, "dtype") or option(config, "torch_dtype")
+        if given is not None:
+            return str(given).removeprefix("torch.")
+    return "bfloat16" if model.weight_format == "gguf" else "float32"

@@ -1,0 +1,76 @@
+"""PreparedDraft: the drafter, decided before weights are read.
+
+Knows: what a draft and the user's options must agree on. Does not know: any drafter, or targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from pilotfish.config import PipelineConfig, SpeculativeConfig
+from pilotfish.errors import ConfigError
+from pilotfish.registry import Registry, Route
+from pilotfish.speculation import Proposer, ProposerSetup, SpeculatorConfig, WidthPolicy
+from pilotfish.speculation.width import width_policy
+from pilotfish.weights import Checkpoint, WeightSource
+
+
+@attrs.frozen(kw_only=True)
+class PreparedDraft:
+    """The drafter, decided before weights are read.
+
+    config: its SpeculatorConfig, complete. model_class: of the Proposer. weights: unread; None for
+    a method without a draft. policy: how much is drafted. speculative: the user's options.
+    """
+
+    config: SpeculatorConfig
+    model_class: Callable[[ProposerSetup], Proposer]
+    weights: WeightSource | None
+    policy: WidthPolicy
+    speculative: SpeculativeConfig
+
+    @property
+    def num_scratch_rows(self) -> int:
+        """Rows past the last one of a pass that drafting may write."""
+        return self.config.num_scratch_rows(self.policy.most)
+
+
+def prepare_draft(
+    route: Route,
+    pipeline_config: PipelineConfig,
+    options: SpeculativeConfig,
+    checkpoint: Checkpoint | None,
+    *,
+    registry: Registry,
+    vocab_size: int,
+) -> PreparedDraft:
+    """Makes the drafter's config and checks it; reads no weights."""
+    config_class: Any = route.speculator_config_class()
+    config = config_class.initialize(pipeline_config, registry=registry)
+    weights = None
+    if checkpoint is not None:
+        weights = checkpoint.weights()
+        config = config.finalize(checkpoint.huggingface_config, weights.infos)
+    for token in options.thinking_tokens or ():
+        if token >= vocab_size:
+            raise ConfigError(
+                f"thinking_tokens has id {token}; wanted ids from 0 to {vocab_size - 1}, the "
+                "model's vocabulary"
+            )
+    most = config.max_width
+    width = max(options.width.values()) if isinstance(options.width, Mapping) else options.width
+    if isinstance(width, int) and most is not None and width > most:
+        raise ConfigError(
+            f"width is {width} and the draft was made for at most {most} tokens a step; "
+            f"wanted {most} or less, or 'adaptive'"
+        )
+    return PreparedDraft(
+        config=config,
+        model_class=route.speculator_model_class(),
+        weights=weights,
+        policy=width_policy(options, most),
+        speculative=options,
+    )

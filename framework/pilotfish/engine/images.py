@@ -1,0 +1,194 @@
+"""ImageAdmission: puts a prompt's images in the place of their placeholders, or refuses them.
+
+Knows: placeholders, hashes and the forms of an image. Does not know: towers, files or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import attrs
+import torch
+
+from pilotfish.batch import PlacedImage
+from pilotfish.engine.image_files import read_pixels
+from pilotfish.engine.tokenizer import Tokenizer
+from pilotfish.errors import RequestError
+from pilotfish.protocols import ImageFeatures, ImageProcessor
+
+_PIXELS, _GRIDS = "pixel_values", ("grid_thw", "image_grid_thw", "grid_thws")
+_IMAGE_PARTS = ("image", "image_url")
+DIGEST_BYTES = 32
+
+
+@attrs.frozen(kw_only=True)
+class ImageAdmission:
+    """What images a model takes.
+
+    architecture: its name, for messages. processor: None for text only.
+    max_seq_len: tokens of a context; images that do not fit are refused before they are read.
+    """
+
+    architecture: str
+    processor: ImageProcessor | None = None
+    max_seq_len: int
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def placeholder_ids(self) -> frozenset[int]:
+        """Token ids that a prompt of text cannot have; empty for a model of text only."""
+        if self.processor is None:
+            return frozenset()
+        served, others = self.processor.placeholder_token_id, self.processor.unserved_token_ids
+        return frozenset({served, *others.values()})
+
+    def place(
+        self, tokens: Sequence[int], images: Sequence[Any]
+    ) -> tuple[list[int], tuple[PlacedImage, ...]]:
+        """The tokens with every placeholder as often as its image has rows, and the images.
+
+        tokens: with one placeholder an image. Raises RequestError for images given to a text-only
+        model, another number of placeholders than images, a placeholder of an unserved kind, and an
+        image that cannot be read or does not fit the tower.
+        """
+        processor = self.processor
+        if processor is None:
+            if images:
+                raise RequestError(
+                    f"got {_counted(len(images), 'image')} and {self.architecture} serves text "
+                    "only; wanted a prompt without images, or a model that serves them"
+                )
+            return list(tokens), ()
+        self._check_kinds(processor, tokens)
+        placeholder = processor.placeholder_token_id
+        count = sum(token == placeholder for token in tokens)
+        if count != len(images):
+            raise RequestError(
+                f"the prompt has {_counted(count, 'image placeholder')} ({self._name(placeholder)})"
+                f" and {_counted(len(images), 'image')}; wanted one placeholder for each image"
+            )
+        if len(tokens) > self.max_seq_len:
+            raise RequestError(
+                f"the prompt has {len(tokens)} tokens; wanted at most {self.max_seq_len}"
+            )
+        features = [self._features(processor, image, i) for i, image in enumerate(images)]
+        return _expanded(tokens, placeholder, features, processor)
+
+    def check_parts(self, messages: str | Sequence[Mapping[str, Any]]) -> None:
+        """Raises RequestError for a part of a message that is not served.
+
+        messages: as a chat template takes them.
+        """
+        served = ("text",) if self.processor is None else ("text", *_IMAGE_PARTS)
+        for message in () if isinstance(messages, str) else messages:
+            content = message.get("content") if isinstance(message, Mapping) else None
+            for part in content if isinstance(content, list | tuple) else ():
+                kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+                if kind not in served:
+                    raise RequestError(
+                        f"a message has a part of type {kind!r} and {self.architecture} serves "
+                        f"{' and '.join(served[:2])}; wanted those"
+                    )
+
+    def _features(self, processor: ImageProcessor, image: Any, place: int) -> ImageFeatures:
+        name = f"image {place}"
+        if isinstance(image, Mapping):
+            image = _from_mapping(image, name)
+        if not isinstance(image, ImageFeatures):
+            return processor.preprocess(read_pixels(image, name))
+        _check_features(image, name)
+        try:
+            processor.check(image)
+        except RequestError as error:
+            raise RequestError(f"{name}: {error}") from error
+        return image
+
+    def _check_kinds(self, processor: ImageProcessor, tokens: Sequence[int]) -> None:
+        for kind, token in processor.unserved_token_ids.items():
+            if token in tokens:
+                raise RequestError(
+                    f"the prompt has a placeholder for {kind} ({self._name(token)}), which is not "
+                    "served; wanted text and images"
+                )
+
+    def _name(self, token: int) -> str:
+        if self.tokenizer is None:
+            return f"token id {token}"
+        return self.tokenizer.decode([token], skip_special_tokens=False) or f"token id {token}"
+
+
+def digest_of(features: ImageFeatures) -> bytes:
+    """32 bytes that tell one image's content from any other's."""
+    pixels = features.pixel_values.detach().cpu().contiguous()
+    head = f"{pixels.dtype} {tuple(pixels.shape)} {features.grid_thw}".encode()
+    hashed = blake2b(head, digest_size=DIGEST_BYTES, person=b"image")
+    hashed.update(pixels.view(torch.uint8).numpy().tobytes())
+    return hashed.digest()
+
+
+def _expanded(
+    tokens: Sequence[int],
+    placeholder: int,
+    features: Sequence[ImageFeatures],
+    processor: ImageProcessor,
+) -> tuple[list[int], tuple[PlacedImage, ...]]:
+    expanded: list[int] = []
+    placed: list[PlacedImage] = []
+    left = iter(features)
+    for token in tokens:
+        if token != placeholder:
+            expanded.append(token)
+            continue
+        image = next(left)
+        count = processor.num_tokens(image.grid_thw)
+        placed.append(
+            PlacedImage(
+                features=image, digest=digest_of(image), start=len(expanded), num_tokens=count
+            )
+        )
+        expanded.extend([placeholder] * count)
+    return expanded, tuple(placed)
+
+
+def _from_mapping(given: Mapping[str, Any], name: str) -> ImageFeatures:
+    """A preprocessed image as published processors return it, for one image."""
+    grids = [key for key in _GRIDS if key in given]
+    unknown = [key for key in given if key not in (_PIXELS, *_GRIDS)]
+    if _PIXELS not in given or len(grids) != 1 or unknown:
+        raise RequestError(
+            f"{name} has the fields {sorted(map(str, given))}; wanted {_PIXELS} and grid_thw"
+        )
+    pixels, grid = given[_PIXELS], given[grids[0]]
+    try:
+        sizes = torch.as_tensor(grid).reshape(-1).tolist()
+        values = torch.as_tensor(pixels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"{name} has no numbers for {_PIXELS} and grid_thw: {error}") from error
+    if len(sizes) != 3 or any(type(size) is not int for size in sizes):
+        raise RequestError(
+            f"{name} has grid_thw {sizes}; wanted three whole numbers: frames, rows and columns of "
+            "patches of one image"
+        )
+    return ImageFeatures(pixel_values=values, grid_thw=(sizes[0], sizes[1], sizes[2]))
+
+
+def _check_features(features: ImageFeatures, name: str) -> None:
+    pixels, (frames, rows, columns) = features.pixel_values, features.grid_thw
+    if frames != 1:
+        raise RequestError(
+            f"{name} has grid_thw {list(features.grid_thw)}: {frames} frames, and video is not "
+            "served; wanted 1 frame"
+        )
+    if rows < 1 or columns < 1 or pixels.dim() < 2 or pixels.shape[0] != rows * columns:
+        raise RequestError(
+            f"{name} has pixel_values {list(pixels.shape)} for grid_thw {list(features.grid_thw)}; "
+            "wanted one item for each of rows x columns patches"
+        )
+    if not pixels.is_floating_point() or not bool(torch.isfinite(pixels).all()):
+        raise RequestError(f"{name} has pixel_values that are not finite floats; wanted those")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

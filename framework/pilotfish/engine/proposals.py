@@ -1,0 +1,71 @@
+"""What a drafter returned, checked before it is used.
+
+Knows: what a proposer owes (speculation/proposer.py). Does not know: drafters, or what is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pilotfish.config.checks import is_int
+from pilotfish.errors import PilotfishError
+from pilotfish.speculation import Proposal
+
+_MOST_SHOWN = 80
+
+
+def fault_of(found: Any, num_requests: int, vocab_size: int) -> tuple[str, str] | None:
+    """What `propose` returned and what was wanted, where it is of the wrong kind; None where not.
+
+    found: what it returned. vocab_size: of the target's logits. How many tokens there are, and
+    whether they are ids of the target, is not looked at: no text depends on it.
+    """
+    if isinstance(found, str | bytes) or not isinstance(found, Sequence):
+        return _shown(found), f"a list with one Proposal for each of {num_requests} requests"
+    if len(found) != num_requests:
+        return f"{len(found)} proposals", f"one for each of {num_requests} requests"
+    for place, proposal in enumerate(found):
+        fault = _fault_of_one(proposal, vocab_size)
+        if fault is not None:
+            return f"{fault[0]} for request {place}", fault[1]
+    return None
+
+
+def check_proposals(proposer: object, found: Any, num_requests: int, vocab_size: int) -> None:
+    """Raises PilotfishError naming the drafter's class, what it returned and what was wanted."""
+    fault = fault_of(found, num_requests, vocab_size)
+    if fault is not None:
+        got, wanted = fault
+        raise PilotfishError(f"{type(proposer).__name__}.propose returned {got}; wanted {wanted}")
+
+
+def _fault_of_one(proposal: Any, vocab_size: int) -> tuple[str, str] | None:
+    if not isinstance(proposal, Proposal):
+        return _shown(proposal), "a pilotfish.speculation.Proposal"
+    tokens: Any = proposal.tokens
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence):
+        return f"tokens {_shown(tokens)}", "a list of token ids"
+    for token in tokens:
+        if not is_int(token):
+            return f"a token {_shown(token)}", "token ids that are ints"
+    return None if proposal.laws is None else _fault_of_laws(proposal.laws, len(tokens), vocab_size)
+
+
+def _fault_of_laws(laws: Any, num_tokens: int, vocab_size: int) -> tuple[str, str] | None:
+    wanted = f"laws [{num_tokens}, {vocab_size}] of floats, one for each token, or None"
+    if not isinstance(laws, torch.Tensor):
+        return f"laws {_shown(laws)}", wanted
+    if tuple(laws.shape) != (num_tokens, vocab_size) or not laws.is_floating_point():
+        return f"laws {list(laws.shape)} of {str(laws.dtype).removeprefix('torch.')}", wanted
+    return None
+
+
+def _shown(value: object) -> str:
+    """A value with its kind, cut where it is long."""
+    text = " ".join(repr(value).split())
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[:_MOST_SHOWN]}..."
+    return text if value is None else f"{text} ({type(value).__name__})"

@@ -1,0 +1,35 @@
+"""Combine rows: the weighted sum of several rows for each row of a pass.
+
+Knows: the order of the sum. Does not know: where rows and weights come from.
+Letters: R rows to choose from, T rows of the pass, S rows that each of them adds up, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.combine_rows import eager
+
+__all__ = ["combine_rows"]
+
+
+def combine_rows(
+    x: torch.Tensor,
+    places: torch.Tensor,
+    weights: torch.Tensor,
+    last: torch.Tensor | None = None,
+    *,
+    backend: KernelBackend,
+) -> torch.Tensor:
+    """Return `sum_s weights[t, s] * x[places[t, s]] + last[t]`: float32, s ascending, one rounding.
+
+    x: [R, D] float; places: [T, S] int64; weights: [T, S] float32; last: [T, D] of x's dtype, or
+    None. Every product is rounded to float32 and then added. Returns a new [T, D] of x's dtype.
+    A row's bits depend on that row's own terms only.
+    """
+    if backend.name == "triton":
+        from pilotfish.kernels.combine_rows import triton
+
+        return triton.combine_rows(x, places, weights, last)
+    return eager.combine_rows(x, places, weights, last)

@@ -1,0 +1,22 @@
+"""Grouped linear on a CPU: one linear layer for each group that has rows.
+
+Knows: `kernels.linear` and its packed weights. Does not know: Triton.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels.grouped_linear.groups import RowGroups
+from pilotfish.kernels.grouped_linear.weight import GroupedWeight
+from pilotfish.kernels.linear import eager
+
+
+def grouped_linear(x: torch.Tensor, weight: GroupedWeight, groups: RowGroups) -> torch.Tensor:
+    """x: [R, K]; returns a new [R, O], as the public function."""
+    if not groups.spans:
+        return x.new_empty((0, weight.out_features))
+    parts = [
+        eager.linear(x[start:end], weight.separate[group]) for group, start, end in groups.spans
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,113 @@
+"""GroupedWeight: the weights of all groups in the form their backend reads, filled one by one.
+
+Knows: the form and the shapes. Does not know: how they are multiplied.
+Letters: E groups, O output width, K input width, C groups of columns that share a scale.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import attrs
+import torch
+
+from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.linear import LinearWeight, prepare_int4, prepare_linear
+
+GroupedKind: TypeAlias = Literal["separate", "triton", "triton_int4"]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class GroupedWeight:
+    """kind: "separate" (torch: one LinearWeight a group), "triton" or "triton_int4" (stacked).
+
+    separate: E LinearWeights. stacked: [E, O, K] float, or [E, O, K/8] int32 with scale [E, O, C].
+    dtype: of the rows that are multiplied.
+    """
+
+    kind: GroupedKind
+    num_groups: int
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    separate: tuple[LinearWeight, ...] = ()
+    stacked: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+
+class GroupedWeightBuilder:
+    """Takes the weight of one group after the other, each once, and keeps no second copy of any.
+
+    out_features, in_features: O and K of every group. dtype: of the rows to be multiplied, and of
+    weights that are not packed.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        out_features: int,
+        in_features: int,
+        *,
+        dtype: torch.dtype,
+        backend: KernelBackend,
+    ) -> None:
+        self.num_groups = num_groups
+        self.out_features = out_features
+        self.in_features = in_features
+        self.dtype = dtype
+        self.backend = backend
+        self._separate: dict[int, LinearWeight] = {}
+        self._seen: set[int] = set()
+        self._stacked: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
+
+    def add(self, group: int, weight: torch.Tensor, scale: torch.Tensor | None = None) -> None:
+        """weight: [O, K] float; or [O, K/8] int32 with scale: [O, C] (see `kernels.int4`)."""
+        assert 0 <= group < self.num_groups, group
+        assert group not in self._seen, group
+        self._seen.add(group)
+        if self.backend.name == "torch":
+            self._separate[group] = self._prepared(weight, scale)
+            return
+        if self._stacked is None:
+            self._stacked = weight.new_empty((self.num_groups, *weight.shape))
+            self._scale = (
+                None if scale is None else scale.new_empty((self.num_groups, *scale.shape))
+            )
+        self._stacked[group] = weight
+        if scale is not None:
+            assert self._scale is not None
+            self._scale[group] = scale
+
+    def _prepared(self, weight: torch.Tensor, scale: torch.Tensor | None) -> LinearWeight:
+        if scale is not None:
+            prepared = prepare_int4(weight, scale, dtype=self.dtype)
+        else:
+            prepared = prepare_linear(weight, backend=self.backend)
+        if prepared.weight is not weight:
+            return prepared
+        # Kept as it came: a mapping for each of some ten thousand experts is more than a process
+        # may have.
+        return attrs.evolve(prepared, weight=weight.clone())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every group has its weight."""
+        return len(self._seen) == self.num_groups
+
+    def finish(self) -> GroupedWeight:
+        """The weight of all groups."""
+        assert self.is_complete, self.num_groups - len(self._seen)
+        kind: GroupedKind = "separate"
+        if self.backend.name == "triton":
+            kind = "triton" if self._scale is None else "triton_int4"
+        return GroupedWeight(
+            kind=kind,
+            num_groups=self.num_groups,
+            in_features=self.in_features,
+            out_features=self.out_features,
+            dtype=self.dtype,
+            separate=tuple(self._separate[group] for group in sorted(self._separate)),
+            stacked=self._stacked,
+            scale=self._scale,
+        )

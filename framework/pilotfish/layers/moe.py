@@ -1,0 +1,192 @@
+"""MixtureOfExperts: a feed-forward made of many small ones, of which each row takes a few.
+
+Knows: router, experts, shared experts and their sum. Does not know: how a choice is scored.
+Axis letters: T packed tokens, D model width, I an expert's width, E experts, S experts of a row,
+R rows sorted by expert.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from pilotfish.errors import ConfigError
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.combine_rows import combine_rows
+from pilotfish.kernels.grouped_linear import (
+    GroupedWeight,
+    GroupedWeightBuilder,
+    RowGroups,
+    group_rows,
+    grouped_linear,
+)
+from pilotfish.kernels.int4 import COLUMNS_PER_WORD
+from pilotfish.kernels.linear import LinearWeight
+from pilotfish.kernels.swiglu import swiglu
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.layer import Layer, Shape
+from pilotfish.layers.mlp import GatedMLP
+from pilotfish.layers.router import Router, Routing
+from pilotfish.weights import DeferredTensor
+
+
+@attrs.frozen(kw_only=True)
+class ExpertFormat:
+    """How the weights of all experts of a layer are kept.
+
+    group_size: columns that share a scale where the weights are INT4 (see `kernels.int4`); None
+    where they are of the run's dtype. gate_up and down may differ.
+    """
+
+    gate_up: int | None = None
+    down: int | None = None
+
+
+PLAIN = ExpertFormat()
+
+
+class Experts(Layer):
+    """E gated feed-forwards, run on rows sorted by expert.
+
+    dtype: of the rows; what INT4 weights are multiplied in.
+    Parameters of expert e: "{e}.gate_up" [2I, D] (gate first) and "{e}.down" [D, I]; of INT4 ones
+    "{e}.gate_up_packed" [2I, D/8] int32, "{e}.gate_up_scale" [2I, D/group_size] and
+    "{e}.gate_up_shape" [2, 2] (what the file says of them, not kept), likewise down.
+    They arrive one expert at a time, so that no layer lies in memory twice.
+    """
+
+    gate_up: GroupedWeight
+    down: GroupedWeight
+
+    def __init__(
+        self,
+        width: int,
+        expert_width: int,
+        num_experts: int,
+        *,
+        dtype: torch.dtype,
+        format: ExpertFormat = PLAIN,
+    ) -> None:
+        self.num_experts = num_experts
+        self.dtype = dtype
+        self._parts = {
+            "gate_up": (2 * expert_width, width, format.gate_up),
+            "down": (width, expert_width, format.down),
+        }
+        self._waiting_pairs: dict[str, torch.Tensor] = {}
+        self._builders: dict[str, GroupedWeightBuilder] = {}
+        for part, (rows, columns, group_size) in self._parts.items():
+            for name, shape in _shapes(part, rows, columns, group_size).items():
+                for expert in range(num_experts):
+                    self.declare(f"{expert}.{name}", shape)
+
+    def may_defer(self, name: str) -> bool:
+        """No: so many parts of a file cannot all stay mapped."""
+        del name
+        return False
+
+    def assign(
+        self, name: str, tensor: torch.Tensor | DeferredTensor, backend: KernelBackend
+    ) -> None:
+        """As `Layer.assign`, one expert at a time."""
+        assert not isinstance(tensor, DeferredTensor), name
+        shapes = self._declared()
+        if name not in shapes:
+            raise KeyError(
+                f"{self.num_experts} experts want {sorted(shapes)[:4]} ..., got {name!r}"
+            )
+        assert tuple(tensor.shape) == shapes[name], (name, tensor.shape, shapes[name])
+        expert, _, kind = name.partition(".")
+        part = kind.removesuffix("_packed").removesuffix("_scale")
+        scale = None
+        if kind.endswith("_shape"):
+            return
+        if self._parts[part][2] is not None:
+            self._waiting_pairs[name] = tensor
+            pair = [f"{expert}.{part}_packed", f"{expert}.{part}_scale"]
+            if not all(one in self._waiting_pairs for one in pair):
+                return
+            tensor, scale = (self._waiting_pairs.pop(one) for one in pair)
+        self._add(part, int(expert), tensor, scale, backend)
+
+    def _add(
+        self,
+        part: str,
+        expert: int,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        backend: KernelBackend,
+    ) -> None:
+        rows, columns, _ = self._parts[part]
+        if part not in self._builders:
+            self._builders[part] = GroupedWeightBuilder(
+                self.num_experts, rows, columns, dtype=self.dtype, backend=backend
+            )
+        builder = self._builders[part]
+        builder.add(expert, weight, scale)
+        if builder.is_complete:
+            setattr(self, part, self._builders.pop(part).finish())
+
+    def linear_weights(self) -> list[LinearWeight]:
+        """One weight of each shape and form that rows are multiplied with on torch."""
+        return [weight.separate[0] for weight in (self.gate_up, self.down) if weight.separate]
+
+    def __call__(self, x: torch.Tensor, groups: RowGroups, backend: KernelBackend) -> torch.Tensor:
+        """x: [R, D], sorted by expert as `groups` says -> [R, D]."""
+        inner = swiglu(grouped_linear(x, self.gate_up, groups, backend=backend), backend=backend)
+        return grouped_linear(inner, self.down, groups, backend=backend)
+
+
+class MixtureOfExperts(Layer):
+    """`shared(x) + sum_s weight_s * expert_s(x)` over the experts that the router chooses.
+
+    expert_width: I. shared_width: the width of the shared experts together; 0: there are none.
+    dtype: of the rows. format: how the experts' weights are kept.
+    A row's sum is taken in float32, experts in ascending order, the shared ones last, and rounded
+    once. A row's bits depend on that row only, whoever shares its experts.
+    Parameters: router.weight [E, D], router.bias [E] (both float32), experts.{e}... (see
+    `Experts`), shared.gate_up.weight, shared.down.weight.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expert_width: int,
+        routing: Routing,
+        *,
+        dtype: torch.dtype,
+        shared_width: int = 0,
+        router_bias: bool = True,
+        format: ExpertFormat = PLAIN,
+    ) -> None:
+        self.router = Router(width, routing, bias=router_bias)
+        self.experts = Experts(width, expert_width, routing.num_experts, dtype=dtype, format=format)
+        self.shared = GatedMLP(width, shared_width) if shared_width else None
+
+    def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        """x: [T, D] -> a new [T, D]; padding rows of the pass go to no routed expert."""
+        backend, num_rows = run.backend, run.num_rows
+        choice, weights = self.router.choose(x, backend, num_rows)
+        groups = group_rows(
+            choice, self.experts.num_experts, backend=backend, row_multiple=run.row_multiple
+        )
+        routed = self.experts(x.index_select(0, groups.rows), groups, backend)
+        shared = None if self.shared is None else self.shared(x, run)[:num_rows]
+        out = combine_rows(routed, groups.places, weights, shared, backend=backend)
+        short = x.shape[0] - num_rows
+        return torch.nn.functional.pad(out, (0, 0, 0, short)) if short else out
+
+
+def _shapes(part: str, rows: int, columns: int, group_size: int | None) -> dict[str, Shape]:
+    if group_size is None:
+        return {part: (rows, columns)}
+    if group_size % COLUMNS_PER_WORD or columns % group_size:
+        raise ConfigError(
+            f"the experts' {part} has {columns} columns in INT4 groups of {group_size}; wanted "
+            f"groups of a multiple of {COLUMNS_PER_WORD} that divide {columns}"
+        )
+    return {
+        f"{part}_packed": (rows, columns // COLUMNS_PER_WORD),
+        f"{part}_scale": (rows, columns // group_size),
+        f"{part}_shape": (2 if part == "gate_up" else 1, 2),
+    }

@@ -1,0 +1,132 @@
+"""Router: which experts each row goes to, and with which weights.
+
+Knows: scores, groups of experts, the selection and its weights. Does not know: experts.
+Axis letters: T packed tokens, D model width, E experts, S experts of a row, G groups of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+
+from pilotfish.errors import ConfigError
+from pilotfish.kernels import KernelBackend
+from pilotfish.layers.linear import Linear
+
+Scoring: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Logits [T, E] float32 -> scores [T, E] float32, each row from its own logits."""
+
+
+def sigmoid_scores(logits: torch.Tensor) -> torch.Tensor:
+    """`1 / (1 + exp(-x))`; torch.sigmoid rounds an array's last elements by other code."""
+    one = torch.scalar_tensor(1.0, device=logits.device)
+    return torch.div(one, logits.neg().exp_().add_(one))
+
+
+@attrs.frozen(kw_only=True)
+class Routing:
+    """How experts are selected (DeepSeek-AI 2024, "DeepSeek-V3", section 2.1.2, eq. 12 to 16).
+
+    num_experts: E. num_chosen: S, experts of a row. num_groups, num_kept_groups: experts stand in
+    G groups of equal size, and only those of the best groups may be chosen; a group is as good as
+    its two best experts together. normalize: a row's weights are divided by their sum.
+    scale: weights are multiplied by it, after that. scoring: logits -> scores.
+    Raises ConfigError when the numbers do not fit one another.
+    """
+
+    num_experts: int
+    num_chosen: int
+    num_groups: int = 1
+    num_kept_groups: int = 1
+    normalize: bool = True
+    scale: float = 1.0
+    scoring: Scoring = sigmoid_scores
+
+    def __attrs_post_init__(self) -> None:
+        experts, groups, kept = self.num_experts, self.num_groups, self.num_kept_groups
+        if groups < 1 or experts < 1 or experts % groups:
+            raise ConfigError(
+                f"{experts} experts stand in {groups} groups; wanted groups of equal size"
+            )
+        if groups > 1 and experts // groups < 2:
+            raise ConfigError(
+                f"{experts} experts stand in {groups} groups; wanted at least 2 experts a group, "
+                "since a group is judged by its two best"
+            )
+        if not 1 <= kept <= groups:
+            raise ConfigError(f"{kept} groups of {groups} are kept; wanted 1 to {groups}")
+        allowed = kept * (experts // groups)
+        if not 1 <= self.num_chosen <= allowed:
+            raise ConfigError(
+                f"{self.num_chosen} experts of a row are chosen among {allowed} (of {kept} groups "
+                f"of {experts // groups}); wanted 1 to {allowed}"
+            )
+
+    def __call__(
+        self, logits: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits: [T, E] float32; bias: [E] float32, added to the scores for the selection only.
+
+        Returns (choice [T, S] int64, ascending in each row, weights [T, S] float32). Of experts
+        with equal scores torch.topk decides, on each row by itself.
+        """
+        scores = self.scoring(logits)
+        biased = scores if bias is None else scores + bias
+        if self.num_kept_groups < self.num_groups:
+            biased = self._without_other_groups(biased)
+        choice = biased.topk(self.num_chosen, dim=-1, sorted=False).indices.sort(dim=-1).values
+        weights = scores.gather(1, choice)
+        if self.normalize:
+            weights = weights.div_(_sum_of_columns(weights).add_(1e-20).unsqueeze(1))
+        return choice, weights if self.scale == 1.0 else weights.mul_(self.scale)
+
+    def _without_other_groups(self, biased: torch.Tensor) -> torch.Tensor:
+        """biased: [T, E] -> the same with -inf for experts outside of each row's best groups."""
+        grouped = biased.view(biased.shape[0], self.num_groups, -1)
+        best = grouped.topk(2, dim=-1, sorted=False).values
+        kept = (
+            (best[..., 0] + best[..., 1]).topk(self.num_kept_groups, dim=-1, sorted=False).indices
+        )
+        mask = torch.ones(grouped.shape[:2], dtype=torch.bool, device=biased.device)
+        mask.scatter_(1, kept, False)
+        return grouped.masked_fill(mask.unsqueeze(-1), float("-inf")).view_as(biased)
+
+
+class Router(Linear):
+    """Logits in float32 whatever the run's dtype, then `Routing`.
+
+    bias: whether there is a correction of the scores, [E].
+    Parameters: weight [E, D], bias [E]; kept in float32.
+    """
+
+    takes_deferred = False
+    correction: torch.Tensor | None
+
+    def __init__(self, width: int, routing: Routing, *, bias: bool = True) -> None:
+        super().__init__(width, routing.num_experts, bias=bias)
+        self.routing = routing
+        self.correction = None
+
+    def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
+        """Packs the weight in float32; the bias is no part of the product."""
+        bias = tensors.pop("bias", None)
+        self.correction = None if bias is None else bias.float()
+        super().complete({"weight": tensors.pop("weight").float()}, backend)
+
+    def choose(
+        self, x: torch.Tensor, backend: KernelBackend, num_rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x: [T', D], padded -> of the first num_rows rows, as `Routing`: (choice, weights)."""
+        return self.routing(self(x.float(), backend)[:num_rows], self.correction)
+
+
+def _sum_of_columns(x: torch.Tensor) -> torch.Tensor:
+    """[T, S] -> [T], added from left to right: torch.sum chooses its own order."""
+    first, *rest = x.unbind(1)
+    total = first.clone()
+    for column in rest:
+        total += column
+    return total

@@ -1,0 +1,72 @@
+"""TokenChooser: which tokens a draft's logits mean, under the noise of the target.
+
+Knows: sampling rows, laws, and rows that cannot be used. Does not know: passes, caches or drafters.
+Axis letters: R rows of logits, V vocabulary of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+
+from pilotfish.errors import PilotfishError
+from pilotfish.sampling import Sampler
+from pilotfish.speculation.proposer import Proposal
+
+if TYPE_CHECKING:
+    from pilotfish.sampling import SamplingRow
+
+
+@attrs.frozen(kw_only=True)
+class Chosen:
+    """token: an id of the target. law: [V] float32 that it was drawn from; None: not kept."""
+
+    token: int
+    law: torch.Tensor | None = None
+
+
+class TokenChooser:
+    """Chooses one token a row with the target's own noise of that position (Gumbel coupling).
+
+    Where the draft's law is close to the target's the same token wins, at every temperature.
+    keeps_laws: whether the law is kept, which "residual" acceptance needs.
+    """
+
+    def __init__(self, *, keeps_laws: bool = False) -> None:
+        self.keeps_laws = keeps_laws
+        self._sampler = Sampler()
+
+    def choose(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Chosen | None]:
+        """logits: [R, V] float32, not changed. None where the draft has no token that may come."""
+        found: list[Chosen | None] = []
+        for index, token in enumerate(self._sample(logits, rows)):
+            if token is None:
+                found.append(None)
+                continue
+            law = self._law(logits, rows, index) if self.keeps_laws else None
+            found.append(Chosen(token=token, law=law))
+        return found
+
+    def _law(self, logits: torch.Tensor, rows: Sequence[SamplingRow], index: int) -> torch.Tensor:
+        one = slice(index, index + 1)
+        return self._sampler.process_logits(logits[one], rows[one]).softmax(-1)[0]
+
+    def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
+        try:
+            return list(self._sampler.sample(logits, rows).token_ids.tolist())
+        except PilotfishError:
+            if len(rows) == 1:
+                return [None]
+            singles = [self._sample(logits[i : i + 1], [row]) for i, row in enumerate(rows)]
+            return [single[0] for single in singles]
+
+
+def proposal_of(chosen: Sequence[Chosen]) -> Proposal:
+    """The proposal of these tokens, in order, with their laws where they were kept."""
+    laws = [one.law for one in chosen if one.law is not None]
+    return Proposal(
+        tokens=tuple(one.token for one in chosen), laws=torch.stack(laws) if laws else None
+    )

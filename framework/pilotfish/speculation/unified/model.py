@@ -1,0 +1,249 @@
+"""UnifiedModel: a target and its draft as one model: verify, accept and draft in one `execute`.
+
+Knows: how a step is put together for callers that run steps themselves. Does not know: networks,
+rules of acceptance, or schedules; `LLM(model, draft=...)` does without this module.
+Axis letters: B requests, T packed tokens, G drafted tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import attrs
+import torch
+
+from pilotfish.batch import RaggedBatch, RequestContext
+from pilotfish.config import PipelineConfig
+from pilotfish.kernels import KernelBackend
+from pilotfish.plugins import load_registry
+from pilotfish.protocols import ModelInputs, PipelineModel, ReturnLogits
+from pilotfish.registry import Registry
+from pilotfish.sampling import Sampler
+from pilotfish.sampling.acceptance import Accepted, VerifyRequest, acceptance_rule
+from pilotfish.sampling.bitmask import apply_bitmask
+from pilotfish.speculation.proposer import DraftBatch, DraftRequest, Proposer, ProposerSetup
+from pilotfish.speculation.unified.config import UnifiedConfig
+from pilotfish.speculation.unified.inputs import UnifiedInputs, UnifiedOutputs
+from pilotfish.speculation.unified.step import DraftPages, Step
+from pilotfish.state import CacheParams, KVCacheInputs, StateSpec
+from pilotfish.weights import WeightSource
+
+
+class UnifiedModel:
+    """Target and draft; made without weights.
+
+    Logits and hidden states that `execute` needs are asked of the target here, so there are no
+    modes to choose. A subclass names `config_class` and, if it adds fields, `inputs_class`; with
+    inputs for the target among them it overrides `target_inputs`.
+    """
+
+    config_class: ClassVar[type[UnifiedConfig]]
+    inputs_class: ClassVar[type[UnifiedInputs]] = UnifiedInputs
+    return_logits = ReturnLogits.VARIABLE
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        config: UnifiedConfig,
+        backend: KernelBackend,
+        *,
+        device: torch.device,
+        registry: Registry | None = None,
+    ) -> None:
+        registry = registry or load_registry()
+        route = config.route(pipeline_config, registry)
+        self.config = config
+        self.device = torch.device(device)
+        self.target: PipelineModel = route.model_class()(
+            pipeline_config,
+            config.target,
+            backend,
+            device=self.device,
+            return_logits=self.return_logits,
+            return_hidden_states=config.draft.return_hidden_states,
+            hidden_state_boundaries=config.draft.taps,
+        )
+        self.draft: Proposer = route.speculator_model_class()(
+            ProposerSetup(
+                pipeline_config=pipeline_config,
+                config=config.draft,
+                backend=backend,
+                device=self.device,
+                target=self.target,
+                registry=registry,
+            )
+        )
+        self._acceptance = acceptance_rule(config.speculative_config, Sampler(), backend)
+
+    @classmethod
+    def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        """The longest context in tokens. huggingface_config: of the target."""
+        model = attrs.evolve(pipeline_config.model, huggingface_config=huggingface_config)
+        return cls.config_class.initialize(pipeline_config, model).get_max_seq_len()
+
+    def get_kv_params(self) -> CacheParams:
+        """The geometry of the target's leaf."""
+        return self.config.get_kv_params()
+
+    @property
+    def state(self) -> tuple[StateSpec, ...]:
+        """The caches of both."""
+        return self.config.get_state_specs()
+
+    def load_model(self, weights: WeightSource, draft_weights: WeightSource) -> None:
+        """Fills both. Raises WeightsError naming tensors that do not fit."""
+        self.target.load_model(weights)
+        self.draft.load_model(draft_weights)
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[RequestContext]],
+        kv_cache_inputs: KVCacheInputs | None = None,
+        return_n_logits: int | Sequence[int] = 1,
+        **fields: Any,
+    ) -> UnifiedInputs:
+        """Packs the scheduled tokens that count; fields: further ones of the inputs."""
+        if len(replica_batches) != 1:
+            raise ValueError(f"got {len(replica_batches)} replica batches; wanted one replica")
+        batch = replica_batches[0]
+        rows = [context.scheduled_tokens for context in batch]
+        ends = [context.num_computed + context.num_scheduled for context in batch]
+        following = [[*c.tokens[end : end + 1], -1][0] for c, end in zip(batch, ends, strict=True)]
+        ragged = RaggedBatch.pack(rows, self.device)
+        wanted = [return_n_logits] if isinstance(return_n_logits, int) else list(return_n_logits)
+        return self.inputs_class(
+            tokens=ragged.tokens,
+            input_row_offsets=ragged.input_row_offsets,
+            return_n_logits=torch.tensor(wanted, dtype=torch.int64),
+            kv_cache_inputs=kv_cache_inputs,
+            following_tokens=torch.tensor(following, dtype=torch.int64, device=self.device),
+            **fields,
+        )
+
+    def prepare_next_token_inputs(
+        self,
+        next_tokens: torch.Tensor,
+        prev_model_inputs: UnifiedInputs,
+        kv_cache_inputs: KVCacheInputs | None = None,
+        draft_tokens: torch.Tensor | None = None,
+    ) -> UnifiedInputs:
+        """next_tokens: [B] int64, each request's newest; draft_tokens: [B, G] that may follow.
+
+        kv_cache_inputs: of the rows of both, reserved after the last step was committed.
+        """
+        return attrs.evolve(
+            prev_model_inputs,
+            tokens=next_tokens,
+            input_row_offsets=torch.arange(
+                next_tokens.shape[0] + 1, dtype=torch.int32, device=next_tokens.device
+            ),
+            return_n_logits=torch.ones(1, dtype=torch.int64),
+            kv_cache_inputs=kv_cache_inputs,
+            draft_tokens=draft_tokens,
+            following_tokens=None,
+        )
+
+    @torch.inference_mode()
+    def execute(self, model_inputs: ModelInputs) -> UnifiedOutputs:
+        """One step: verify, accept, take the rows that count into the draft, draft on."""
+        if not isinstance(model_inputs, self.inputs_class):
+            raise ValueError(
+                f"the inputs are {type(model_inputs).__name__}; wanted "
+                f"{self.inputs_class.__name__}: make them with prepare_initial_token_inputs"
+            )
+        kv, blocks = model_inputs.kv_cache_inputs, model_inputs.draft_kv_blocks
+        if kv is None or blocks is None:
+            raise ValueError("kv_cache_inputs and draft_kv_blocks are needed and one is None")
+        step = Step.of(model_inputs, kv)
+        outputs = self.target.execute(self._verify_inputs(step, kv, model_inputs))
+        logits = outputs.logits
+        if model_inputs.token_bitmasks is not None:
+            logits = apply_bitmask(logits, model_inputs.token_bitmasks)
+        accepted = self._accept(step, logits)
+        hidden = outputs.hidden_states
+        assert hidden is not None
+        counted = step.counted_rows(accepted)
+        proposals = self.draft.propose(
+            DraftBatch(
+                requests=[self._request(step, place, accepted) for place in range(len(step.rows))],
+                features=hidden[torch.tensor(counted, device=hidden.device)],
+                kv_inputs=DraftPages(kv, blocks).view,
+            )
+        )
+        return UnifiedOutputs(
+            num_accepted=tuple(one.num_accepted for one in accepted),
+            tokens=tuple(one.tokens for one in accepted),
+            num_committed=tuple(
+                len(rows) + one.num_accepted for rows, one in zip(step.rows, accepted, strict=True)
+            ),
+            next_draft_tokens=tuple(tuple(proposal.tokens) for proposal in proposals),
+        )
+
+    def release(self, request_id: str) -> None:
+        """Both drop what they keep outside the caches."""
+        self.target.release(request_id)
+        self.draft.release(request_id)
+
+    def _verify_inputs(
+        self, step: Step, kv: KVCacheInputs, model_inputs: UnifiedInputs
+    ) -> ModelInputs:
+        contexts = [
+            RequestContext(
+                request_id=str(place),
+                tokens=[0] * length + rows,
+                num_computed=length,
+                num_scheduled=len(rows) + len(drafts),
+                draft_tokens=drafts,
+            )
+            for place, (length, rows, drafts) in enumerate(
+                zip(kv.lengths, step.rows, step.drafts, strict=True)
+            )
+        ]
+        counts = [
+            len(drafts) + 1 if wants else 0
+            for drafts, wants in zip(step.drafts, step.wants, strict=True)
+        ]
+        return self.target_inputs(contexts, kv, counts, model_inputs)
+
+    def target_inputs(
+        self,
+        contexts: Sequence[RequestContext],
+        kv_cache_inputs: KVCacheInputs,
+        return_n_logits: Sequence[int],
+        model_inputs: UnifiedInputs,
+    ) -> ModelInputs:
+        """What the target executes. contexts: the rows to verify; tokens before them are zeros."""
+        del model_inputs
+        return self.target.prepare_initial_token_inputs(
+            [contexts], kv_cache_inputs, return_n_logits
+        )
+
+    def _accept(self, step: Step, logits: torch.Tensor) -> list[Accepted]:
+        """In the order of the requests; nothing for those that want no logits."""
+        asked = [place for place, wants in enumerate(step.wants) if wants]
+        verify = [
+            VerifyRequest(
+                rows=[step.sampling_row(place, i) for i in range(len(step.drafts[place]) + 1)],
+                drafts=step.drafts[place],
+                thinks=step.thinks[place],
+            )
+            for place in asked
+        ]
+        decided = self._acceptance.decide(logits, verify) if asked else []
+        found = [Accepted(num_accepted=0, tokens=(), logprobs=())] * len(step.wants)
+        for place, one in zip(asked, decided, strict=True):
+            found[place] = one
+        return found
+
+    def _request(self, step: Step, place: int, accepted: Sequence[Accepted]) -> DraftRequest:
+        one = accepted[place]
+        num_new = len(step.rows[place]) + one.num_accepted
+        return DraftRequest(
+            request_id=str(place),
+            tokens=step.tokens_after(place, one),
+            num_before=step.lengths[place],
+            num_new=num_new,
+            width=self.config.width if one.tokens else 0,
+            sampling_row=lambda drafted: step.sampling_row(place, len(one.tokens) + len(drafted)),
+        )

@@ -1,0 +1,159 @@
+"""What the promises about drafts listen with: proposals, judgements, and a call that fails.
+
+Knows: how a loaded engine is overheard. Does not know: what is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from pilotfish.engine import LLM
+from pilotfish.engine.proposals import fault_of
+from pilotfish.sampling import acceptance
+from pilotfish.sampling.acceptance import VerifyRequest
+from pilotfish.speculation import DraftBatch, Proposal
+from pilotfish.testing import drafters
+from pilotfish.testing.promise import Broken
+
+
+class FaultyOnce:
+    """A proposer whose `propose` raises once."""
+
+    def __init__(self, proposer: Any, at: int, after: bool) -> None:
+        self._real, self._at, self._after = proposer.propose, at, after
+        self._calls = 0
+
+    def propose(self, batch: DraftBatch) -> Sequence[Proposal]:
+        """As the real one, but for the one call."""
+        self._calls += 1
+        hit = self._calls == self._at
+        if hit and not self._after:
+            raise drafters.DrafterFailedError("planted before a draft call")
+        found: Sequence[Proposal] = self._real(batch)
+        if hit:
+            raise drafters.DrafterFailedError("planted after a draft call")
+        return found
+
+
+class Proposals:
+    """Listens to what is drafted: (tokens so far, drafted tokens), and how many rows counted.
+
+    excess: (got, wanted) of tokens that are too many or no ids of the target. What is no list of
+    Proposals with ints breaks the promise that listens.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self._proposer: Any = llm.proposer
+        self._real = self._proposer.propose
+        self._vocab_size = llm.vocab_size
+        self.clear()
+        self._proposer.propose = self._listen
+
+    def clear(self) -> None:
+        """Forgets what was heard."""
+        self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.num_rows = 0
+        self.excess: list[tuple[str, str]] = []
+
+    def _listen(self, batch: DraftBatch) -> Sequence[Proposal]:
+        found: Sequence[Proposal] = self._real(batch)
+        whose = f"{type(self._proposer).__name__}.propose returned"
+        fault = fault_of(found, len(batch.requests), self._vocab_size)
+        if fault is not None:
+            raise Broken(f"{whose} {fault[0]}", fault[1])
+        for request, proposal in zip(batch.requests, found, strict=True):
+            self.num_rows += request.num_new
+            if proposal.tokens:
+                self.seen.append((tuple(request.tokens), tuple(proposal.tokens)))
+            self._judge(whose, request.width, proposal.tokens)
+        return found
+
+    def _judge(self, whose: str, width: int, tokens: Sequence[int]) -> None:
+        """Notes what the engine would cut or drop without a word."""
+        if len(tokens) > width:
+            self.excess.append((f"{whose} {len(tokens)} tokens", f"at most {width}, the width"))
+        for token in tokens:
+            if not 0 <= token < self._vocab_size:
+                ids = f"ids of the target, 0 to {self._vocab_size - 1}"
+                self.excess.append((f"{whose} the token {token}", ids))
+
+
+class Judged:
+    """While it is entered it remembers what residual acceptance judges; then it can be asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Tensor, VerifyRequest]] = []
+
+    def __enter__(self) -> Judged:
+        rule: Any = acceptance.ResidualAcceptance
+        self._real = real = rule.judge
+
+        def judge(this: Any, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
+            self.seen.append((logits.clone(), request))
+            found: list[int] = real(this, logits, request)
+            return found
+
+        rule.judge = judge
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        rule: Any = acceptance.ResidualAcceptance
+        rule.judge = self._real
+
+    def committed_law(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        """[V] float64, the law of the token that follows when drafts are drawn from q.
+
+        Of every draft the rule itself is asked: for which uniform numbers it is accepted, by
+        bisection, and from which law a token is drawn in its place.
+        """
+        logits, request = self.seen[0]
+        one = attrs.evolve(request, rows=request.rows[:2], drafts=(0,), laws=q[None])
+        sampler: Any = _FixedLaw(p)
+        rule = acceptance.ResidualAcceptance(sampler)
+        law = torch.zeros_like(p)
+        drawn: list[torch.Tensor] = []
+        real = acceptance._uniform, acceptance._draw
+        module: Any = acceptance
+
+        def draw(left: torch.Tensor, row: Any) -> int:
+            drawn.append(left)
+            return 0
+
+        def accepted(draft: int, uniform: float) -> bool:
+            module._uniform = lambda row: uniform
+            found = rule.judge(logits[:2], attrs.evolve(one, drafts=(draft,)))
+            return len(found) == 2
+
+        try:
+            module._draw = draw
+            for draft in q.nonzero()[:, 0].tolist():
+                low, high = 0.0, 1.0
+                for _ in range(50):
+                    middle = (low + high) / 2
+                    low, high = (middle, high) if accepted(draft, middle) else (low, middle)
+                chance = 1.0 if accepted(draft, 1.0) else low
+                law[draft] += q[draft] * chance
+                if chance < 1.0:
+                    law += q[draft] * (1 - chance) * drawn[-1]
+        finally:
+            module._uniform, module._draw = real
+        return law
+
+
+@attrs.frozen
+class _FixedLaw:
+    """A sampler whose target has one law in every row."""
+
+    law: torch.Tensor
+
+    def process_logits(self, logits: torch.Tensor, rows: Sequence[Any]) -> torch.Tensor:
+        """Logits of the law."""
+        return self.law.log().expand(len(rows), -1)
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[Any]) -> Any:
+        """The bonus token, which nobody looks at."""
+        return attrs.make_class("Sampled", {"token_ids": attrs.field()})(torch.zeros(1).long())

@@ -1,0 +1,310 @@
+"""DFlashConfig: one validated configuration for DFlash drafts of every format.
+
+Knows: what a draft and its target say of themselves. Does not know: tensors; imports no torch.
+Letters: D draft width, N query heads, K kv heads, H head width, I feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
+
+import attrs
+
+from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.config.checks import int_at_least, number, one_of
+from pilotfish.config.hf_options import run_dtype, text_config, want_options
+from pilotfish.errors import ConfigError
+from pilotfish.layers.rope import RopeParameters
+from pilotfish.protocols import ReturnHiddenStates
+from pilotfish.registry import Registry
+from pilotfish.state import KVCacheParams, StateSpec
+from pilotfish_dflash.formats import (
+    DRAFT_ARCHITECTURES,
+    DraftFormat,
+    LayerSight,
+    read_format,
+    read_sights,
+    read_taps,
+)
+from pilotfish_dflash.options import boolean
+from pilotfish_dflash.unread import refuse_other_tensors
+
+LEAF = "draft"
+"""The paged leaf with the draft's keys and values."""
+
+NEEDED = (
+    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
+    *("vocab_size", "max_position_embeddings"),
+)
+NEEDED_OF_TARGET = ("hidden_size", "vocab_size", "num_hidden_layers")
+
+_count = int_at_least(1)
+
+
+@attrs.frozen(kw_only=True)
+class DFlashConfig:
+    """Everything the draft's network needs to know.
+
+    draft_format: how the draft is spelled (formats.py). taps: boundaries of the target's stream
+        that it reads, in fc's order; taps_source: how they were found.
+    target_hidden_size, target_vocab_size, num_target_layers: of the target.
+    block_size: rows of a block, the anchor included. mask_token_id: read by the rows after it.
+    samples_anchor: the anchor's row proposes too, each row the token after it.
+    sights: what each layer's rows see. rope: rotary positions; max_position: rows from here on are
+        not drafted. attention_bias: on all four projections.
+    embedding_factor: what the target's `embed` is multiplied with; logit_factor: the same of its
+        `lm_head`; logit_softcap: c in `c tanh(logits / c)` after that; None for none.
+    own_embedding, own_head, has_offsets: whether the FILE has embed_tokens, lm_head, d2t.
+    """
+
+    draft_format: str
+    hidden_size: int = attrs.field(validator=_count)
+    target_hidden_size: int = attrs.field(validator=_count)
+    target_vocab_size: int = attrs.field(validator=_count)
+    num_target_layers: int = attrs.field(validator=_count)
+    draft_vocab_size: int = attrs.field(validator=_count)
+    taps: tuple[int, ...]
+    taps_source: str
+    block_size: int = attrs.field(validator=_count)
+    mask_token_id: int = attrs.field(validator=int_at_least(0))
+    samples_anchor: bool = False
+    num_attention_heads: int = attrs.field(validator=_count)
+    num_key_value_heads: int = attrs.field(validator=_count)
+    head_dim: int = attrs.field(validator=int_at_least(2))
+    intermediate_size: int = attrs.field(validator=_count)
+    num_hidden_layers: int = attrs.field(validator=_count)
+    rms_norm_eps: float = attrs.field(validator=number("a number > 0", lambda value: value > 0))
+    sights: tuple[LayerSight, ...]
+    rope: RopeParameters
+    max_position: int = attrs.field(validator=_count)
+    dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
+    attention_bias: bool = False
+    embedding_factor: float = 1.0
+    logit_factor: float = 1.0
+    logit_softcap: float | None = None
+    own_embedding: bool = False
+    own_head: bool = False
+    has_offsets: bool = False
+    lookahead: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"the draft's num_attention_heads is {self.num_attention_heads} and "
+                f"num_key_value_heads {self.num_key_value_heads}; wanted a multiple"
+            )
+        if self.max_width < 1:
+            raise ConfigError(
+                f"the draft's block_size is {self.block_size}, the anchor alone; wanted at least 2"
+            )
+        if self.draft_vocab_size > self.target_vocab_size:
+            raise ConfigError(
+                f"the draft's draft_vocab_size is {self.draft_vocab_size} and the target's "
+                f"vocab_size {self.target_vocab_size}; give the draft of this target"
+            )
+        if self.mask_token_id >= self.target_vocab_size:
+            raise ConfigError(
+                f"the draft's mask_token_id is {self.mask_token_id} and the target's embedding has "
+                f"{self.target_vocab_size} rows; wanted one of them: give the draft of this target"
+            )
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: ModelConfig | None = None,
+        *,
+        registry: Registry | None = None,
+    ) -> Self:
+        """Reads the draft's and the target's Hugging Face configs; needs no weights.
+
+        model_config: the draft; None means `pipeline_config.draft_model`. registry: not needed.
+        Raises ConfigError for a draft of another target or another method, for a draft without a
+        target, and for any option that changes the maths and is not understood.
+        """
+        del registry
+        model = model_config or pipeline_config.draft_model
+        if model is None:
+            raise ConfigError("the method dflash needs a draft and got none; give --draft")
+        if model.weight_format != "safetensors":
+            raise ConfigError(
+                f"the draft {model.model} is a {model.weight_format} file; the method dflash reads "
+                "a directory with config.json and safetensors"
+            )
+        draft = read_format(model.huggingface_config)
+        return _from_format(cls, draft, pipeline_config, run_dtype(pipeline_config, model))
+
+    def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
+        """Reads what only the tensors' names can tell.
+
+        huggingface_config: the draft's. state_dict: tensor name -> anything.
+        Raises ConfigError when they are not those of a draft like this.
+        """
+        del huggingface_config
+        names = {name.removeprefix("model.") for name in state_dict}
+        refuse_other_tensors(sorted(names))
+        found = attrs.evolve(
+            self,
+            own_embedding="embed_tokens.weight" in names,
+            own_head="lm_head.weight" in names,
+            has_offsets="d2t" in names,
+        )
+        found._want_whole()
+        return found
+
+    @property
+    def return_hidden_states(self) -> ReturnHiddenStates:
+        """It reads the target's residual stream at the taps."""
+        return ReturnHiddenStates.SELECTED
+
+    @property
+    def num_context_features(self) -> int:
+        """Taps; not tied to the number of draft layers."""
+        return len(self.taps)
+
+    @property
+    def max_width(self) -> int:
+        """Most tokens a block proposes."""
+        return self.block_size if self.samples_anchor else self.block_size - 1
+
+    @property
+    def kv_params(self) -> KVCacheParams:
+        """The geometry of the draft's pages."""
+        return KVCacheParams(
+            name=LEAF,
+            num_layers=self.num_hidden_layers,
+            num_kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+        )
+
+    def prefix_salt(self, num_started_tokens: int) -> bytes:
+        """Rows of requests with different salts differ; see `RopeParameters`."""
+        return self.rope.prefix_salt(num_started_tokens)
+
+    def num_scratch_rows(self, width: int) -> int:
+        """Rows of the block, all past the committed ones."""
+        return width + (not self.samples_anchor) if width else 0
+
+    def get_kv_params(self) -> KVCacheParams:
+        """As `kv_params`."""
+        return self.kv_params
+
+    def get_state_specs(self) -> tuple[StateSpec, ...]:
+        """One paged leaf, "draft"."""
+        return (self.kv_params.spec,)
+
+    def get_max_seq_len(self) -> int:
+        """Rows that may be drafted; a longer text goes on without proposals."""
+        return self.max_position
+
+    def _want_whole(self) -> None:
+        if self.draft_vocab_size < self.target_vocab_size and not self.has_offsets:
+            raise ConfigError(
+                f"the draft knows {self.draft_vocab_size} of {self.target_vocab_size} tokens and "
+                "its file has no d2t, which says which; the file is incomplete"
+            )
+        if self.draft_vocab_size < self.target_vocab_size and not self.own_head:
+            raise ConfigError(
+                "the draft's file has no lm_head.weight and the target's head has another shape; "
+                "the file is incomplete"
+            )
+        if self.hidden_size != self.target_hidden_size and not (
+            self.own_embedding and self.own_head
+        ):
+            raise ConfigError(
+                f"the draft is {self.hidden_size} wide and the target {self.target_hidden_size}, "
+                "whose embedding and head it would share; give the draft of this target"
+            )
+
+
+Made = TypeVar("Made", bound=DFlashConfig)
+
+
+def _from_format(
+    cls: type[Made], draft: DraftFormat, pipeline_config: PipelineConfig, dtype: str
+) -> Made:
+    layer = draft.layer
+    want_options(layer, NEEDED, "the draft's config")
+    target = _target_config(pipeline_config.model.huggingface_config)
+    _want_same(draft, target)
+    taps, source = read_taps(draft, target.num_hidden_layers)
+    head_dim = int(
+        getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+    )
+    rope = RopeParameters.from_hf(layer, head_dim)
+    embedding, logits = _factors(draft, target)
+    softcap = draft.factor("final_logit_softcapping")
+    draft_vocab_size = draft.option("draft_vocab_size")
+    return cls(
+        draft_format=draft.name,
+        hidden_size=layer.hidden_size,
+        target_hidden_size=target.hidden_size,
+        target_vocab_size=target.vocab_size,
+        num_target_layers=target.num_hidden_layers,
+        draft_vocab_size=int(layer.vocab_size if draft_vocab_size is None else draft_vocab_size),
+        taps=taps,
+        taps_source=source,
+        block_size=draft.block_size,
+        mask_token_id=draft.mask_token_id,
+        samples_anchor=draft.samples_anchor,
+        num_attention_heads=layer.num_attention_heads,
+        num_key_value_heads=getattr(layer, "num_key_value_heads", None)
+        or layer.num_attention_heads,
+        head_dim=head_dim,
+        intermediate_size=layer.intermediate_size,
+        num_hidden_layers=layer.num_hidden_layers,
+        rms_norm_eps=getattr(layer, "rms_norm_eps", None) or 1e-6,
+        sights=read_sights(draft),
+        rope=rope,
+        max_position=rope.length_limit,
+        dtype=dtype,
+        attention_bias=boolean("attention_bias", getattr(layer, "attention_bias", None)),
+        embedding_factor=embedding,
+        logit_factor=logits,
+        logit_softcap=softcap if softcap is not None and softcap > 0 else None,
+    )
+
+
+def _target_config(huggingface_config: Any) -> Any:
+    """The part of a target's config that describes its text model."""
+    config = text_config(huggingface_config)
+    names = tuple(getattr(config, "architectures", None) or ())
+    if names and names[0] in DRAFT_ARCHITECTURES:
+        raise ConfigError(
+            f"the target is {names[0]!r}, which is a draft and cannot run alone; give the model "
+            "that it was made for, and this one as --draft with --speculative dflash"
+        )
+    want_options(config, NEEDED_OF_TARGET, "the target's config")
+    return config
+
+
+def _want_same(draft: DraftFormat, target: Any) -> None:
+    """Raises ConfigError when the draft says that it was made for another target."""
+    for name, said, has in (
+        ("hidden_size", draft.option("target_hidden_size"), target.hidden_size),
+        ("vocab_size", draft.layer.vocab_size, target.vocab_size),
+        ("num_hidden_layers", draft.option("num_target_layers"), target.num_hidden_layers),
+    ):
+        if said is not None and said != has:
+            raise ConfigError(
+                f"the draft was made for a target with {name} {said} and this one has {has}; give "
+                "the draft of this target"
+            )
+
+
+def _factors(draft: DraftFormat, target: Any) -> tuple[float, float]:
+    """What the target's embedding and logits are multiplied with.
+
+    Where the draft's config gives a factor, it is one of the plain embedding and the plain head, so
+    it takes the place of the target's own; where it gives none, the target's own stays.
+    """
+    embedding, logits = 1.0, 1.0
+    scale = draft.factor("input_embedding_scale")
+    if scale is not None:
+        embedding = scale / float(getattr(target, "embedding_multiplier", None) or 1.0)
+    multiplier = draft.factor("output_multiplier")
+    if multiplier is not None:
+        logits = multiplier * float(getattr(target, "logits_scaling", None) or 1.0)
+    return embedding, logits

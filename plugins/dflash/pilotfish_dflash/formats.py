@@ -1,0 +1,201 @@
+"""The formats in which DFlash drafts are published, as data: names, options, layer ids.
+
+Knows: what a format says and how it spells it. Does not know: tensors; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from pilotfish.config.hf_options import option
+from pilotfish.errors import ConfigError
+from pilotfish_dflash.options import boolean, number, section, whole
+from pilotfish_dflash.unread import refuse_other_methods, refuse_unread
+
+DRAFT_ARCHITECTURES = ("DFlashDraftModel", "DFlashSpeculator")
+
+DFLASH, SPECULATORS = "dflash", "speculators"
+"""Names of the formats: z-lab's own, and the speculators package's."""
+
+_OVERRIDE = "hidden_state_boundaries"
+_LAYER_IDS = {DFLASH: "target_layer_ids", SPECULATORS: "aux_hidden_state_layer_ids"}
+_BLOCK_SIZE = {DFLASH: 16, SPECULATORS: 8}
+"""Defaults of the formats' own code."""
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@attrs.frozen(kw_only=True)
+class LayerSight:
+    """What one layer's rows see. window: keys on a side, itself included; None for all.
+
+    is_causal: whether a row of the block sees no later ones.
+    """
+
+    window: int | None = None
+    is_causal: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class DraftFormat:
+    """What a draft's config.json says, whatever its spelling. Made by `read_format`.
+
+    name: DFLASH or SPECULATORS. layer: options of the transformer layers, as a Hugging Face config.
+    options: the whole config.
+    """
+
+    name: str
+    layer: Any = attrs.field(repr=False)
+    options: Any = attrs.field(repr=False)
+
+    def option(self, name: str) -> Any:
+        """An option inside `dflash_config`, else beside it, else of the layers; None if nowhere."""
+        nested = section(self.options, "dflash_config").get(name)
+        if nested is not None:
+            return nested
+        found = option(self.options, name)
+        return option(self.layer, name) if found is None else found
+
+    @property
+    def block_size(self) -> int:
+        """Rows of a block, the anchor included."""
+        given = self.option("block_size")
+        return _BLOCK_SIZE[self.name] if given is None else whole("block_size", given, least=1)
+
+    @property
+    def mask_token_id(self) -> int:
+        """What the rows after the anchor read. Raises ConfigError when the config has none."""
+        given = self.option("mask_token_id")
+        if given is None:
+            raise ConfigError(
+                "the draft's config has no mask_token_id; wanted the id of the token that stands "
+                "for one not yet known: set it in dflash_config (or beside it)"
+            )
+        return whole("mask_token_id", given, least=0)
+
+    @property
+    def samples_anchor(self) -> bool:
+        """Whether the anchor's row proposes too, and each row the token after it."""
+        return boolean("sample_from_anchor", self.option("sample_from_anchor"))
+
+    def factor(self, name: str) -> float | None:
+        """A factor of the maths; None where the config does not give one."""
+        given = self.option(name)
+        return None if given is None else number(name, given)
+
+
+def read_format(options: Any) -> DraftFormat:
+    """Finds the format of a draft. Raises ConfigError naming what is not understood.
+
+    options: the draft's Hugging Face config; never changed.
+    """
+    refuse_other_methods(options)
+    if option(options, "speculators_model_type") is not None:
+        found = DraftFormat(name=SPECULATORS, layer=_layer_section(options), options=options)
+    else:
+        names = tuple(option(options, "architectures") or ("",))
+        if names[0] not in DRAFT_ARCHITECTURES:
+            raise ConfigError(
+                f"the draft's architecture is {names[0]!r}; the method dflash reads "
+                f"{', '.join(DRAFT_ARCHITECTURES)}"
+            )
+        found = DraftFormat(name=DFLASH, layer=options, options=options)
+    refuse_unread(found.layer, found.options)
+    return found
+
+
+def read_taps(draft: DraftFormat, num_target_layers: int) -> tuple[tuple[int, ...], str]:
+    """The target's boundaries that the draft reads, in fc's order, and how they were found.
+
+    Boundary i is the residual stream after block i-1. z-lab's ids name blocks, after which the
+    stream is taken; those of speculators are boundaries. `hidden_state_boundaries` overrides both.
+    Raises ConfigError when one is outside of the target.
+    """
+    name = _LAYER_IDS[draft.name]
+    shift = 1 if draft.name == DFLASH else 0
+    override, given = option(draft.options, _OVERRIDE), draft.option(name)
+    if override:
+        taps, source = _ids(override, _OVERRIDE), f"{_OVERRIDE}: boundaries"
+    elif given:
+        taps = tuple(i + shift for i in _ids(given, name))
+        source = f"{name}: " + ("after blocks" if shift else "boundaries")
+    elif draft.name == DFLASH:
+        taps = tuple(i + 1 for i in _spread(num_target_layers, draft.layer.num_hidden_layers))
+        source = f"no {name} in the config: spread over the target, after blocks"
+    else:
+        taps = (2, num_target_layers // 2, num_target_layers - 3)
+        source = f"no {name} in the config: the format's own, boundaries"
+    if not taps or any(not 0 <= tap <= num_target_layers for tap in taps):
+        raise ConfigError(
+            f"the draft reads the target's boundaries {list(taps)} ({source}); the target "
+            f"has {num_target_layers} layers, so 0 to {num_target_layers}: give the draft of this "
+            "target"
+        )
+    return taps, source
+
+
+def read_sights(draft: DraftFormat) -> tuple[LayerSight, ...]:
+    """What each layer sees.
+
+    Full layers see the whole block, sliding ones are causal in it, unless the config says
+    otherwise: `is_causal` or `dflash_config.causal` for all layers, `sliding_window_non_causal`
+    (speculators) for the sliding ones. `dflash_config.use_swa` makes all layers slide, not causal.
+    """
+    count = draft.layer.num_hidden_layers
+    kinds = tuple(option(draft.layer, "layer_types") or (FULL,) * count)
+    if len(kinds) != count or not set(kinds) <= {SLIDING, FULL}:
+        raise ConfigError(
+            f"the draft's layer_types are {list(kinds)}; wanted {count} of {FULL!r} or {SLIDING!r}"
+        )
+    causal = [kind == SLIDING for kind in kinds]
+    if boolean("sliding_window_non_causal", draft.option("sliding_window_non_causal")):
+        causal = [False] * count
+    nested = section(draft.options, "dflash_config")
+    if boolean("use_swa", nested.get("use_swa")) and SLIDING not in kinds:
+        kinds, causal = (SLIDING,) * count, [False] * count
+    for given in (nested.get("causal"), option(draft.options, "is_causal")):
+        if given is not None:
+            causal = [boolean("is_causal", given)] * count
+    window = nested.get("swa_window_size") or option(draft.layer, "sliding_window")
+    if window is not None:
+        window = whole("sliding_window", window, least=1)
+    return tuple(
+        LayerSight(window=window if kind == SLIDING else None, is_causal=is_causal)
+        for kind, is_causal in zip(kinds, causal, strict=True)
+    )
+
+
+def _spread(num_target_layers: int, count: int) -> list[int]:
+    """z-lab's default ids: spread evenly over blocks 1 to L - 3; one layer reads the middle."""
+    if count == 1:
+        return [num_target_layers // 2]
+    first, last = 1, num_target_layers - 3
+    return [round(first + i * (last - first) / (count - 1)) for i in range(count)]
+
+
+def _ids(value: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or not all(type(item) is int for item in value):
+        raise ConfigError(f"the draft's {name} is {value!r}; wanted a list of whole numbers")
+    return tuple(value)
+
+
+def _layer_section(options: Any) -> Any:
+    """The speculators format's `transformer_layer_config`, which leaves defaults out, with them."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    found = option(options, "transformer_layer_config")
+    if not isinstance(found, Mapping):
+        raise ConfigError(
+            "the draft's config has no transformer_layer_config, which the speculators format "
+            "needs; the config is incomplete"
+        )
+    kind = found.get("model_type", "qwen3")
+    if kind not in ("qwen3", "llama"):
+        raise ConfigError(
+            f"the draft's transformer_layer_config has model_type {kind!r}; the method dflash "
+            "reads 'qwen3' and 'llama'"
+        )
+    return CONFIG_MAPPING[kind].from_dict(dict(found))

@@ -1,0 +1,177 @@
+"""DFlashProposer: a draft over its target; DFlashLlama3Model: the draft alone, which refuses.
+
+Knows: loading, padding of the head, what is borrowed of the target. Does not know: which rows run
+or how tokens are chosen (BlockProposer).
+Axis letters: T packed rows, R rows of logits, D draft width, V vocabulary of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any, ClassVar, NoReturn
+
+import torch
+
+from pilotfish.errors import RouteError, WeightsError
+from pilotfish.kernels.linear import row_multiple
+from pilotfish.kernels.paged_attention import attention_row_multiple
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.rows import padded
+from pilotfish.protocols import ModelInputs
+from pilotfish.speculation import BlockProposer, BlockRows, ContextRows, ProposerSetup
+from pilotfish.weights import WeightSource, execute_load, plan_load
+from pilotfish_dflash.config import LEAF, DFlashConfig
+from pilotfish_dflash.network import DFlashLlama3
+from pilotfish_dflash.weights import weight_rules
+
+
+class DFlashProposer(BlockProposer):
+    """A draft; made without weights.
+
+    setup: its finalized config, and the target, whose embedding and head it borrows where it has
+    none of its own.
+    """
+
+    config_class: ClassVar[type[DFlashConfig]] = DFlashConfig
+
+    def __init__(self, setup: ProposerSetup) -> None:
+        config: DFlashConfig = setup.config
+        speculative = setup.pipeline_config.speculative
+        super().__init__(
+            leaf=LEAF,
+            device=torch.device(setup.device),
+            mask_token_id=config.mask_token_id,
+            samples_anchor=config.samples_anchor,
+            max_positions=config.max_position,
+            keeps_laws=speculative is not None and speculative.acceptance == "residual",
+        )
+        self.config = config
+        self.backend = setup.backend
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.target: Any = setup.target
+        self.network = DFlashLlama3(config, backend=setup.backend)
+        self._head_multiple = 1
+
+    # Loading.
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every parameter, name -> shape."""
+        return self.network.parameter_shapes()
+
+    def load_model(
+        self,
+        weights: WeightSource | None,
+        known: MutableMapping[Any, int | None] | None = None,
+    ) -> None:
+        """Fills every parameter, and finds the row multiple that holds on this machine.
+
+        known: results of probes by shape, read and filled; share one mapping between models.
+        Raises WeightsError naming missing, extra and misshapen tensors before any is read.
+        """
+        if weights is None:
+            raise WeightsError("the method dflash got no weights; wanted the draft's: give --draft")
+        plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
+        execute_load(
+            plan,
+            weights,
+            lambda name, tensor: self.network.assign(name, tensor, self.backend),
+            self.dtype,
+            device=self.device,
+        )
+        self.network.rotary.to(self.device)
+        self._probe({} if known is None else known)
+
+    def _probe(self, known: MutableMapping[Any, int | None]) -> None:
+        """Row multiples; where none holds, rows are not padded: the text does not depend on it."""
+        network, config = self.network, self.config
+        head = None if network.lm_head is None else network.lm_head.prepared
+        body = [
+            layer.prepared
+            for layer in network.layers_inside()
+            if isinstance(layer, Linear) and layer.prepared is not head
+        ]
+        network.row_multiple = row_multiple(body, backend=self.backend, known=known) or 1
+        if head is not None:
+            self._head_multiple = row_multiple([head], backend=self.backend, known=known) or 1
+        if self.backend.name != "torch" or not self.backend.invariant:
+            return
+        shape = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.dtype,
+        )
+        if shape not in known:
+            known[shape] = attention_row_multiple(*shape)
+        network.attention_multiple = known[shape]
+
+    # Running.
+
+    @torch.inference_mode()
+    def take_in(self, rows: ContextRows) -> None:
+        """As BlockProposer: fc, its norm, and all layers' keys and values from one projection."""
+        context = self.network.project_target_hidden(rows.features)
+        self.network.materialize_kv(
+            context, rows.input_row_offsets, rows.kv, rows.num_started_tokens
+        )
+
+    @torch.inference_mode()
+    def forward(self, rows: BlockRows) -> torch.Tensor:
+        """As BlockProposer: [R, V] float32."""
+        hidden = self.network.forward_block(
+            self.embed(rows.tokens), rows.kv, rows.input_row_offsets, rows.num_started_tokens
+        )
+        return self.logits(hidden[torch.tensor(rows.wanted_rows, device=self.device)])
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: [T] int64 -> [T, D], what enters the first layer."""
+        own = self.network.embed_tokens
+        rows = self.target.embed(tokens) if own is None else own(tokens)
+        return rows if self.config.embedding_factor == 1.0 else rows * self.config.embedding_factor
+
+    def logits(self, normed: torch.Tensor) -> torch.Tensor:
+        """normed: [R, D] after the draft's norm -> [R, V] float32."""
+        config, head = self.config, self.network.lm_head
+        if head is None:
+            logits: torch.Tensor = self.target.lm_head(normed)
+        else:
+            count = normed.shape[0]
+            short = padded(count, self._head_multiple) - count
+            rows = torch.nn.functional.pad(normed, (0, 0, 0, short))
+            logits = head(rows, self.backend).float()[:count]
+        if config.logit_factor != 1.0:
+            logits = logits * config.logit_factor
+        if config.logit_softcap is not None:
+            logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
+        if self.network.vocabulary is not None:
+            logits = self.network.vocabulary(logits)
+        return logits
+
+
+class DFlashLlama3Model:
+    """The place of a draft among models. A draft reads its target's hidden states: alone it cannot
+    run, and every use raises RouteError naming the route.
+    """
+
+    config_class: ClassVar[type[DFlashConfig]] = DFlashConfig
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        del arguments, options
+
+    def load_model(self, weights: WeightSource) -> NoReturn:
+        """Raises RouteError."""
+        del weights
+        raise _alone()
+
+    def execute(self, model_inputs: ModelInputs | None = None) -> NoReturn:
+        """Raises RouteError."""
+        del model_inputs
+        raise _alone()
+
+
+def _alone() -> RouteError:
+    return RouteError(
+        "a DFlash draft reads the hidden states of its target and cannot run alone; give the "
+        "target as the model and the draft beside it: --draft DRAFT --speculative dflash, or "
+        "registry.route(TARGET, 'dflash', 'DFlashDraftModel')"
+    )

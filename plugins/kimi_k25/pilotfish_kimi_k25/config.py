@@ -1,0 +1,273 @@
+"""KimiK25Config: the validated configuration of Kimi K2.5's text network, which is DeepSeek-V3's.
+
+Knows: Hugging Face options and what they mean. Does not know: tensors; imports no torch.
+Letters: D model width, N heads, C width of the latent, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import attrs
+
+from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.config.checks import boolean, int_at_least, number, one_of, optional_int_at_least
+from pilotfish.errors import ConfigError
+from pilotfish.layers.rope import RopeParameters
+from pilotfish.protocols import ImageMemory, ReturnHiddenStates, ReturnLogits
+from pilotfish.state import LatentCacheParams, StateSpec
+from pilotfish.state.specs import DTYPE_BYTES
+from pilotfish_kimi_k25.options import (
+    check_quantization,
+    dtype_of,
+    get,
+    refuse_unread,
+    rope_of,
+    text_config_of,
+)
+from pilotfish_kimi_k25.vision.config import VisionConfig
+from pilotfish_kimi_k25.vision.processor import KimiImageProcessor
+
+_PACKED = re.compile(r"\.(\d+)\.mlp\.experts\.\d+\.(\w+)\.weight_packed$")
+
+_positive = number("a number > 0", lambda value: value > 0)
+
+
+@attrs.frozen(kw_only=True)
+class ExpertsConfig:
+    """The mixture of experts of the layers that have one.
+
+    num_experts, intermediate_size: E, and the width of each. num_shared: experts' widths that every
+    row goes through. top_k: experts of a row. num_groups, top_groups: experts are chosen inside the
+    best groups only. normalize: a row's weights sum to 1, before `scale` is multiplied in.
+    """
+
+    num_experts: int = attrs.field(validator=int_at_least(1))
+    intermediate_size: int = attrs.field(validator=int_at_least(1))
+    num_shared: int = attrs.field(default=0, validator=int_at_least(0))
+    top_k: int = attrs.field(validator=int_at_least(1))
+    num_groups: int = attrs.field(default=1, validator=int_at_least(1))
+    top_groups: int = attrs.field(default=1, validator=int_at_least(1))
+    normalize: bool = attrs.field(default=True, validator=boolean())
+    scale: float = attrs.field(default=1.0, validator=_positive)
+
+    def __attrs_post_init__(self) -> None:
+        if self.num_experts % self.num_groups or self.top_groups > self.num_groups:
+            raise ConfigError(
+                f"n_routed_experts is {self.num_experts}, n_group {self.num_groups} and topk_group "
+                f"{self.top_groups}; wanted groups of equal size, and at most all of them"
+            )
+        if self.num_experts // self.num_groups < 2:
+            raise ConfigError(
+                f"n_routed_experts is {self.num_experts} and n_group {self.num_groups}; wanted at "
+                "least 2 experts in a group, whose best two are its score"
+            )
+        if self.top_k > self.top_groups * (self.num_experts // self.num_groups):
+            raise ConfigError(
+                f"num_experts_per_tok is {self.top_k}; wanted at most the experts in "
+                f"{self.top_groups} of {self.num_groups} groups of {self.num_experts} experts"
+            )
+
+    @classmethod
+    def from_hf(cls, text: Any) -> Self:
+        """Reads the options of the text network; absent ones mean what transformers' class says."""
+        for name in ("moe_intermediate_size", "num_experts_per_tok"):
+            if getattr(text, name, None) is None:
+                raise ConfigError(
+                    f"the checkpoint's config has n_routed_experts and no {name}; the config is "
+                    "incomplete"
+                )
+        return cls(
+            num_experts=text.n_routed_experts,
+            intermediate_size=text.moe_intermediate_size,
+            num_shared=get(text, "n_shared_experts", 0),
+            top_k=text.num_experts_per_tok,
+            num_groups=get(text, "n_group", 1),
+            top_groups=get(text, "topk_group", 1),
+            normalize=bool(get(text, "norm_topk_prob", True)),
+            scale=get(text, "routed_scaling_factor", 1.0),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class KimiK25Config:
+    """Everything the text network needs to know.
+
+    q_lora_rank: width of the latent that queries are made of; None where they are made of the row.
+    kv_lora_rank: C, of the latent that is cached. qk_nope_head_dim, qk_rope_head_dim, v_head_dim:
+        a head's dimensions that do not turn, that turn, and of its values.
+    rope_interleave: rotary pairs are neighbours. attention_bias: of the projections from and to D.
+    intermediate_size: of the dense layers. experts: of the others; None where all are dense.
+    dense_layers: which layers are dense.
+    num_mtp_layers: layers after the last that predict further tokens; not built, their tensors are
+        left out.
+    packed_gate_up, packed_down: layers whose experts' weights are INT4, as the tensors say.
+    image_processor: how images become patches, with the vision tower's config; None without one.
+    """
+
+    hidden_size: int = attrs.field(validator=int_at_least(1))
+    num_attention_heads: int = attrs.field(validator=int_at_least(1))
+    num_hidden_layers: int = attrs.field(validator=int_at_least(1))
+    intermediate_size: int = attrs.field(validator=int_at_least(1))
+    vocab_size: int = attrs.field(validator=int_at_least(1))
+    max_seq_len: int = attrs.field(validator=int_at_least(1))
+    q_lora_rank: int | None = attrs.field(default=None, validator=optional_int_at_least(1))
+    kv_lora_rank: int = attrs.field(validator=int_at_least(1))
+    qk_nope_head_dim: int = attrs.field(validator=int_at_least(1))
+    qk_rope_head_dim: int = attrs.field(validator=int_at_least(2))
+    v_head_dim: int = attrs.field(validator=int_at_least(1))
+    rope: RopeParameters
+    rope_interleave: bool = attrs.field(default=True, validator=boolean())
+    attention_bias: bool = attrs.field(default=False, validator=boolean())
+    norm_eps: float = attrs.field(default=1e-6, validator=_positive)
+    experts: ExpertsConfig | None = None
+    dense_layers: frozenset[int]
+    num_mtp_layers: int = attrs.field(default=0, validator=int_at_least(0))
+    packed_gate_up: frozenset[int] = frozenset()
+    packed_down: frozenset[int] = frozenset()
+    dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
+    tie_word_embeddings: bool = attrs.field(default=False, validator=boolean())
+    image_processor: KimiImageProcessor | None = None
+    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
+    return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
+
+    @classmethod
+    def initialize(
+        cls, pipeline_config: PipelineConfig, model_config: ModelConfig | None = None
+    ) -> Self:
+        """Reads the Hugging Face config and the user's options; needs no weights.
+
+        Raises ConfigError naming any option that changes the maths and is not understood.
+        """
+        model = model_config or pipeline_config.model
+        text = text_config_of(model.huggingface_config)
+        refuse_unread(text)
+        check_quantization(model.huggingface_config)
+        rope = rope_of(text)
+        dense = dense_layers_of(text)
+        return cls(
+            hidden_size=text.hidden_size,
+            num_attention_heads=text.num_attention_heads,
+            num_hidden_layers=text.num_hidden_layers,
+            intermediate_size=text.intermediate_size,
+            vocab_size=text.vocab_size,
+            max_seq_len=_max_seq_len(model, rope),
+            q_lora_rank=getattr(text, "q_lora_rank", None),
+            kv_lora_rank=text.kv_lora_rank,
+            qk_nope_head_dim=text.qk_nope_head_dim,
+            qk_rope_head_dim=text.qk_rope_head_dim,
+            v_head_dim=text.v_head_dim,
+            rope=rope,
+            rope_interleave=bool(get(text, "rope_interleave", True)),
+            attention_bias=bool(getattr(text, "attention_bias", False)),
+            norm_eps=get(text, "rms_norm_eps", 1e-6),
+            experts=None if len(dense) == text.num_hidden_layers else ExpertsConfig.from_hf(text),
+            dense_layers=dense,
+            num_mtp_layers=get(text, "num_nextn_predict_layers", 0),
+            dtype=dtype_of(pipeline_config, model),
+            tie_word_embeddings=bool(get(text, "tie_word_embeddings", False)),
+            image_processor=KimiImageProcessor.of_model(model),
+        )
+
+    def finalize(
+        self,
+        huggingface_config: Any,
+        state_dict: Mapping[str, Any],
+        return_logits: ReturnLogits | None = None,
+        return_hidden_states: ReturnHiddenStates | None = None,
+    ) -> Self:
+        """Reads what only the tensors' names can tell.
+
+        state_dict: tensor name -> anything (`WeightSource.infos` will do). Is the head a tensor of
+        its own (the outer config of Kimi K2.5 calls it tied by default, though the published one is
+        not); which experts are packed; is there a vision tower (a checkpoint of the text alone has
+        the same config, and serves text).
+        """
+        del huggingface_config
+        heads = {"lm_head.weight", "language_model.lm_head.weight"}
+        return attrs.evolve(
+            self,
+            tie_word_embeddings=not heads & set(state_dict),
+            image_processor=self.image_processor if _has_tower(state_dict) else None,
+            packed_gate_up=_packed_layers(state_dict, "gate_proj", "up_proj"),
+            packed_down=_packed_layers(state_dict, "down_proj"),
+            return_logits=return_logits or self.return_logits,
+            return_hidden_states=return_hidden_states or self.return_hidden_states,
+        )
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a head's queries and keys."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def latent_width(self) -> int:
+        """Numbers that a token's row of the cache has in a layer."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def kv_params(self) -> LatentCacheParams:
+        """The geometry of the paged cache: one latent row a token and layer, for all heads."""
+        return LatentCacheParams(
+            num_layers=self.num_hidden_layers, row_width=self.latent_width, dtype=self.dtype
+        )
+
+    def get_kv_params(self) -> LatentCacheParams:
+        """As `kv_params`."""
+        return self.kv_params
+
+    def get_state_specs(self) -> tuple[StateSpec, ...]:
+        """One paged leaf, "kv"."""
+        return (self.kv_params.spec,)
+
+    @property
+    def vision(self) -> VisionConfig | None:
+        """Of the vision tower; None for a network of text only."""
+        return None if self.image_processor is None else self.image_processor.vision
+
+    def get_image_memory(self) -> ImageMemory | None:
+        """What images take; None for a network of text only."""
+        if self.image_processor is None:
+            return None
+        return self.image_processor.memory(DTYPE_BYTES[self.dtype])
+
+    def get_max_seq_len(self) -> int:
+        """The longest context in tokens."""
+        return self.max_seq_len
+
+
+def dense_layers_of(text: Any) -> frozenset[int]:
+    """Layers without experts: the first ones, and those between every `moe_layer_freq`-th."""
+    layers = range(int(text.num_hidden_layers))
+    if not get(text, "n_routed_experts", 0):
+        return frozenset(layers)
+    first, every = int(get(text, "first_k_dense_replace", 0)), get(text, "moe_layer_freq", 1)
+    if not isinstance(every, int) or every < 1:
+        raise ConfigError(
+            f"the checkpoint's config has moe_layer_freq = {every!r}; wanted a whole number >= 1"
+        )
+    return frozenset(layer for layer in layers if layer < first or layer % every)
+
+
+def _has_tower(names: Iterable[str]) -> bool:
+    return any(name.removeprefix("model.").startswith("vision_tower.") for name in names)
+
+
+def _packed_layers(names: Iterable[str], *parts: str) -> frozenset[int]:
+    """Layers that have an expert with a packed tensor of one of these parts."""
+    found = (_PACKED.search(name) for name in names)
+    return frozenset(int(match[1]) for match in found if match and match[2] in parts)
+
+
+def _max_seq_len(model: ModelConfig, rope: RopeParameters) -> int:
+    """The user's limit, else the model's own."""
+    if model.max_length is None:
+        return rope.max_positions
+    if model.max_length > rope.length_limit:
+        raise ConfigError(
+            f"max_length is {model.max_length}; wanted at most {rope.length_limit}, which the "
+            "checkpoint's positions reach"
+        )
+    return model.max_length

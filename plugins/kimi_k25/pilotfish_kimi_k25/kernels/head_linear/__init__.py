@@ -1,0 +1,36 @@
+"""One small linear layer for every head: `out[t, n] = weight[n] @ x[t, n]`.
+
+Knows: rows and heads. Does not know: what the heads are for.
+Letters: T packed tokens, N heads, K input width, O output width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish_kimi_k25.kernels.head_linear import eager
+from pilotfish_kimi_k25.kernels.head_linear.probe import head_row_multiple
+
+__all__ = ["head_linear", "head_row_multiple"]
+
+
+def head_linear(x: torch.Tensor, weight: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
+    """Return every row's heads times their own weights, accumulated in float32.
+
+    x: [T, N, K], contiguous in K, heads and rows may be strided. weight: [N, O, K] of x's dtype.
+    Returns a new [T, N, O] of that dtype, contiguous in O; heads and rows may be strided.
+    A row's bits depend on that row and the weight only: on triton always (unless backend.invariant
+    is off); on torch if T is a multiple of what `head_row_multiple` returned.
+    Raises ValueError when shapes or dtypes do not fit.
+    """
+    if x.ndim != 3 or weight.shape[::2] != x.shape[1:] or x.dtype != weight.dtype:
+        raise ValueError(
+            f"x is {list(x.shape)} {x.dtype} and the weight {list(weight.shape)} {weight.dtype}; "
+            "wanted [T, N, K] and [N, O, K] of one dtype"
+        )
+    if backend.name == "triton":
+        from pilotfish_kimi_k25.kernels.head_linear import triton
+
+        return triton.head_linear(x, weight)
+    return eager.head_linear(x, weight)

@@ -1,0 +1,99 @@
+"""Attention over latent rows in pages: prefill, chunks, verify and decode alike; two forms.
+
+Knows: rows, pages and the latent's two parts. Does not know: how rows or weights were made.
+Letters: T packed tokens, T' rows with padding, N heads, C width of the latent, R its width with the
+turned part, P pages, S tokens in a page, J keys.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.paged_attention import AttentionPlan
+from pilotfish_kimi_k25.kernels.mla_attention import eager, expanded
+
+__all__ = ["HeadWeights", "attend_absorbed", "attend_expanded", "is_expanded_cheaper"]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class HeadWeights:
+    """What makes a head's keys and values of a latent row c: `up_key[n] @ c`, `up_value[n] @ c`.
+
+    up_key: [N, Q, C]; up_value: [N, V, C]; views are fine.
+    """
+
+    up_key: torch.Tensor
+    up_value: torch.Tensor
+
+    @property
+    def num_keys_or_values(self) -> int:
+        """Q + V, numbers that a head's key and value have beside the turned part."""
+        return self.up_key.shape[1] + self.up_value.shape[1]
+
+
+def attend_absorbed(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    latent_width: int,
+    scale: float,
+    backend: KernelBackend,
+) -> torch.Tensor:
+    """Return `softmax(scale * q c^T + causal mask) c[:, :C]` over each row's own request.
+
+    q: [T', N, R], queries brought to the latent's space, rows past T are padding. cache: [P, S, R]
+    contiguous, q's dtype, this pass's rows already written. latent_width: C; the row's other
+    numbers are the turned part of the keys and no part of the values.
+    Returns [T', N, C] of q's dtype, contiguous in C; rows past T are zeros. Sums are float32.
+    A row's bits depend on its q, the rows it sees, their positions, and the scale.
+    Raises ValueError when shapes or dtypes do not fit.
+    Source: DeepSeek-AI 2024 (DeepSeek-V2), section 2.1 and appendix C, with the up-projections
+    absorbed into q and the output.
+    """
+    if cache.ndim != 3 or not 0 < latent_width <= cache.shape[2]:
+        raise ValueError(
+            f"the cache is {list(cache.shape)} and the latent {latent_width} wide; wanted "
+            "[P, S, R] and a latent of at most R"
+        )
+    if backend.name == "triton":
+        from pilotfish_kimi_k25.kernels.mla_attention import triton
+
+        return triton.attend(q, cache, plan, latent_width, scale)
+    return eager.attend(q, cache, plan, latent_width, scale)
+
+
+def attend_expanded(
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    plan: AttentionPlan,
+    weights: HeadWeights,
+    *,
+    scale: float,
+    backend: KernelBackend,
+) -> torch.Tensor:
+    """The same attention with every head's keys and values made first: less work for many rows.
+
+    q: [T', N, Q + R - C], a head's plain part and then its turned one. cache: as above.
+    Returns [T', N, V] of q's dtype, contiguous in V; rows past T are zeros.
+    Rounds elsewhere than the absorbed form, so the two differ in their last bits. A row's bits
+    depend on what they depend on there, on triton; on torch also on the number of keys.
+    """
+    return expanded.attend(q, cache, plan, weights, scale=scale, backend=backend)
+
+
+def is_expanded_cheaper(plan: AttentionPlan, weights: HeadWeights, row_width: int) -> bool:
+    """Whether the expanded form takes fewer multiply-adds for this pass. row_width: R.
+
+    A head multiplies 2R numbers a row and key in the absorbed form, and C (Q + V) a row to get
+    there and back; in the expanded one the widths of its key and value, and C (Q + V) a key.
+    """
+    latent_width = weights.up_key.shape[2]
+    wide = max(weights.up_key.shape[1] + row_width - latent_width, weights.up_value.shape[1])
+    pairs = sum(n * j for n, j in zip(plan.row_counts, plan.num_keys, strict=True))
+    made = latent_width * weights.num_keys_or_values
+    return 2 * wide * pairs + made * sum(plan.num_keys) < 2 * row_width * pairs + made * (
+        plan.num_rows
+    )

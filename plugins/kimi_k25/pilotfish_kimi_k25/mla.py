@@ -1,0 +1,141 @@
+"""LatentAttention: multi-head latent attention over one cached row a token.
+
+Knows: projections, the latent's two parts, which form is computed. Does not know: requests.
+Axis letters: T packed tokens, D model width, N heads, C width of the latent, R with the turned part
+beside it, Q and V a head's dimensions that do not turn, and of its values.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.kv_write import write_kv
+from pilotfish.kernels.rope import apply_rope
+from pilotfish.layers.attention import PagedAttentionLayer
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.layer import Layer
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.norm import RMSNorm
+from pilotfish_kimi_k25.config import KimiK25Config
+from pilotfish_kimi_k25.kernels.head_linear import head_linear
+from pilotfish_kimi_k25.kernels.mla_attention import (
+    HeadWeights,
+    attend_absorbed,
+    attend_expanded,
+    is_expanded_cheaper,
+)
+
+LATENT_NORM_EPS = 1e-6
+"""The norms of the latents do not read `rms_norm_eps`; they have always had this."""
+
+
+class UpProjection(Layer):
+    """Makes every head's keys and values of the latent. Parameter: weight [N (Q + V), C]."""
+
+    heads: HeadWeights
+    absorb: torch.Tensor
+
+    def __init__(self, num_heads: int, key_width: int, value_width: int, latent: int) -> None:
+        self.key_width = key_width
+        self.shape = (num_heads, key_width + value_width, latent)
+        self.declare("weight", (num_heads * (key_width + value_width), latent))
+
+    @property
+    def product_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """N, O and K of the products it is used in."""
+        num_heads, both, latent = self.shape
+        value_width = both - self.key_width
+        return (
+            (num_heads, latent, self.key_width),
+            (num_heads, value_width, latent),
+            (num_heads, self.key_width, latent),
+        )
+
+    def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
+        """Cuts the weight into keys' and values'; both are copies, the whole is dropped."""
+        del backend
+        weight = tensors.pop("weight").view(self.shape)
+        up_key = weight[:, : self.key_width].contiguous()
+        up_value = weight[:, self.key_width :].contiguous()
+        self.heads = HeadWeights(up_key=up_key, up_value=up_value)
+        self.absorb = up_key.transpose(1, 2)
+
+
+class LatentAttention(PagedAttentionLayer):
+    """One layer's attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1).
+
+    layer: index of this layer's pages in the cache. scale: of the scores.
+    Parameters: qkv_a.weight [q_lora_rank + R, D], q_norm, q_b.weight [N (Q + R - C), q_lora_rank];
+    without a latent for queries q.weight [N (Q + R - C), D] and kv_a.weight [R, D] instead;
+    kv_norm, kv_b.weight [N (Q + V), C], out.weight [D, N V]; biases of qkv_a (kv_a) and out.
+    """
+
+    def __init__(self, layer: int, config: KimiK25Config, scale: float) -> None:
+        c = config
+        self.layer = layer
+        self.scale = scale
+        self.num_heads = c.num_attention_heads
+        self.plain_width = c.qk_nope_head_dim
+        self.latent = c.kv_lora_rank
+        self.row_width = c.latent_width
+        self.interleaved = c.rope_interleave
+        self.head_shape = (self.num_heads, 1, c.latent_width)
+        q_width = self.num_heads * c.qk_head_dim
+        self.q_rank = c.q_lora_rank
+        if c.q_lora_rank is None:
+            self.q = Linear(c.hidden_size, q_width)
+            self.kv_a = Linear(c.hidden_size, c.latent_width, bias=c.attention_bias)
+        else:
+            both = c.q_lora_rank + c.latent_width
+            self.qkv_a = Linear(c.hidden_size, both, bias=c.attention_bias)
+            self.q_norm = RMSNorm(c.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b = Linear(c.q_lora_rank, q_width)
+        self.kv_norm = RMSNorm(c.kv_lora_rank, LATENT_NORM_EPS)
+        self.kv_b = UpProjection(self.num_heads, c.qk_nope_head_dim, c.v_head_dim, c.kv_lora_rank)
+        self.out_width = self.num_heads * c.v_head_dim
+        self.out = Linear(self.out_width, c.hidden_size, bias=c.attention_bias)
+
+    def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        """x: [T, D] -> [T, D]. Writes this pass's rows into the layer's pages."""
+        q, row = self._project(x, run.backend)
+        self._turn(q[..., self.plain_width :], run)
+        self._turn(row[:, None, self.latent :], run)
+        cache = run.caches[self.layer]
+        write_kv(row, cache, run.write_slots, backend=run.backend)
+        seen = self._attend(q, cache, run)
+        return self.out(seen.reshape(-1, self.out_width), run.backend)
+
+    def _project(
+        self, x: torch.Tensor, backend: KernelBackend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns q [T, N, Q + R - C] and the cache's rows [T, R], nothing turned yet."""
+        if self.q_rank is None:
+            q, row = self.q(x, backend), self.kv_a(x, backend)
+        else:
+            both = self.qkv_a(x, backend)
+            row = both[:, self.q_rank :]
+            q = self.q_b(self.q_norm(both[:, : self.q_rank], backend), backend)
+        latent = row[:, : self.latent]
+        latent.copy_(self.kv_norm(latent, backend))
+        return q.view(q.shape[0], self.num_heads, -1), row
+
+    def _turn(self, heads: torch.Tensor, run: ForwardPass) -> None:
+        apply_rope(heads, run.cos, run.sin, interleaved=self.interleaved, backend=run.backend)
+
+    def _attend(self, q: torch.Tensor, cache: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        """[T, N, V]. One form for all rows where bits matter: the two round differently."""
+        backend, heads = run.backend, self.kv_b.heads
+        if not backend.invariant and is_expanded_cheaper(run.plan, heads, self.row_width):
+            return attend_expanded(q, cache, run.plan, heads, scale=self.scale, backend=backend)
+        plain, turned = q.tensor_split([self.plain_width], dim=2)
+        absorbed = torch.cat((head_linear(plain, self.kv_b.absorb, backend=backend), turned), -1)
+        seen = attend_absorbed(
+            absorbed,
+            cache,
+            run.plan,
+            latent_width=self.latent,
+            scale=self.scale,
+            backend=backend,
+        )
+        return head_linear(seen, heads.up_value, backend=backend)

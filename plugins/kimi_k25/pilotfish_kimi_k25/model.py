@@ -1,0 +1,77 @@
+"""KimiK25Model: the network, its weight names and its probes on the shared decoder model."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from pilotfish.layers.images import ImageDecoderModel
+from pilotfish.layers.inputs import DecoderInputs
+from pilotfish.protocols import ImageFeatures
+from pilotfish.weights import WeightRules
+from pilotfish_kimi_k25.config import KimiK25Config
+from pilotfish_kimi_k25.inputs import KimiK25Inputs
+from pilotfish_kimi_k25.kernels.head_linear import head_row_multiple
+from pilotfish_kimi_k25.mla import UpProjection
+from pilotfish_kimi_k25.network import KimiK25Network, build_network
+from pilotfish_kimi_k25.weights import weight_rules
+
+
+class KimiK25Model(ImageDecoderModel):
+    """Text generation with Kimi K2.5, images included, or DeepSeek-V3; a target for any drafter."""
+
+    config_class: ClassVar[type[KimiK25Config]] = KimiK25Config
+    inputs_class: ClassVar[type[DecoderInputs]] = KimiK25Inputs
+    config: KimiK25Config
+    network: KimiK25Network
+
+    def build_network(self) -> KimiK25Network:
+        """The network of `self.config`."""
+        return build_network(self.config)
+
+    def weight_rules(self) -> WeightRules:
+        """Hugging Face names, of every layout that is published."""
+        return weight_rules(self.config)
+
+    def encode_images(self, images: Sequence[ImageFeatures]) -> list[torch.Tensor]:
+        """All images in one ragged pass of the vision tower: one [n, D] tensor each."""
+        tower = self.network.vision
+        if tower is None:
+            raise ValueError("the network has no vision tower; wanted inputs without images")
+        pixels = torch.cat([image.pixel_values.to(self.dtype) for image in images])
+        return tower(
+            pixels.to(self.device),
+            [image.grid_thw for image in images],
+            row_multiple=self.row_multiple,
+            backend=self.backend,
+        )
+
+    def probe_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
+        """As every decoder's, with the products of single heads."""
+        return _largest(super().probe_rows(known), self._probe_heads(known))
+
+    def probe_attention(self, known: MutableMapping[Any, int | None]) -> int | None:
+        """As every decoder's; None too where the products of single heads do not hold."""
+        found = super().probe_attention(known)
+        return None if self._probe_heads(known) is None else found
+
+    def _probe_heads(self, known: MutableMapping[Any, int | None]) -> int | None:
+        shapes = {
+            shape
+            for layer in self.network.layers_inside()
+            if isinstance(layer, UpProjection)
+            for shape in layer.product_shapes[:2]
+        }
+        found = [
+            head_row_multiple(shape, self.dtype, backend=self.backend, known=known)
+            for shape in shapes
+        ]
+        return _largest(*found)
+
+
+def _largest(*multiples: int | None) -> int | None:
+    """The largest; None where one is None. All are powers of two."""
+    held = [multiple for multiple in multiples if multiple is not None]
+    return max(held) if len(held) == len(multiples) else None

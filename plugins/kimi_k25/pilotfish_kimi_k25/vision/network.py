@@ -1,0 +1,186 @@
+"""VisionTower: pixels of images to the rows that stand for them in the text network.
+
+Knows: the order of layers. Does not know: files, requests or caches.
+Letters: P patches of all images, D tower width, N heads, H head width, n tokens of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.rope import apply_rope
+from pilotfish.layers.layer import Layer
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.norm import LayerNorm
+from pilotfish_kimi_k25.vision.config import VisionConfig
+from pilotfish_kimi_k25.vision.positions import resampled, rotary_angles
+
+Grid = tuple[int, int, int]
+
+
+class PositionTable(Layer):
+    """The learned positions, [rows, columns, D], kept in float32."""
+
+    weight: torch.Tensor
+
+    def __init__(self, config: VisionConfig) -> None:
+        self.declare("weight", (config.position_rows, config.position_columns, config.hidden_size))
+
+
+class VisionBlock(Layer):
+    """`x += attention(norm1(x)); x += mlp(norm2(x))`, full attention inside each image."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.norm1 = LayerNorm(width, config.norm_eps, bias=True)
+        self.qkv = Linear(width, 3 * width, bias=True)
+        self.out = Linear(width, width, bias=True)
+        self.norm2 = LayerNorm(width, config.norm_eps, bias=True)
+        self.fc1 = Linear(width, config.intermediate_size, bias=True)
+        self.fc2 = Linear(config.intermediate_size, width, bias=True)
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        counts: Sequence[int],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        backend: KernelBackend,
+    ) -> torch.Tensor:
+        """x: [P', D], updated in place. counts: patches of each image; rows after them pad."""
+        x.add_(self.out(self._attend(self.norm1(x, backend), counts, cos, sin, backend), backend))
+        inner = gelu_tanh(self.fc1(self.norm2(x, backend), backend))
+        return x.add_(self.fc2(inner, backend))
+
+    def _attend(
+        self,
+        x: torch.Tensor,
+        counts: Sequence[int],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        backend: KernelBackend,
+    ) -> torch.Tensor:
+        qkv_P3NH = self.qkv(x, backend).view(x.shape[0], 3 * self.num_heads, -1)
+        apply_rope(qkv_P3NH[:, : 2 * self.num_heads], cos, sin, backend=backend)
+        mixed = torch.zeros_like(x)
+        start = 0
+        for count in counts:
+            own = qkv_P3NH[start : start + count].view(count, 3, self.num_heads, -1)
+            q, k, v = own.permute(1, 2, 0, 3).contiguous().unsqueeze(1)
+            found = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            mixed[start : start + count] = found[0].transpose(0, 1).reshape(count, -1)
+            start += count
+        return mixed
+
+
+class Projector(Layer):
+    """Norm of each patch, the patches of a token side by side, two layers with a GELU between."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        self.merged_size = config.merged_size
+        self.norm = LayerNorm(config.hidden_size, config.projector_eps, bias=True)
+        self.fc1 = Linear(config.merged_size, config.merged_size, bias=True)
+        self.fc2 = Linear(config.merged_size, config.text_hidden_size, bias=True)
+
+    def __call__(
+        self, x: torch.Tensor, multiple: int, counts: Sequence[int], backend: KernelBackend
+    ) -> torch.Tensor:
+        """x: [P, D], patches in the order of their tokens. counts: tokens of each image."""
+        merged = self.norm(x, backend).view(-1, self.merged_size)
+        num_rows = merged.shape[0]
+        inner = self.fc1(_padded(merged, multiple), backend)
+        start = 0
+        for count in counts:  # erf rounds the last elements of an array otherwise
+            own = inner[start : start + count]
+            own.copy_(torch.nn.functional.gelu(own))
+            start += count
+        return self.fc2(inner, backend)[:num_rows]
+
+
+class VisionTower(Layer):
+    """MoonViT and its projector.
+
+    Several images of different grids run in one ragged pass; a row's bits are its image's own:
+    linear layers get rows in multiples of `row_multiple`, attention and the projector's GELU work
+    image by image, everything else element by element.
+    Parameters: patch_embed, positions, layers.{layer}..., norm, projector...
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        self.config = config
+        self.patch_embed = Linear(config.patch_numbers, config.hidden_size, bias=True)
+        self.positions = PositionTable(config)
+        self.layers = tuple(VisionBlock(config) for _ in range(config.num_layers))
+        self.norm = LayerNorm(config.hidden_size, config.norm_eps, bias=True)
+        self.projector = Projector(config)
+
+    def __call__(
+        self,
+        pixels: torch.Tensor,
+        grids: Sequence[Grid],
+        *,
+        row_multiple: int,
+        backend: KernelBackend,
+    ) -> list[torch.Tensor]:
+        """pixels: [P, 3, p, p] of all images -> one [n, text width] an image, its own memory."""
+        counts = [math.prod(grid) for grid in grids]
+        num_rows, device = sum(counts), pixels.device
+        assert pixels.shape[0] == num_rows, (pixels.shape, grids)
+        # On a CPU a matrix of one row is multiplied another way; see `row_multiple`.
+        x = self.patch_embed(_padded(pixels.flatten(1), row_multiple), backend)
+        table = self.positions.weight
+        x[:num_rows] += torch.cat([resampled(table, h, w) for _, h, w in grids]).to(x.dtype)
+        cos, sin = self._angles(grids, x.shape[0], device)
+        for block in self.layers:
+            x = block(x, counts, cos, sin, backend)
+        x = self.norm(x, backend)[:num_rows]
+        order = torch.cat(self._merge_orders(grids)).to(device)
+        tokens = [self.config.num_tokens(grid) for grid in grids]
+        rows = self.projector(x.index_select(0, order), row_multiple, tokens, backend)
+        return [part.clone() for part in torch.split(rows, tokens)]
+
+    def _angles(
+        self, grids: Sequence[Grid], num_rows: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[P', H] each; zero where rows pad."""
+        config = self.config
+        found = [
+            rotary_angles(h, w, config.head_dim, config.rope_theta, device) for _, h, w in grids
+        ]
+        angles = torch.zeros(2, num_rows, config.head_dim, device=device)
+        for angle, parts in zip(angles, zip(*found, strict=True), strict=True):
+            whole = torch.cat(parts)
+            angle[: whole.shape[0]] = whole
+        return angles[0], angles[1]
+
+    def _merge_orders(self, grids: Sequence[Grid]) -> list[torch.Tensor]:
+        """Places of each image's patches in the order of their tokens."""
+        orders, start = [], 0
+        down, across = self.config.merge_rows, self.config.merge_columns
+        for _, rows, columns in grids:
+            places = torch.arange(start, start + rows * columns)
+            blocks = places.view(rows // down, down, columns // across, across)
+            orders.append(blocks.transpose(1, 2).reshape(-1))
+            start += rows * columns
+        return orders
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU with the tanh form, x * sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
+
+    Computed in float32 with operations that round an element the same wherever it lies; torch's
+    own kernel treats the last elements of an array otherwise. Source: Hendrycks and Gimpel 2016.
+    """
+    wide = x.float()
+    twice = wide.pow(3).mul_(0.044715).add_(wide).mul_(-2 * math.sqrt(2 / math.pi))
+    return torch.div(wide, twice.exp_().add_(1.0), out=twice).to(x.dtype)
+
+
+def _padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:
+    short = -rows.shape[0] % multiple
+    return torch.nn.functional.pad(rows, (0, 0, 0, short)) if short else rows

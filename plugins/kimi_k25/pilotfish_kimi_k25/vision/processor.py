@@ -1,0 +1,228 @@
+"""KimiImageProcessor: an image's pixels to patches, as the published processor cuts them.
+
+Knows: resizing, padding and normalizing. Does not know: files or prompts. Needs neither
+torchvision nor pillow. Letters: P patches, p pixels of a patch's side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+
+from pilotfish.config.checks import int_at_least
+from pilotfish.errors import ConfigError, RequestError
+from pilotfish.protocols import ImageFeatures, ImageMemory
+from pilotfish.weights.json_file import read_json_object
+from pilotfish_kimi_k25.vision.config import VisionConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from pilotfish.config import ModelConfig
+
+_FILES = ("preprocessor_config.json", "processor_config.json")
+_SECTIONS = ("media_proc_cfg", "image_processor")
+_MUST_BE: Mapping[str, tuple[Any, ...]] = {
+    "fixed_output_tokens": (None,),
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "do_normalize": (True,),
+    "rescale_factor": (1 / 255,),
+    "resample": (3,),
+}
+"""Options that change the pixels, and the values that are built; 3 is bicubic."""
+
+
+@attrs.frozen(kw_only=True)
+class KimiImageProcessor:
+    """Scales an image down where it has too many patches, pads it with black, cuts it.
+
+    vision: the tower's geometry. max_patches: of an image, before padding. max_side: patches of
+    its longest side. mean, std: of each color, values from 0 to 1.
+    """
+
+    vision: VisionConfig
+    max_patches: int = attrs.field(default=16384, validator=int_at_least(1))
+    max_side: int = attrs.field(default=512, validator=int_at_least(1))
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_checkpoint(cls, config: Any, directory: Path) -> KimiImageProcessor | None:
+        """As `of_model` found it when the config was made; None without a tower in the file."""
+        del directory
+        found = config.image_processor
+        assert found is None or isinstance(found, KimiImageProcessor)
+        return found
+
+    @classmethod
+    def of_model(cls, model: ModelConfig) -> Self | None:
+        """Reads the published preprocessor_config.json or transformers' own, if there is one.
+
+        None where the Hugging Face config has no vision_config. Raises ConfigError naming an option
+        that is not understood or does not fit the tower.
+        """
+        vision = VisionConfig.from_hf(model.huggingface_config)
+        if vision is None:
+            return None
+        return cls.from_options(vision, _options_in(Path(model.path)))
+
+    @classmethod
+    def from_options(cls, vision: VisionConfig, options: Mapping[str, Any]) -> Self:
+        """As `of_model`, from the options themselves."""
+        for name, known in _MUST_BE.items():
+            if options.get(name, known[0]) not in known:
+                raise ConfigError(
+                    f"the image processor has {name} = {options[name]!r}; wanted {known[0]!r}"
+                )
+        fits = {
+            "patch_size": (vision.patch_size,),
+            "merge_kernel_size": (vision.merge_rows, (vision.merge_rows, vision.merge_columns)),
+            "merge_size": (vision.merge_rows,),
+        }
+        for name, wanted in fits.items():
+            value = options.get(name, wanted[0])
+            value = tuple(value) if isinstance(value, list) else value
+            if value not in wanted:
+                raise ConfigError(
+                    f"the image processor has {name} = {value!r} and the tower {wanted[0]!r}; "
+                    "wanted files of one checkpoint"
+                )
+        size = options.get("size") or {}
+        sides = {size.get("max_height", 512), size.get("max_width", 512)}
+        if len(sides) != 1:
+            raise ConfigError(f"the image processor has size {size!r}; wanted equal sides")
+        return cls(
+            vision=vision,
+            max_patches=options.get("in_patch_limit", options.get("max_patches", 16384)),
+            max_side=options.get("patch_limit_on_one_side", sides.pop()),
+            mean=_colors("image_mean", options.get("image_mean", (0.5, 0.5, 0.5))),
+            std=_colors("image_std", options.get("image_std", (0.5, 0.5, 0.5))),
+        )
+
+    @property
+    def placeholder_token_id(self) -> int:
+        """The token that stands for an image."""
+        return self.vision.image_token_id
+
+    @property
+    def unserved_token_ids(self) -> Mapping[str, int]:
+        """Video has a placeholder of its own."""
+        video = self.vision.video_token_id
+        return {} if video is None else {"video": video}
+
+    @property
+    def largest_image(self) -> int:
+        """Patches that no image has more of, padding included.
+
+        Scaling counts whole patches only, so a side may end with part of one more, and padding
+        takes it to a multiple of the merge.
+        """
+        merge = max(self.vision.merge_rows, self.vision.merge_columns)
+        side = -(-self.max_side // merge) * merge
+        return min(side**2, self.max_patches + (2 + 2 * merge) * self.max_side + (merge + 2) ** 2)
+
+    def memory(self, itemsize: int) -> ImageMemory:
+        """What images take; itemsize: bytes of a number of the run's dtype."""
+        vision, num_patches = self.vision, self.largest_image
+        return ImageMemory(
+            bytes_per_token=vision.text_hidden_size * itemsize,
+            max_tokens=num_patches // (vision.merge_rows * vision.merge_columns),
+            max_patches=num_patches,
+            pass_bytes=vision.pass_bytes(num_patches, itemsize),
+        )
+
+    def sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels of an image -> those of the resized one, and those of the padded one.
+
+        It is never enlarged. Source: the published processor's rule (NaViT, Dehghani et al. 2023).
+        """
+        side, longest = self.vision.patch_size, self.max_side * self.vision.patch_size
+        num_patches = max(1, height // side) * max(1, width // side)
+        scale = min(
+            1.0, math.sqrt(self.max_patches / num_patches), longest / height, longest / width
+        )
+        merges = (self.vision.merge_rows, self.vision.merge_columns)
+        resized = [min(max(1, int(pixels * scale)), longest) for pixels in (height, width)]
+        padded = [
+            -(-pixels // (merge * side)) * merge * side
+            for pixels, merge in zip(resized, merges, strict=True)
+        ]
+        return (resized[0], resized[1]), (padded[0], padded[1])
+
+    def preprocess(self, pixels: torch.Tensor) -> ImageFeatures:
+        """pixels: [3, height, width] uint8 -> pixel_values [P, 3, p, p] float32 and the grid."""
+        import torch
+
+        resized, padded = self.sizes(pixels.shape[1], pixels.shape[2])
+        if tuple(pixels.shape[1:]) != resized:
+            pixels = torch.nn.functional.interpolate(
+                pixels[None], size=resized, mode="bicubic", antialias=True
+            )[0]
+        edges = (0, padded[1] - resized[1], 0, padded[0] - resized[0])
+        values = torch.nn.functional.pad(pixels, edges).float()
+        mean, std = (
+            torch.tensor(colors).mul(255).view(3, 1, 1) for colors in (self.mean, self.std)
+        )
+        values = values.sub_(mean).div_(std)
+        side = self.vision.patch_size
+        rows, columns = padded[0] // side, padded[1] // side
+        patches = values.view(3, rows, side, columns, side).permute(1, 3, 0, 2, 4)
+        return ImageFeatures(
+            pixel_values=patches.reshape(rows * columns, 3, side, side),
+            grid_thw=(1, rows, columns),
+        )
+
+    def check(self, features: ImageFeatures) -> None:
+        """Raises RequestError when patches from elsewhere do not fit the tower."""
+        _, rows, columns = features.grid_thw
+        vision = self.vision
+        wanted = [rows * columns, 3, vision.patch_size, vision.patch_size]
+        if list(features.pixel_values.shape) != wanted:
+            raise RequestError(
+                f"pixel_values is {list(features.pixel_values.shape)}; wanted {wanted}"
+            )
+        if rows % vision.merge_rows or columns % vision.merge_columns:
+            raise RequestError(
+                f"grid_thw is {list(features.grid_thw)}; wanted rows in multiples of "
+                f"{vision.merge_rows} and columns of {vision.merge_columns}"
+            )
+        if rows * columns > self.largest_image:
+            raise RequestError(
+                f"grid_thw is {list(features.grid_thw)}, {rows * columns} patches; wanted at most "
+                f"{self.largest_image}: resize the image"
+            )
+
+    def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
+        """Placeholder tokens of an image."""
+        return self.vision.num_tokens(grid_thw)
+
+
+def _options_in(directory: Path) -> Mapping[str, Any]:
+    """The options of the first file that has any; its section for images where it has one."""
+    for name in _FILES:
+        path = Path(directory) / name
+        if not path.is_file():
+            continue
+        options = read_json_object(path)
+        for section in _SECTIONS:
+            found = options.get(section)
+            if isinstance(found, dict):
+                return found
+        if name == _FILES[0]:
+            return options
+    return {}
+
+
+def _colors(name: str, value: Any) -> tuple[float, ...]:
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 3
+        or not all(isinstance(number, int | float) for number in value)
+    ):
+        raise ConfigError(f"the image processor has {name} = {value!r}; wanted three numbers")
+    return tuple(float(number) for number in value)

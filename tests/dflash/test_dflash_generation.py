@@ -1,0 +1,92 @@
+"""Whole generations of the engine against the oracle: proposals, tokens, acceptance by place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dflash.checkpoints import CASES, VOCAB
+from dflash.conftest import Pair
+from dflash.oracle import NaiveDraft, NaiveStep, NaiveTarget, generate
+from pilotfish import LLM, RequestOutput, SamplingParams, SpeculativeConfig
+from pilotfish.speculation import DraftBatch, Proposal
+
+PROMPTS = [[(7 * i + 3) % VOCAB for i in range(20)], [11], [5, 17, 40, 5]]
+NUM_TOKENS = 26
+GENERATIONS = [
+    *(("plain", width) for width in (1, 4, 7, 15)),
+    *(("mixed", width) for width in (3, 7)),
+    *(("sliding", width) for width in (5, 15)),
+    *(("not-causal", 6), ("unsorted", 4), ("longrope", 5)),
+    *(("speculators", 5), ("speculators-anchor", 6), ("speculators-small", 3)),
+]
+
+
+class Drafts:
+    """Everything that an engine's drafter proposes, by place of the request."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.proposed: dict[str, list[list[int]]] = {}
+        proposer: Any = llm.proposer
+        self._propose = proposer.propose
+        proposer.propose = self._note
+
+    def _note(self, batch: DraftBatch) -> Sequence[Proposal]:
+        found: Sequence[Proposal] = self._propose(batch)
+        for request, proposal in zip(batch.requests, found, strict=True):
+            if proposal.tokens:
+                self.proposed.setdefault(request.request_id, []).append(list(proposal.tokens))
+        return found
+
+    def in_order(self) -> list[list[list[int]]]:
+        """Requests in the order of the prompts: that is the order of their first drafts."""
+        return list(self.proposed.values())
+
+
+def engine(target: Path, draft: Path, width: int) -> LLM:
+    spec = SpeculativeConfig(method="dflash", width=width)
+    return LLM(str(target), draft=str(draft), speculative=spec, dtype="float32")
+
+
+def counts(steps: Sequence[NaiveStep]) -> list[float]:
+    """Share of the drafts at each place that counted."""
+    drafted = max(len(step.proposed) for step in steps)
+    return [
+        sum(step.accepted > place for step in steps)
+        / sum(len(step.proposed) > place for step in steps)
+        for place in range(drafted)
+    ]
+
+
+@pytest.mark.parametrize(("case", "width"), GENERATIONS)
+def test_generations_are_those_of_the_oracle(pair: Pair, case: str, width: int) -> None:
+    target, draft = pair(case)
+    llm = engine(target, draft, width)
+    naive = NaiveDraft(CASES[case], NaiveTarget(target, torch.float64))
+    drafts = Drafts(llm)
+    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    outputs: list[RequestOutput] = llm.generate(PROMPTS, params)
+    for prompt, output, proposed in zip(PROMPTS, outputs, drafts.in_order(), strict=True):
+        steps = generate(naive, prompt, NUM_TOKENS, width)
+        assert list(output.token_ids) == [token for step in steps for token in step.committed]
+        assert proposed == [step.proposed for step in steps if step.proposed]
+        assert output.speculative is not None
+        assert output.speculative["drafted"] == sum(len(step.proposed) for step in steps)
+        assert output.speculative["accepted"] == sum(step.accepted for step in steps)
+        assert output.speculative["accepted_per_position"] == pytest.approx(counts(steps))
+
+
+def test_the_histories_above_have_accepts_and_rejects(pair: Pair) -> None:
+    """Otherwise rollback would not be in them."""
+    found = []
+    for case, width in GENERATIONS:
+        llm = engine(*pair(case), width)
+        params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+        for output in llm.generate(PROMPTS, params):
+            assert output.speculative is not None
+            found.append((output.speculative["drafted"], output.speculative["accepted"]))
+    assert sum(0 < accepted < drafted for drafted, accepted in found) > len(found) // 2

@@ -1,0 +1,24 @@
+"""Every format and option against the oracle: logits, tokens, and every row of the cache."""
+
+from __future__ import annotations
+
+import pytest
+
+from dflash.checkpoints import CASES
+from dflash.conftest import Pair
+from dflash.driver import Driver, load
+from dflash.histories import Oracles, play
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_as_near_float64_as_eager_torch(pair: Pair, case: str) -> None:
+    target, draft = pair(case)
+    proposer, oracles = load(target, draft), Oracles(case, target)
+    drivers: list[Driver] = []
+    found = play(proposer, num_steps=8, after=drivers.append)
+    assert sum(len(one.proposal.tokens) for one in found) > 12
+    ours, eager, same = oracles.check(found)
+    assert same
+    assert ours <= 2 * eager
+    ours, eager = oracles.check_rows(drivers[-1])
+    assert ours <= 2 * eager

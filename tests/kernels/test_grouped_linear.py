@@ -1,0 +1,295 @@
+"""grouped_linear and combine_rows: sorting, error, rows that are their own, on both backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.places import placed
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.combine_rows import combine_rows
+from pilotfish.kernels.combine_rows import reference as combine_reference
+from pilotfish.kernels.grouped_linear import (
+    GroupedWeight,
+    GroupedWeightBuilder,
+    RowGroups,
+    group_rows,
+    grouped_linear,
+    groups,
+    reference,
+)
+from pilotfish.kernels.int4 import dequantize_int4, quantize_int4
+from pilotfish.kernels.linear import row_multiple
+
+combine_rows, grouped_linear = placed(combine_rows), placed(grouped_linear)
+
+TORCH = KernelBackend("torch")
+TRITON = KernelBackend("triton")
+BACKENDS = (TORCH, TRITON)
+
+
+@pytest.fixture(autouse=True)
+def _poison() -> Iterator[None]:
+    """Every torch.empty is filled with NaN; random data are the same in every run."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def fill(
+    weights: torch.Tensor, backend: KernelBackend, *, is_int4: bool = False
+) -> tuple[GroupedWeight, torch.Tensor]:
+    """weights: [E, O, K] -> the prepared weight and the numbers that it stands for."""
+    builder = GroupedWeightBuilder(*weights.shape, dtype=weights.dtype, backend=backend)
+    numbers = torch.empty_like(weights)
+    for group in torch.randperm(weights.shape[0]).tolist():
+        assert not builder.is_complete
+        if is_int4:
+            packed, scale = quantize_int4(weights[group])
+            numbers[group] = dequantize_int4(packed, scale, weights.dtype)
+            builder.add(group, packed, scale)
+        else:
+            numbers[group] = weights[group]
+            builder.add(group, weights[group].clone())
+    return builder.finish(), numbers
+
+
+def draw_weights(num_groups: int, out: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    return (torch.randn(num_groups, out, width) * width**-0.5).to(dtype)
+
+
+def choices(num_rows: int, num_chosen: int, num_groups: int, kind: str) -> torch.Tensor:
+    """[T, S], each row's groups all different."""
+    if kind == "one group":
+        return torch.arange(num_chosen).expand(num_rows, -1).contiguous()
+    rows = [torch.randperm(num_groups)[:num_chosen].sort().values for _ in range(num_rows)]
+    return torch.stack(rows)
+
+
+def run(
+    x: torch.Tensor, weight: GroupedWeight, choice: torch.Tensor, backend: KernelBackend, pad: int
+) -> torch.Tensor:
+    """x: [T, K] -> [T, S, O], each row with each of its groups."""
+    found = group_rows(choice, weight.num_groups, backend=backend, row_multiple=pad)
+    out = grouped_linear(x[found.rows], weight, found, backend=backend)
+    return out[found.places]
+
+
+@pytest.mark.parametrize("few", [0, groups.FEW_PAIRS])
+@given(
+    num_rows=st.integers(1, 40),
+    num_chosen=st.integers(1, 4),
+    num_groups=st.integers(4, 9),
+    row_multiple=st.sampled_from((1, 2, 4, 8)),
+    kind=st.sampled_from(("any", "one group")),
+)
+def test_every_pair_has_a_place_in_its_group(
+    *, few: int, num_rows: int, num_chosen: int, num_groups: int, row_multiple: int, kind: str
+) -> None:
+    torch.manual_seed(num_rows)
+    choice = choices(num_rows, num_chosen, num_groups, kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "FEW_PAIRS", few)
+        found = group_rows(choice, num_groups, backend=TORCH, row_multiple=row_multiple)
+    check_places(found, choice)
+    group_of = torch.full_like(found.rows, -1)
+    for group, start, end in found.spans:
+        assert (end - start) % row_multiple == 0
+        assert (end - start) - int((choice == group).sum()) in range(row_multiple)
+        assert (group_of[start:end] == -1).all()
+        group_of[start:end] = group
+    assert torch.equal(group_of[found.places], choice)
+    assert [span[0] for span in found.spans] == sorted(set(choice.flatten().tolist()))
+
+
+def check_places(found: RowGroups, choice: torch.Tensor) -> None:
+    places = found.places.flatten().tolist()
+    assert found.places.shape == choice.shape
+    assert len(set(places)) == len(places)
+    rows = torch.arange(choice.shape[0]).unsqueeze(1).expand_as(choice)
+    assert torch.equal(found.rows[found.places], rows)
+
+
+@given(
+    num_rows=st.integers(1, 150),
+    num_chosen=st.integers(1, 4),
+    num_groups=st.integers(4, 9),
+    kind=st.sampled_from(("any", "one group")),
+)
+def test_blocks_cover_every_sorted_row_once(
+    num_rows: int, num_chosen: int, num_groups: int, kind: str
+) -> None:
+    torch.manual_seed(num_rows)
+    choice = choices(num_rows, num_chosen, num_groups, kind)
+    found = group_rows(choice, num_groups, backend=TRITON)
+    check_places(found, choice)
+    assert found.blocks is not None
+    group_of = torch.full_like(found.rows, -1)
+    for group, start, end in found.blocks.tolist():
+        assert 0 <= end - start <= groups.BLOCK_ROWS
+        assert (group_of[start:end] == -1).all()
+        group_of[start:end] = group
+    assert torch.equal(group_of[found.places], choice)
+
+
+def check(
+    x: torch.Tensor,
+    numbers: torch.Tensor,
+    choice: torch.Tensor,
+    got: torch.Tensor,
+    truncated_weights: bool = False,
+) -> None:
+    """Error against float64 within twice eager's, or the rounding of float32 sums.
+
+    truncated_weights: Triton's interpreter truncates to bfloat16, INT4 weights included.
+    """
+    pairs = numbers[choice]  # [T, S, O, K]
+    wanted = torch.einsum("tk,tsok->tso", x.double(), pairs.double())
+    size = torch.einsum("tk,tsok->tso", x.double().abs(), pairs.double().abs())
+    usual = torch.stack(
+        [torch.nn.functional.linear(row, weight) for row, weight in zip(
+            x.repeat_interleave(choice.shape[1], 0), pairs.flatten(0, 1), strict=True
+        )]
+    ).view_as(wanted)  # fmt: skip
+    # Any order of K float32 additions errs by at most K * 2^-24 of the sum of sizes (Higham 2002,
+    # eq. 4.4); the result is then rounded once (the interpreter truncates).
+    eps = torch.finfo(x.dtype).eps
+    limit = x.shape[1] * 2**-24 * size.max() + eps * wanted.abs().max()
+    if truncated_weights:
+        limit = limit + eps * size.max()
+    limit = torch.maximum(limit, 2 * (usual.double() - wanted).abs().max())
+    assert got.dtype == x.dtype
+    assert ((got.double() - wanted).abs() <= limit).all()
+
+
+@given(
+    num_rows=st.integers(1, 12),
+    num_chosen=st.integers(1, 3),
+    num_groups=st.integers(3, 6),
+    width=st.integers(1, 3),
+    out=st.integers(1, 70),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+    kind=st.sampled_from(("any", "one group")),
+    form=st.sampled_from(("int4", "float", "odd")),
+)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@settings(max_examples=25)
+def test_error_is_no_worse_than_twice_eagers(
+    *,
+    backend: KernelBackend,
+    num_rows: int,
+    num_chosen: int,
+    num_groups: int,
+    width: int,
+    out: int,
+    dtype: torch.dtype,
+    kind: str,
+    form: str,
+) -> None:
+    torch.manual_seed(num_rows * 100 + out)
+    columns = 32 * width + (5 if form == "odd" else 0)
+    weight, numbers = fill(
+        draw_weights(num_groups, out, columns, dtype), backend, is_int4=form == "int4"
+    )
+    assert weight.kind == (
+        "separate" if backend is TORCH else "triton_int4" if form == "int4" else "triton"
+    )
+    x = torch.randn(num_rows, columns).to(dtype)
+    choice = choices(num_rows, num_chosen, num_groups, kind)
+    truncated = backend is TRITON and form == "int4" and dtype == torch.bfloat16
+    check(x, numbers, choice, run(x, weight, choice, backend, pad=4), truncated)
+
+
+def test_the_reference_is_the_definition() -> None:
+    numbers, x = draw_weights(3, 5, 7, torch.float32), torch.randn(4, 7)
+    choice = torch.tensor([[2], [0], [2], [1]])
+    got = reference.grouped_linear(x, numbers, choice.flatten())
+    check(x, numbers, choice, got.unsqueeze(1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_int4", [False, True])
+def test_a_rows_bits_do_not_depend_on_who_shares_its_group(
+    backend: KernelBackend, dtype: torch.dtype, is_int4: bool
+) -> None:
+    """Alone, in mixtures of every size, and with all rows in one group."""
+    plain = draw_weights(5, 48, 64, dtype)
+    plain[..., 32:] = plain[..., :32]  # sums that cancel show any change of order
+    weight, _ = fill(plain, backend, is_int4=is_int4)
+    pad = row_multiple(weight.separate, backend=backend)
+    assert pad is not None
+    half = torch.randn(70, 32)
+    x = torch.cat((half, -half), dim=1).to(dtype)
+    choice = choices(70, 2, 5, "any")
+    wanted = run(x, weight, choice, backend, pad)
+    for start, count in ((0, 1), (3, 1), (0, 2), (5, 7), (1, 33), (6, 64)):
+        part = slice(start, start + count)
+        got = run(x[part], weight, choice[part], backend, pad)
+        assert torch.equal(got, wanted[part]), (start, count)
+    crowded = choice.clone()
+    crowded[1:] = choice[0]
+    assert torch.equal(run(x, weight, crowded, backend, pad)[0], wanted[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_only_groups_with_rows_are_read(backend: KernelBackend) -> None:
+    """The other groups' weights are NaN, and on torch not even passed on."""
+    plain = draw_weights(6, 16, 32, torch.float32)
+    plain[torch.tensor([0, 2, 5])] = float("nan")
+    weight, numbers = fill(plain, backend)
+    x, choice = torch.randn(3, 32), torch.tensor([[1, 4], [3, 4], [1, 3]])
+    got = run(x, weight, choice, backend, pad=4)
+    check(x, numbers, choice, got)
+
+
+@given(
+    num_rows=st.integers(1, 9),
+    num_terms=st.integers(1, 5),
+    width=st.integers(1, 70),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+    has_last=st.booleans(),
+)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@settings(max_examples=25)
+def test_rows_are_combined_in_float32_in_order(
+    *,
+    backend: KernelBackend,
+    num_rows: int,
+    num_terms: int,
+    width: int,
+    dtype: torch.dtype,
+    has_last: bool,
+) -> None:
+    torch.manual_seed(width)
+    x = torch.randn(num_rows * num_terms + 2, width).to(dtype)
+    before = x.clone()
+    places = torch.randperm(x.shape[0])[: num_rows * num_terms].view(num_rows, num_terms)
+    weights = torch.rand(num_rows, num_terms)
+    last = torch.randn(num_rows, width).to(dtype) if has_last else None
+    got = combine_rows(x, places, weights, last, backend=backend)
+    wanted = combine_reference.combine_rows(x, places, weights, last)
+    assert torch.equal(x, before)
+    assert got.shape == (num_rows, width)
+    if backend is TORCH:
+        assert torch.equal(got, wanted)
+        return
+    # A GPU may fuse product and sum, the interpreter truncates: one unit of the result's type.
+    size = (x[places].float().abs() * weights.unsqueeze(-1)).sum(1)
+    limit = torch.finfo(dtype).eps * wanted.float().abs() + num_terms * 2**-24 * size + 1e-30
+    assert ((got.float() - wanted.float()).abs() <= limit).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_a_combined_rows_bits_are_its_own(backend: KernelBackend) -> None:
+    x, weights = torch.randn(60, 33), torch.rand(20, 3)
+    places = torch.randperm(60).view(20, 3)
+    wanted = combine_rows(x, places, weights, backend=backend)
+    for t in range(20):
+        got = combine_rows(x, places[t : t + 1], weights[t : t + 1], backend=backend)
+        assert torch.equal(got[0], wanted[t])

@@ -1,0 +1,201 @@
+"""Strict loading, tensors that are left out by rule, packed experts, and what the cache takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kimi_k25.cases import (
+    PACKED,
+    Tensors,
+    check_long,
+    packed,
+    subject,
+    tensors_of,
+    unpacked,
+    with_tensors,
+    write_kimi,
+    write_shape,
+)
+from pilotfish import LLM, SamplingParams
+from pilotfish.cli import main
+from pilotfish.errors import WeightsError
+from pilotfish_kimi_k25.examples import kimi_oracle
+
+BASE = "latent queries, two groups, yarn"
+TOKENS = list(range(2, 33))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shape(BASE, tmp_path_factory.mktemp("weights"))
+
+
+def score(path: Path, dtype: str = "float32") -> torch.Tensor:
+    with LLM(str(path), dtype=dtype) as llm:
+        return llm.score(TOKENS)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        score(path)
+    return str(caught.value)
+
+
+# Strictness
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.self_attn.kv_a_layernorm.weight",
+        "model.layers.1.mlp.gate.e_score_correction_bias",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.mlp.experts.5.down_proj.weight",
+        "model.layers.1.mlp.shared_experts.gate_proj.weight",
+    ],
+)
+def test_a_missing_tensor_is_named(name: str, base: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(base)
+    del tensors[name]
+    assert name.removeprefix("model.") in refused(with_tensors(base, tmp_path / "a", tensors))
+
+
+def test_left_over_and_misshapen_tensors_are_named(base: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(base)
+    extra = {**tensors, "model.layers.0.self_attn.q_proj.weight": torch.zeros(3, 3)}
+    assert "q_proj" in refused(with_tensors(base, tmp_path / "a", extra))
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    wrong = {**tensors, name: tensors[name][:-1].clone()}
+    assert "kv_b_proj" in refused(with_tensors(base, tmp_path / "b", wrong))
+
+
+def test_layers_that_predict_further_tokens_are_left_out(base: Path, tmp_path: Path) -> None:
+    """Listed names of listed layers; anything else there is left over."""
+    tensors, wanted = tensors_of(base), score(base)
+    layer = {
+        name.replace("layers.1.", "layers.2."): tensor.clone()
+        for name, tensor in tensors.items()
+        if ".layers.1." in name
+    }
+    further: Tensors = {
+        f"model.layers.2.{name}.weight": torch.zeros(4)
+        for name in ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm")
+    }
+    path = with_tensors(base, tmp_path / "a", {**tensors, **layer, **further})
+    assert torch.equal(score(path), wanted)
+    none = with_tensors(base, tmp_path / "b", {**tensors, **layer}, num_nextn_predict_layers=0)
+    assert "layers.2." in refused(none)
+    surprise = {**tensors, **layer, "model.layers.2.surprise.weight": torch.zeros(4)}
+    assert "surprise" in refused(with_tensors(base, tmp_path / "c", surprise))
+
+
+# Packed experts
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """INT4 experts, and the same numbers as float32 weights."""
+    made = tmp_path_factory.mktemp("int4")
+    written = write_kimi("published", made, moe_intermediate_size=32)
+    tensors = packed(tensors_of(written))
+    text = json.loads((written / "config.json").read_text())["text_config"]
+    return (
+        with_tensors(
+            written,
+            made / "packed",
+            tensors,
+            text_config={**text, "quantization_config": PACKED},
+        ),
+        with_tensors(written, made / "plain", unpacked(tensors)),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_experts_are_their_numbers(pair: tuple[Path, Path], dtype: str) -> None:
+    """Judged as the plain checkpoint is, by transformers' model of that."""
+    oracle = kimi_oracle(pair[1])
+    exact, eager = oracle.exact(TOKENS, dtype), oracle.eager(TOKENS, dtype)
+    check_long(score(pair[0], dtype), exact, eager, dtype)
+    check_long(score(pair[1], dtype), exact, eager, dtype)
+
+
+def test_packed_experts_answer_alike_alone_and_together(pair: tuple[Path, Path]) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    prompts = [[1, 2, 3], list(range(40)), [7] * 9]
+    with LLM(str(pair[0]), dtype="bfloat16", max_batch_tokens=16) as llm:
+        together = [list(o.token_ids) for o in llm.generate(prompts, greedy)]
+        assert [list(llm.generate([p], greedy)[0].token_ids) for p in prompts] == together
+        wanted = llm.score(TOKENS)
+    with LLM(str(pair[0]), dtype="bfloat16", max_batch_tokens=7) as llm:
+        assert torch.equal(llm.score(TOKENS), wanted)
+
+
+def test_packed_is_said_by_each_tensor(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Some experts' parts packed and others not, whatever the config's lists say."""
+    plain = tensors_of(pair[1])
+    some = packed(plain, parts=("down",))
+    path = with_tensors(pair[0], tmp_path / "some", some)
+    with subject(path, ("bfloat16",)) as one:
+        config = one.prepared("bfloat16").model.config
+        assert (config.packed_gate_up, config.packed_down) == (frozenset(), frozenset({1}))
+        assert torch.isfinite(one.alone(TOKENS)).all()
+
+
+@pytest.mark.parametrize("kind", ["weight_packed", "weight_scale"])
+def test_packed_tensors_of_another_shape_are_named(
+    kind: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    name = f"language_model.model.layers.1.mlp.experts.3.down_proj.{kind}"
+    tensors = tensors_of(pair[0])
+    wide = torch.cat([tensors[name], tensors[name]], dim=1)
+    path = with_tensors(pair[0], tmp_path / "wide", {**tensors, name: wide})
+    assert "experts.3.down_proj" in refused(path)
+
+
+def test_a_missing_packed_tensor_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    tensors = tensors_of(pair[0])
+    del tensors["language_model.model.layers.1.mlp.experts.6.up_proj.weight_scale"]
+    assert "experts.6" in refused(with_tensors(pair[0], tmp_path / "a", tensors))
+
+
+# What it takes
+
+
+def inspect(capsys: pytest.CaptureFixture[str], path: Path, *flags: str) -> dict[str, Any]:
+    assert main(["inspect", str(path), "--json", "--device", "cpu", *flags]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])
+def test_the_cache_is_one_latent_row_a_token_and_layer(
+    dtype: str, itemsize: int, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`inspect` against the formula, and the memory itself, to the byte."""
+    layers, latent, turned = 2, 24, 8
+    bytes_per_token = layers * (latent + turned) * itemsize
+    memory = inspect(capsys, base, "--dtype", dtype)["memory"]
+    tokens = memory["num_pages"] * memory["page_size_tokens"]
+    assert memory["state_bytes"]["kv"] == tokens * bytes_per_token
+    with subject(base) as one:
+        leaf = one.session(dtype).state.leaf("kv")
+        assert leaf.num_bytes == 64 * 4 * bytes_per_token
+        assert sum(block.nbytes for block in leaf.blocks) == leaf.num_bytes
+        assert [tuple(block.shape) for block in leaf.blocks] == [(64, 4, 32)] * 2
+
+
+def test_packed_weights_are_planned_packed(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, large = (
+        inspect(capsys, path, "--dtype", "bfloat16")["memory"]["weights_bytes"]["model"]
+        for path in pair
+    )
+    experts = 8 * 3 * 64 * 32
+    packed_bytes = experts // 2 + experts // 32 * 2 + 8 * 3 * 8  # two int32 of each shape
+    assert large - small == experts * 2 - packed_bytes
