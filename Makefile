@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Tests run one thread each, in two processes. `make test WORKERS=` runs them in one.
+WORKERS := -n 2 --dist worksteal
 
 .PHONY: setup demo test test-all lint format bench gpu clean
 
@@ -19,11 +21,11 @@ demo: setup
 	$(BIN)/pilotfish generate demo --chat "What is a pilot fish? Answer in one sentence." --temperature 0 --max-tokens 80
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: setup
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt dflash
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(WORKERS) -m ""
 
 lint: setup
 	$(BIN)/ruff check .

@@ -184,6 +184,10 @@ class ImageProcessor(Protocol):
         """pixels: [3, H, W] uint8 on the host, RGB, not empty -> what the tower reads."""
         ...
 
+    def grid_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """The grid of an image of so many pixels, as `preprocess` makes it."""
+        ...
+
     def check(self, features: ImageFeatures) -> None:
         """Raises RequestError when features from elsewhere do not fit the tower."""
         ...

@@ -51,10 +51,10 @@ def _(real: Any) -> Any:
     0,
     "a context beyond the model's reach is accepted",
     "limits are refused",
-    "pilotfish_llama3.config:_max_seq_len",
+    "pilotfish.layers.rope:RopeParameters.context_length",
 )
 def _(real: Any) -> Any:
-    return lambda model, rope: model.max_length or real(model, rope)
+    return lambda rope, max_length: max_length or real(rope, max_length)
 
 
 # Sampling

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from pilotfish.bench import BenchReport, BenchRow, run_suite
 from pilotfish.bench.measure import alternate
 from pilotfish.bench.peers import PilotfishSide, TransformersSide
 from pilotfish.bench.suite import compare_tokens
-from pilotfish.bench.workloads import TEXTS, TokenIds, Workload
+from pilotfish.bench.workloads import QUOTED, TEXTS, TokenIds, Workload
 from pilotfish.errors import ConfigError
 
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11], [4]]
@@ -111,3 +112,26 @@ def test_the_whole_suite_runs_on_a_checkpoint_without_a_tokenizer(tiny_checkpoin
         assert name in names
     assert all(row.tokens_equal in (True, None) for row in report.rows), report.to_markdown()
     assert all(row.ours > 0 and row.theirs > 0 for row in report.rows)
+
+
+class Letters:
+    """A tokenizer with a token for every letter."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % 50 for letter in text]
+
+
+def test_prompts_fit_a_short_context_and_the_rows_say_so() -> None:
+    tokenizer: Any = Letters()
+    short = Workload(vocab_size=64, max_seq_len=48, tokenizer=tokenizer)
+    assert (short.num_decoded, short.num_prompt) == (24, 23)
+    for prompts in (short.copies(), short.short()):
+        assert all(len(prompt) + short.num_decoded + 1 <= 48 for prompt in prompts)
+    assert short.copies()[0] == tokenizer.encode(QUOTED[0])[-23:]
+    assert short.cut_note(QUOTED) == ", prompts cut to 23 tokens"
+    assert short.cut_note(["x" * 23]) == ""
+    long = Workload(vocab_size=64, max_seq_len=4096, tokenizer=tokenizer)
+    assert long.copies()[0] == tokenizer.encode(QUOTED[0])
+    assert long.cut_note([*QUOTED, *TEXTS]) == ""
+    with pytest.raises(ConfigError, match="the context is 2 tokens; wanted 3 at least"):
+        Workload(vocab_size=64, max_seq_len=2, tokenizer=tokenizer).short()

@@ -144,7 +144,7 @@ def test_bad_prompt(
         (["--seed", "-1"], "seed"),
         (["--dtype", "float8"], "dtype"),
         (["--arithmetic", "sloppy"], "arithmetic"),
-        (["--page-size", "3"], "page_size"),
+        (["--page-size", "3"], "--page-size"),
         (["--max-tokns", "3"], "--max-tokens"),
         (["--temperature", "hot"], "--temperature"),
         (["--device", "quantum"], "quantum"),
@@ -323,3 +323,64 @@ def test_a_logit_bias_that_is_no_object_is_refused(
     file.write_text(json.dumps({"prompt_token_ids": [1], "logit_bias": [[1, 2.0]]}))
     line = refused(capsys, "generate", tiny_checkpoint, "--input-file", file)
     assert "line 1: logit_bias is [[1, 2.0]]; wanted a mapping" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--width", "two"], "--width is 'two'; wanted adaptive, or 1 to 64 drafted tokens a step"),
+        (["--width", "65"], "--width is '65'; wanted adaptive, or 1 to 64"),
+        (["--draft", ""], "draft is ''; wanted a checkpoint"),
+    ],
+)
+def test_flags_of_speculation_say_what_a_command_line_can_give(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, flags: list[str], said: str
+) -> None:
+    line = refused(capsys, "generate", tiny_checkpoint, *PROMPT, "--speculative", "ngram", *flags)
+    assert said in line
+    assert "schedule" not in line
+
+
+def test_a_page_size_is_named_by_its_flag(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    line = refused(capsys, "generate", tiny_checkpoint, *PROMPT, "--page-size", "3")
+    assert "--page-size is 3; wanted one of 1, 2, 4" in line
+
+
+def test_an_empty_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the model's name is empty" in refused(capsys, "generate", "", *PROMPT)
+
+
+def test_a_draft_that_no_small_model_can_be(
+    capsys: pytest.CaptureFixture[str], copy: Path, tiny_checkpoint: Path
+) -> None:
+    edit_config(copy, architectures=["LlamaForCausalLMEagle3"])
+    flags = ["--speculative", "small_model", "--draft", str(copy)]
+    line = refused(capsys, "generate", tiny_checkpoint, *PROMPT, *flags)
+    assert "it reads: any architecture that is served; methods that read" in line
+    assert "*" not in line
+
+
+def test_what_a_verb_exits_with_is_no_exit_code_of_ours(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drafter that raises SystemExit(3) is a bug of the drafter, and is heard."""
+
+    def exits(*_: Any) -> Any:
+        raise SystemExit(3)
+
+    monkeypatch.setattr("pilotfish_ngram.proposer.NgramProposer.propose", exits)
+    flags = ["--speculative", "ngram", "--input-file"]
+    lines = tiny_checkpoint.parent / "ids.jsonl"
+    lines.write_text('{"prompt_token_ids": [1, 2, 3]}\n')
+    assert main(["generate", str(tiny_checkpoint), *flags, str(lines)]) == 1
+    assert "SystemExit: 3" in capsys.readouterr().err
+
+
+def test_bench_refuses_before_it_says_that_it_loads(
+    capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    assert "wanted 1 to 63" in refused(capsys, "bench", tiny_checkpoint, "--prefill", "64")
+    flags = ["--speculative", "small_model", "--draft", "no/such/draft"]
+    assert "no/such/draft" in refused(capsys, "bench", tiny_checkpoint, *flags)

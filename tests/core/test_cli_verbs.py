@@ -57,3 +57,29 @@ def test_chat_without_a_chat_template_is_refused(
 ) -> None:
     assert main(["chat", str(tiny_checkpoint)]) == 2
     assert "tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--acceptance", "synthetic"], "acceptance 'synthetic' is not real"),
+        (["--acceptance", "relaxed", "--thinking-tokens", "1,2"], "acceptance 'relaxed' is lossy"),
+        (["--acceptance", "residual"], None),
+        ([], None),
+    ],
+)
+def test_text_that_is_not_the_models_own_is_told_of_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    said: str | None,
+) -> None:
+    options = ["--speculative", "ngram", "--max-tokens", "3", "--max-length", "128", *flags]
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    for verb in (["generate", "demo", "--prompt", "1 2 3"], ["chat", "demo"]):
+        assert main([*verb, *options]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "acceptance" in line]
+        assert len(lines) == (said is not None)
+        assert said is None or lines[0].startswith(f"pilotfish: {said}")
+    assert main(["generate", "demo", "--prompt", "1 2 3", "--json", *options]) == 0
+    assert "acceptance" not in capsys.readouterr().err

@@ -303,6 +303,50 @@ def test_wrong_options_are_refused_before_weights_are_read(
         LLM(checkpoint, **{"registry": toy_registry(), **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(
+            (
+                {"speculative": value},
+                "speculative is .*; wanted None, the name of a method, or a Sp",
+            )
+            for value in (5, True, {"method": "ngram"}, SpeculativeConfig)
+        ),
+        *(
+            ({"draft": value, "speculative": "ngram"}, "draft is .*; wanted a checkpoint: a direct")
+            for value in (5, ["e3"], "", " ", b"e3")
+        ),
+        ({"speculative": ""}, "method is ''; wanted the name of a method"),
+    ],
+)
+def test_speculation_of_another_type_is_refused(
+    checkpoint: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        LLM(checkpoint, registry=toy_registry(), **options)
+
+
+@pytest.mark.parametrize("method", [3, None, ("ngram",), "", True])
+def test_a_method_is_a_name(method: Any) -> None:
+    with pytest.raises(ConfigError, match=r"method is .*; wanted the name of a method"):
+        SpeculativeConfig(method=method)
+
+
+@pytest.mark.parametrize("acceptance", ["coupled", "residual", "synthetic"])
+def test_thinking_tokens_that_nobody_reads_are_refused(acceptance: Any) -> None:
+    with pytest.raises(
+        ConfigError, match="which does not read it; wanted acceptance 'relaxed' too"
+    ):
+        SpeculativeConfig(method="ngram", acceptance=acceptance, thinking_tokens=(1, 2))
+
+
+def test_an_empty_model_is_refused() -> None:
+    for name in ("", " "):
+        with pytest.raises(CheckpointError, match="the model's name is empty; wanted a directory"):
+            LLM(name)
+
+
 def test_a_draft_without_a_method_is_refused(checkpoint: str) -> None:
     with pytest.raises(RouteError, match="without a method"):
         LLM(checkpoint, draft=checkpoint, registry=toy_registry())

@@ -80,7 +80,7 @@ def test_a_deferred_weight_gives_the_bits_of_one_read_at_load(
     assert "prepared" not in later.head.__dict__  # nothing was read yet
     for one, other in zip(outputs(now, dtype), outputs(later, dtype), strict=True):
         assert torch.equal(one, other)
-    assert "_pack" not in later.head.__dict__  # the mapping is given up
+    assert "_unpacked" not in later.head.__dict__  # the mapping is given up
 
 
 def test_the_file_may_be_deleted_or_replaced_before_the_first_use(tmp_path: Path) -> None:
@@ -109,3 +109,32 @@ def test_a_source_that_reads_at_once_is_not_deferred(tmp_path: Path) -> None:
 def test_a_layer_that_does_not_exist_is_named() -> None:
     with pytest.raises(KeyError, match="nothing"):
         Net().may_defer("nothing.weight")
+
+
+def test_an_exception_while_packing_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors_on(tmp_path / "w.safetensors")
+    now = load(tmp_path / "w.safetensors", torch.float32, deferred=False)
+    later = load(tmp_path / "w.safetensors", torch.float32, deferred=True)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pilotfish.layers.linear.prepare_linear", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            outputs(later, torch.float32)
+    for one, other in zip(outputs(now, torch.float32), outputs(later, torch.float32), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_one_tensor_may_fill_a_parameter_twice(tmp_path: Path) -> None:
+    save_file({"head.weight": torch.randn(10, 16)}, tmp_path / "w.safetensors")
+    source = SafetensorsSource.from_file(tmp_path / "w.safetensors")
+    rules = WeightRules(rules=(Rule("head.weight", ["head.weight", "head.weight"]),))
+    got: dict[str, DeferredTensor] = {}
+    plan = plan_load(rules, source.infos, {"head.weight": (20, 16)})
+    execute_load(plan, source, got.__setitem__, torch.float32, defers=lambda _: True)  # type: ignore[arg-type]
+    whole = got["head.weight"].read()
+    assert torch.equal(whole[:10], whole[10:])

@@ -54,6 +54,9 @@ class ToyImageProcessor:
         patches = wide.view(3, rows, SIDE, columns, SIDE).sum((0, 2, 4)).reshape(-1, 1)
         return ImageFeatures(pixel_values=patches, grid_thw=(1, rows, columns))
 
+    def grid_of(self, height: int, width: int) -> tuple[int, int, int]:
+        return (1, -(-height // SIDE), -(-width // SIDE))
+
     def check(self, features: ImageFeatures) -> None:
         if features.pixel_values.shape[1:] != (1,):
             raise RequestError(f"patches are {list(features.pixel_values.shape)}; wanted [P, 1]")

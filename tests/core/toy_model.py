@@ -345,6 +345,7 @@ class ToyEngine:
                 policy=drafting.policy,
                 vocab_size=VOCAB,
                 num_scratch=drafting.num_scratch,
+                max_batch_tokens=self.max_batch_tokens,
             )
         self.engine = Engine(self.scheduler, self.runner)
         self.admission = Admission(

@@ -20,8 +20,6 @@ from dflash.checkpoints import (
     MASK,
     VOCAB,
     DraftCase,
-    F,
-    S,
     draft_config,
     draft_tensors,
     write_draft,
@@ -30,7 +28,9 @@ from dflash.conftest import Pair
 from pilotfish import LLM, CacheConfig, RequestOutput, SamplingParams, SpeculativeConfig
 from pilotfish.cli import main
 from pilotfish.errors import RouteError
-from pilotfish.speculation import DraftBatch, Proposal
+from pilotfish.protocols import PipelineModel
+from pilotfish.sampling.acceptance import VerifyRequest
+from pilotfish.speculation import BlockRows, DraftBatch, Proposal
 from pilotfish_dflash.model import DFlashLlama3Model
 
 PROMPTS = [[1, 2, 3], [5], [7] * 20, [9, 8, 7, 6], [3] * 11, list(range(30, 47))]
@@ -173,8 +173,50 @@ def test_features_live_for_one_chunk(pair: Pair) -> None:
     assert len(sizes) > 7
     assert max(sizes) == bound
     without = LLM(str(target), max_batch_tokens=most).memory_plan.activations
-    assert ours.memory_plan.activations - without == 2 * bound
+    logits = 3 * 4 * VOCAB * min(16 * 2, most)  # a block's, of 16 requests
+    assert ours.memory_plan.activations - without == 2 * bound + logits
     assert all(ref() is None for ref in alive)
+
+
+def test_what_is_drafted_at_once_stays_within_a_pass(pair: Pair) -> None:
+    """Rows of blocks and of logits, and what the next pass verifies, for twelve requests."""
+    target, draft = pair("plain")
+    asked = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    for most, width in ((40, 2), (64, 4), (512, 7)):
+        sizes: dict[str, Any] = {"max_batch_tokens": most, "max_batch_size": 12}
+        ours = LLM(str(target), draft=str(draft), speculative=dflash(15), **sizes)
+        proposer: Any = ours.proposer
+        blocks: list[tuple[int, int]] = []
+        real = proposer.forward
+
+        def spy(rows: BlockRows, blocks: Any = blocks, real: Any = real) -> torch.Tensor:
+            blocks.append((len(rows.tokens), len(rows.wanted_rows)))
+            found: torch.Tensor = real(rows)
+            return found
+
+        proposer.forward = spy
+        ours.generate([[i + 1, i + 2] for i in range(12)], asked)
+        assert max(blocks) == (12 * (width + 1), 12 * width)
+        assert max(blocks)[0] <= most  # 7 are what an answer of nine has room for
+
+
+def test_a_chunk_of_a_prompt_asks_no_policy_for_a_width(pair: Pair) -> None:
+    """Three looks at a width would be spent on passes that draft nothing."""
+    target, draft = pair("plain")
+    spec = dflash("adaptive")
+    ours = LLM(str(target), draft=str(draft), speculative=spec, max_batch_tokens=16)
+    policy: Any = ours.engine.runner._policy  # type: ignore[attr-defined]
+    asked: list[int] = []
+    real = policy.choose
+
+    def spy(num_requests: int) -> int:
+        asked.append(num_requests)
+        return int(real(num_requests))
+
+    policy.choose = spy
+    ours.generate([[9] * 100], SamplingParams(temperature=0, max_tokens=4))
+    assert asked
+    assert set(asked) == {1}
 
 
 def constant(folder: Path, token: int = 7) -> Path:
@@ -220,9 +262,27 @@ def test_residual_acceptance_takes_laws_of_the_target_vocabulary(pair: Pair) -> 
     target, draft = pair("speculators-small")
     spec = dflash(3, acceptance="residual")
     ours = LLM(str(target), draft=str(draft), speculative=spec)
+    runner: Any = ours.engine.runner
+    real = runner._acceptance.decide
+    seen: list[VerifyRequest] = []
+
+    def spy(logits: torch.Tensor, requests: list[VerifyRequest]) -> Any:
+        seen.extend(one for one in requests if one.drafts)
+        return real(logits, requests)
+
+    runner._acceptance.decide = spy
     for out in ours.generate(PROMPTS, params(1.0)):
         assert len(out.token_ids) == 20
         assert counts(out)[0] > 10
+    assert len(seen) > 10
+    unknown = ~draft_tensors(CASES["speculators-small"])["t2d"]
+    for one in seen:
+        assert one.laws is not None
+        assert one.laws.shape == (len(one.drafts), VOCAB)
+        ones = torch.ones(len(one.drafts), dtype=one.laws.dtype)
+        torch.testing.assert_close(one.laws.sum(-1), ones)
+        assert not one.laws[:, unknown].any()
+        assert (one.laws[range(len(one.drafts)), list(one.drafts)] > 0).all()
 
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -290,18 +350,27 @@ def test_the_targets_multipliers_are_in_what_it_lends(pair: Pair, tmp_path: Path
 def test_a_draft_alone_is_refused_and_the_route_named(
     pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target, draft = pair("plain")
+    _, draft = pair("plain")
     with pytest.raises(RouteError, match="--speculative dflash"):
         LLM(str(draft))
     assert main(["generate", str(draft), "--prompt", "hello"]) == 2
     said = capsys.readouterr().err
     assert "DFlashDraftModel" in said
     assert "--speculative dflash" in said
+
+
+def test_every_use_of_a_draft_as_a_model_names_the_route() -> None:
+    """All that the engine asks of a model, and any other name."""
+    names = {*vars(PipelineModel), *PipelineModel.__annotations__}
+    asked = {name for name in names if not name.startswith("_")} - {"config_class"}
+    assert {"state", "execute", "release", "prepare_next_token_inputs", "config"} <= asked
+    alone: Any = DFlashLlama3Model(None, device="cpu")
+    for name in asked:
+        with pytest.raises(RouteError, match="--speculative dflash"):
+            getattr(alone, name)(None)
+    unified: Any = DFlashLlama3Model
     with pytest.raises(RouteError, match="--speculative dflash"):
-        DFlashLlama3Model().execute()
-    with pytest.raises(RouteError, match="--speculative dflash"):
-        DFlashLlama3Model().load_model(None)  # type: ignore[arg-type]
-    assert target.exists()
+        unified.calculate_max_seq_len(None, None)
 
 
 def test_inspect_shows_the_draft_without_reading_weights(
@@ -312,7 +381,3 @@ def test_inspect_shows_the_draft_without_reading_weights(
     assert main(["inspect", str(target), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert "[6, 1, 6, 0, 7]" in json.dumps(found)
-
-
-def test_kinds_of_layers_are_those_of_the_cases() -> None:
-    assert {F, S} == {"full_attention", "sliding_attention"}

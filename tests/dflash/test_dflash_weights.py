@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from dflash.checkpoints import CASES, draft_config, draft_tensors, write_draft
 from dflash.conftest import Pair
 from dflash.driver import BACKEND, KNOWN_MULTIPLES, load, pipeline
-from pilotfish.errors import PilotfishError, WeightsError
+from pilotfish.errors import ConfigError, PilotfishError, WeightsError
 from pilotfish.weights import open_checkpoint
 from pilotfish_dflash.config import DFlashConfig
 from pilotfish_dflash.model import DFlashProposer
@@ -52,7 +54,7 @@ def test_every_tensor_is_needed(pair: Pair, tmp_path: Path, case: str) -> None:
         pair_of = changed(pair, tmp_path / str(number), case, lambda t, name=name: t.pop(name))
         with pytest.raises(PilotfishError) as caught:
             load_draft(*pair_of)
-        assert name.rpartition(".")[0] in str(caught.value)
+        assert re.search(rf"(?<![\w.])(model\.)?{re.escape(name)}(?!\.?\w)", str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_every_tensor_is_needed(pair: Pair, tmp_path: Path, case: str) -> None:
     [
         *("layers.0.self_attn.q_proj.bias", "layers.0.self_attn.k_proj.bias", "fc.bias"),
         *("layers.3.mlp.up_proj.weight", "mask_embedding", "layers.0.attention_sink_bias"),
-        *("input_norm.weight", "layers.0.mlp.gate_proj.bias", "d2t"),
+        *("input_norm.weight", "layers.0.mlp.gate_proj.bias"),
     ],
 )
 def test_extra_tensors_are_named(pair: Pair, tmp_path: Path, extra: str) -> None:
@@ -98,6 +100,23 @@ def test_offsets_that_are_no_tokens_are_refused(pair: Pair, tmp_path: Path) -> N
 
     with pytest.raises(WeightsError, match="d2t maps"):
         load_draft(*changed(pair, tmp_path / "a", "speculators-small", change))
+
+
+def test_offsets_without_a_head_of_their_own_are_refused(pair: Pair, tmp_path: Path) -> None:
+    """Also where they name every token: the target's logits would be shuffled."""
+    ids = torch.arange(96).flip(0) - torch.arange(96)
+    with pytest.raises(ConfigError, match=r"has d2t and no lm_head\.weight"):
+        load_draft(*changed(pair, tmp_path / "a", "plain", lambda t: t.update(d2t=ids)))
+
+
+@pytest.mark.parametrize("case", [*KINDS, "wide-heads"])
+def test_the_memory_plan_knows_what_is_held_twice(pair: Pair, case: str) -> None:
+    target, draft = pair(case)
+    proposer = load_draft(target, draft)
+    held = sum(math.prod(shape) for shape in proposer.parameter_shapes().values())
+    infos = open_checkpoint(str(draft)).weights().infos
+    in_file = sum(math.prod(info.shape) for name, info in infos.items() if name != "t2d")
+    assert proposer.config.num_repeated_weights == held - in_file
 
 
 def test_the_context_has_one_projection_and_no_queries(pair: Pair) -> None:

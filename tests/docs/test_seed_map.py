@@ -48,7 +48,9 @@ def test_every_named_test_exists(name: str) -> None:
 def test_every_symbol_with_a_meaning_is_there(name: str) -> None:
     seen = 0
     for _, made, table in entries(SECTIONS[name]):
-        fields = {field.name for field in attrs.fields(made)} if attrs.has(made) else set()
+        fields = set(getattr(made, "__annotations__", {}))
+        if attrs.has(made):
+            fields |= {field.name for field in attrs.fields(made)}
         for symbol, test in promised(table):
             assert symbol in fields or hasattr(made, symbol), symbol
             assert test, f"{symbol}: wanted the test that holds it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pilotfish import LLM, SamplingParams
 from pilotfish.batch import RequestContext
 from pilotfish.config import SpeculativeConfig
 from pilotfish.errors import ConfigError
+from pilotfish.sampling.acceptance import ResidualAcceptance, VerifyRequest
 from pilotfish.state import StateManager
 from pilotfish.weights import open_checkpoint
 from pilotfish_eagle.inputs import PersistentInputBuffers, UnifiedEagleLlama3Inputs
@@ -49,9 +52,12 @@ class Steps:
         temperature: float,
         chunk: int,
         thinking: frozenset[str] = frozenset(),
+        keeps_laws: bool = False,
     ) -> None:
         self.model, self.temperature, self.chunk = model, temperature, chunk
         self.thinking = thinking
+        self.keeps_laws = keeps_laws
+        self.laws: dict[str, torch.Tensor | None] = dict.fromkeys(PROMPTS)
         self.states = StateManager(
             model.state, num_pages=64, page_size_tokens=4, prefix_caching=False, poison=True
         )
@@ -84,6 +90,9 @@ class Steps:
             "in_thinking_phase": torch.tensor([name in self.thinking for name in names]),
             "draft_tokens": torch.tensor([self.drafts[n] for n in names]) if length else None,
         }
+        if length and self.keeps_laws:
+            laws = [self.laws[name] for name in names]
+            fields["draft_laws"] = torch.stack([one for one in laws if one is not None])
         counts = [context.num_scheduled + length for context in batch]
         kv = self.states.kv_inputs(names, counts)
         inputs = self.model.prepare_initial_token_inputs([batch], kv, wants, **fields)
@@ -93,6 +102,7 @@ class Steps:
             context.num_computed += outputs.num_committed[place]
             context.tokens += outputs.tokens[place]
             self.drafts[context.request_id] = outputs.next_draft_tokens[place]
+            self.laws[context.request_id] = outputs.next_draft_laws[place]
             self.num_accepted += outputs.num_accepted[place]
             self.num_drafted += length
 
@@ -229,3 +239,55 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="a row a request"):
         inputs(draft_tokens=torch.tensor([[1, 2]]))
     assert inputs().num_drafted == 0
+
+
+def test_residual_steps_judge_by_the_laws_that_the_drafts_were_drawn_from(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = attrs.evolve(EAGLE, acceptance="residual")
+    model = load(*pair("eagle1"), options)
+    seen: list[torch.Tensor | None] = []
+    real = ResidualAcceptance.judge
+
+    def judge(self: ResidualAcceptance, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
+        seen.append(request.laws)
+        return real(self, logits, request)
+
+    monkeypatch.setattr(ResidualAcceptance, "judge", judge)
+    steps = Steps(model, 1.0, chunk=64, keeps_laws=True)
+    for _ in range(4):
+        steps.run(list(PROMPTS))
+    laws = [one for one in seen if one is not None]
+    assert len(laws) == len(seen) > 6
+    for one in laws:
+        assert one.shape[0] == WIDTH
+        assert one.max() < 1.0  # no certain drafts
+        torch.testing.assert_close(one.sum(-1), torch.ones(WIDTH))
+
+
+def test_following_tokens_are_wanted_where_the_draft_reads_them(pair: Pair) -> None:
+    steps = Steps(load(*pair("eagle1")), 0.0, chunk=4)
+    context = steps.contexts["a"]
+    context.num_scheduled = 4
+    steps.states.reserve("a", context.scheduled_tokens, scratch=WIDTH - 1)
+    inputs = steps.model.prepare_initial_token_inputs(
+        [[context]],
+        steps.states.kv_inputs(["a"], [4]),
+        0,
+        draft_kv_blocks=steps.states.leaf("draft").blocks,
+    )
+    with pytest.raises(ValueError, match="following_tokens is not given"):
+        steps.model.execute(attrs.evolve(inputs, following_tokens=None))
+
+
+def test_positions_that_depend_on_the_length_of_the_text_are_refused(
+    pair: Pair, tmp_path: Path
+) -> None:
+    target, draft = pair("eagle1")
+    shutil.copytree(target, tmp_path / "dynamic")
+    file = tmp_path / "dynamic" / "config.json"
+    options = {**json.loads(file.read_text())}
+    options["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0}
+    file.write_text(json.dumps(options))
+    with pytest.raises(ConfigError, match="depend on the length of the text"):
+        load(tmp_path / "dynamic", draft)

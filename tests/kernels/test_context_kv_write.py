@@ -125,13 +125,14 @@ def test_no_further_from_float64_than_twice_the_reference(
     case = exact_on(backend, case)
     kv, gain, cos, sin, slots = case.tensors()
     exact, plain, ours = case.caches(torch.float64), case.caches(), case.caches()
-    wide = kv.double()
+    wide, values = kv.double(), kv[: case.num_rows, :, 1].clone()
     wide[:, :, 0] = exact_keys(wide[:, :, 0], gain.double(), cos.double(), sin.double())
     for layer, cache in enumerate(exact):
         cache.flatten(0, 1)[slots] = wide[: case.num_rows, layer]
     reference.write_context_kv(kv.clone(), gain, (cos, sin), plain, slots, eps=EPS)
     write_context_kv(kv, gain, (cos, sin), ours, slots, eps=EPS, backend=backend)
-    for right, theirs, found in zip(exact, plain, ours, strict=True):
+    for layer, (right, theirs, found) in enumerate(zip(exact, plain, ours, strict=True)):
+        assert torch.equal(found.flatten(0, 1)[slots, 1], values[:, layer])
         written = right.isfinite()
         assert torch.equal(written, found.isfinite())
         assert torch.equal(written, theirs.isfinite())
@@ -147,10 +148,12 @@ def test_triton_in_bfloat16_is_within_three_truncations(case: Case) -> None:
     """Norm, gain and rotation; the first two reach the third through both halves of a pair."""
     case = attrs.evolve(case, dtype=torch.bfloat16)
     kv, gain, cos, sin, slots = case.tensors()
+    values = kv[: case.num_rows, :, 1].clone()
     plain, ours = case.caches(), case.caches()
     reference.write_context_kv(kv.clone(), gain, (cos, sin), plain, slots, eps=EPS)
     write_context_kv(kv, gain, (cos, sin), ours, slots, eps=EPS, backend=BACKENDS[1])
-    for theirs, found in zip(plain, ours, strict=True):
+    for layer, (theirs, found) in enumerate(zip(plain, ours, strict=True)):
+        assert torch.equal(found.flatten(0, 1)[slots, 1], values[:, layer])
         written = theirs.isfinite()
         assert torch.equal(written, found.isfinite())
         head = theirs.nan_to_num().float().square().sum(-1, keepdim=True).sqrt()

@@ -11,10 +11,11 @@ from pilotfish import load_registry
 from pilotfish.config import ModelConfig, PipelineConfig, RuntimeConfig
 from pilotfish.errors import ConfigError
 from pilotfish.testing.checkpoints import tiny_config
-from pilotfish.weights.hf_config import PlainConfig
+from pilotfish.weights.hf_config import PlainConfig, config_of_type
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.examples import TEXT
 from pilotfish_kimi_k25.network import softmax_scale
+from pilotfish_kimi_k25.options import NEEDED_BY_EXPERTS
 
 NAMES = (
     "KimiK25ForConditionalGeneration",
@@ -96,7 +97,6 @@ def test_options_of_the_text_stand_in_a_section() -> None:
         ({"first_k_dense_replace": 3}, {0, 1, 2}),
         ({"first_k_dense_replace": 1, "moe_layer_freq": 2}, {0, 1, 3, 5}),
         ({"n_routed_experts": None}, {0, 1, 2, 3, 4, 5}),
-        ({"first_k_dense_replace": ...}, set()),
     ],
 )
 def test_dense_layers(options: dict[str, Any], dense: set[int]) -> None:
@@ -149,7 +149,13 @@ def test_the_users_limit_on_the_length() -> None:
         ({"n_group": 8, "topk_group": 3}, "at least 2 experts in a group"),
         ({"topk_group": 3}, "topk_group 3"),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5"),
-        ({"moe_intermediate_size": ...}, "no moe_intermediate_size"),
+        *(
+            ({name: absent}, f"no {name}")
+            for name in ("first_k_dense_replace", *NEEDED_BY_EXPERTS)
+            for absent in (None, ...)
+        ),
+        ({"first_k_dense_replace": 1.5}, "first_k_dense_replace = 1.5"),
+        ({"norm_topk_prob": "false"}, "'false'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "'linear'"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral'"),
         ({"rope_parameters": {"rope_type": "default", "swirl": 1}}, "swirl"),
@@ -159,6 +165,23 @@ def test_what_is_not_understood_is_refused_by_name(options: dict[str, Any], said
     with pytest.raises(ConfigError) as caught:
         read(**options)
     assert said in str(caught.value)
+
+
+def test_transformers_class_fills_in_what_experts_need() -> None:
+    """And only that of the text network: another class has no such options."""
+    options = tiny_config("DeepseekV3ForCausalLM", TEXT)
+    for name in NEEDED_BY_EXPERTS:
+        del options[name]
+    model = ModelConfig(
+        model="m",
+        path="m",
+        weight_format="safetensors",
+        huggingface_config=config_of_type("deepseek_v3", options | {"n_routed_experts": 256}, "it"),
+    )
+    experts = KimiK25Config.initialize(PipelineConfig(model=model)).experts
+    assert experts is not None
+    assert (experts.num_groups, experts.top_groups, experts.scale) == (8, 4, 2.5)
+    assert (experts.num_shared, experts.top_k, experts.normalize) == (1, 8, True)
 
 
 def changed(**weights: Any) -> dict[str, Any]:
@@ -175,6 +198,9 @@ def changed(**weights: Any) -> dict[str, Any]:
         ({**PACKED, "format": "int-quantized"}, "format = 'int-quantized'"),
         ({**PACKED, "config_groups": {}}, "no config_groups"),
         ({**PACKED, "kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        ("int4", "quantization_config = 'int4'"),
+        ({**PACKED, "config_groups": ["group_0"]}, "config_groups = ['group_0']"),
+        ({**PACKED, "config_groups": {"group_0": "int4"}}, "config_groups.group_0 = 'int4'"),
         (changed(num_bits=8), "num_bits = 8"),
         (changed(group_size=128), "group_size = 128"),
         (changed(symmetric=False), "symmetric = False"),

@@ -118,12 +118,19 @@ def test_mistakes_get_one_line_and_exit_code_2(
     assert said in line
 
 
-def test_an_image_for_a_text_model(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_an_image_for_a_text_model(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before any weight is read, as is a path without a file."""
+    monkeypatch.setattr("pilotfish.engine.loading.Prepared.load", None)
     argv = ["generate", "demo", "--image", str(folder / "a.png"), "--max-tokens", "2"]
     for kind in ("--prompt", "--chat"):
         assert main([*argv, kind, "what is it?"]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "LlamaForCausalLM serves text" in line
+    nothing = ["generate", str(folder), "--prompt", "<|media_pad|>", "--image", "nothing.png"]
+    assert main(nothing) == 2
+    assert "no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

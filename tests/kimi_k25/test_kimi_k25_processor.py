@@ -61,20 +61,21 @@ def test_sizes_are_the_published_ones(row: Any) -> None:
     width=st.integers(1, 5000),
     most=st.integers(1, 400),
     side=st.integers(1, 64),
-    merge=st.integers(1, 3),
+    merges=st.tuples(st.integers(1, 4), st.integers(1, 4)),
 )
 def test_no_image_has_more_patches_than_the_plan_says(
-    height: int, width: int, most: int, side: int, merge: int
+    height: int, width: int, most: int, side: int, merges: tuple[int, int]
 ) -> None:
     import attrs
 
-    vision = attrs.evolve(VISION, merge_rows=merge, merge_columns=merge)
+    vision = attrs.evolve(VISION, merge_rows=merges[0], merge_columns=merges[1])
     processor = KimiImageProcessor(vision=vision, max_patches=most, max_side=side)
     _, (high, wide) = processor.sizes(height, width)
-    assert high % (14 * merge) == wide % (14 * merge) == 0
+    assert high % (14 * merges[0]) == wide % (14 * merges[1]) == 0
+    assert processor.grid_of(height, width) == (1, high // 14, wide // 14)
     assert (high // 14) * (wide // 14) <= processor.largest_image
     memory = processor.memory(2)
-    assert (high // 14 // merge) * (wide // 14 // merge) <= memory.max_tokens
+    assert (high // 14 // merges[0]) * (wide // 14 // merges[1]) <= memory.max_tokens
     assert memory.max_patches == processor.largest_image
 
 
@@ -216,12 +217,44 @@ def test_without_a_file_the_published_options_hold(tmp_path: Path) -> None:
         ({"size": {"max_height": 3, "max_width": 4}}, "wanted equal sides"),
         ({"image_mean": [0.5, 0.5]}, "image_mean = \\[0.5, 0.5\\]"),
         ({"image_std": "half"}, "image_std = 'half'"),
+        ({"image_std": [0.5, 0, 0.5]}, "wanted three numbers > 0"),
+        ({"image_std": [0.5, -0.5, 0.5]}, "wanted three numbers > 0"),
+        ({"image_mean": [0.5, True, 0.5]}, "wanted three numbers"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "wanted three numbers"),
+        ({"size": 5}, "size 5; wanted equal sides"),
+        ({"size": {"height": 5, "width": 5}}, "wanted equal sides"),
+        ({"size": {"shortest_edge": 5}}, "wanted equal sides"),
+        ({"do_center_crop": True}, "do_center_crop = True; wanted False"),
+        ({"crop_size": {"height": 8, "width": 8}}, "crop_size"),
+        ({"do_pad": False}, "do_pad = False; wanted True"),
+        ({"do_convert_rgb": False}, "do_convert_rgb = False"),
+        ({"do_swirl": 1}, "do_swirl = 1, which is not understood"),
         ({"max_patches": 0}, "max_patches is 0"),
     ],
 )
 def test_options_that_change_pixels_are_refused_by_name(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         KimiImageProcessor.from_options(VISION, options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"num_channels": 1},
+        {"qkv_bias": False},
+        {"layer_norm_eps": 1e-6},
+        {"rope_theta": 5.0},
+        {"use_qk_norm": True},
+        {"window_size": 4},
+        {"rope_scaling": {"factor": 2}},
+    ],
+)
+def test_options_of_the_tower_that_are_not_read_are_refused(option: dict[str, Any]) -> None:
+    whole = published_config(hf_config())
+    whole["vision_config"] |= option
+    ((name, value),) = option.items()
+    with pytest.raises(ConfigError, match=f"vision_config has {name} = {value}, which is not"):
+        VisionConfig.from_hf(PlainConfig(whole))
 
 
 @pytest.mark.parametrize(

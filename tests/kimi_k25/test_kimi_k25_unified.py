@@ -257,7 +257,7 @@ def test_relaxed_acceptance_holds_where_a_request_thinks(pair: Pair) -> None:
 
 def test_the_config_is_that_of_both(pair: Pair) -> None:
     config = pair.config()
-    assert config.block_size == config.resolve_block_size(default=9) == config.draft.block_size
+    assert config.block_size == config.resolve_block_size(default=9) == 5
     assert config.target_layer_ids == tuple(tap - 1 for tap in config.draft.taps)
     assert config.mask_token_id == config.draft.mask_token_id
     assert config.speculative_config is DFLASH
@@ -275,25 +275,59 @@ def test_the_config_is_that_of_both(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"block_size": 1}, "block_size is 1; wanted at least 2"),
-        ({"mask_token_id": 10**6}, "mask_token_id is 1000000; wanted an id from 0"),
-        ({"target_layer_ids": ()}, r"target_layer_ids is \[\]; wanted one or more"),
-        ({"target_layer_ids": (99,)}, r"target_layer_ids is \[99\]; wanted one or more from -1"),
-        ({"target_layer_ids": (0,)}, "the draft reads after"),
+        ({"block_size": 1, "samples_anchor": True}, "block_size is 1; wanted at least 2"),
+        ({"target_vocab_size": 10**7, "mask_token_id": 10**6}, "mask_token_id is 1000000; wanted"),
+        ({"taps": ()}, r"target_layer_ids is \[\]; wanted one or more"),
+        ({"taps": (99,)}, r"target_layer_ids is \[98\]; wanted one or more from -1"),
+        ({"target_hidden_size": 8}, "made for a target of width 8; this one is"),
     ],
 )
 def test_dflash_fields_that_do_not_fit_are_named(
     pair: Pair, fields: dict[str, Any], said: str
 ) -> None:
+    config = pair.config()
+    draft = attrs.evolve(config.draft, **fields)
     with pytest.raises(ConfigError, match=said):
-        attrs.evolve(pair.config(), **fields).validate_dflash_fields()
+        attrs.evolve(config, draft=draft).validate_dflash_fields()
 
 
-def test_a_block_size_that_nobody_knows_is_refused(pair: Pair) -> None:
-    early = attrs.evolve(pair.config(), block_size=0)
-    assert early.resolve_block_size(default=8) == 8
-    with pytest.raises(ConfigError, match="block_size is not known"):
-        early.resolve_block_size()
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"width": {1: 2}}, "width is the schedule {1: 2}; wanted a number"),
+        ({"width": 11}, "width is 11 and the draft was made for at most 4"),
+        ({"method": "ngram"}, "the method is 'ngram'; wanted 'dflash'"),
+    ],
+)
+def test_options_that_a_step_cannot_keep_are_refused(
+    pair: Pair, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        pair.config(attrs.evolve(DFLASH, **options))
+
+
+def test_both_have_one_dtype_where_the_user_names_none(pair: Pair) -> None:
+    options = attrs.evolve(pair.options(), runtime=RuntimeConfig())
+    config = UnifiedDflashKimiK25Config.initialize(options)
+    assert config.target.dtype == config.draft.dtype == "float32"  # type: ignore[attr-defined]
+
+
+def test_pages_for_the_draft_are_wanted_of_every_request(pair: Pair) -> None:
+    """A request without scratch pages beside one whose table is longer."""
+    model = pair.model()
+    states = StateManager(model.state, num_pages=96, page_size_tokens=4, prefix_caching=False)
+    contexts = [
+        RequestContext(request_id="a", tokens=[3] * 20, num_scheduled=20),
+        RequestContext(request_id="b", tokens=[5] * 4, num_scheduled=4),
+    ]
+    for context, scratch in zip(contexts, (4, 0), strict=True):
+        states.claim(context.request_id)
+        states.reserve(context.request_id, context.tokens, scratch=scratch)
+    kv = states.kv_inputs(["a", "b"], [20, 4])
+    fields = {"draft_kv_blocks": states.leaf("draft").blocks}
+    inputs = model.prepare_initial_token_inputs([contexts], kv, 1, **fields)
+    with pytest.raises(ValueError, match="of request 1, whose pages end at 4; wanted pages"):
+        model.execute(inputs)
 
 
 def test_another_target_or_draft_is_refused(pair: Pair, shelf: Shelf) -> None:

@@ -23,7 +23,8 @@ from kimi_k25.cases import (
 )
 from pilotfish import LLM, SamplingParams
 from pilotfish.cli import main
-from pilotfish.errors import WeightsError
+from pilotfish.engine.loading import prepare_from_options
+from pilotfish.errors import ConfigError, RequestError, WeightsError
 from pilotfish_kimi_k25.examples import kimi_oracle
 
 BASE = "latent queries, two groups, yarn"
@@ -88,10 +89,30 @@ def test_layers_that_predict_further_tokens_are_left_out(base: Path, tmp_path: P
     }
     path = with_tensors(base, tmp_path / "a", {**tensors, **layer, **further})
     assert torch.equal(score(path), wanted)
+    plans = [prepare_from_options(str(p), dtype="float32").memory_plan for p in (base, path)]
+    assert plans[0].weights == plans[1].weights, "memory is planned for what is read"
     none = with_tensors(base, tmp_path / "b", {**tensors, **layer}, num_nextn_predict_layers=0)
     assert "layers.2." in refused(none)
     surprise = {**tensors, **layer, "model.layers.2.surprise.weight": torch.zeros(4)}
     assert "surprise" in refused(with_tensors(base, tmp_path / "c", surprise))
+
+
+def test_a_file_without_a_tower_plans_no_images_and_refuses_their_placeholders(
+    tmp_path: Path,
+) -> None:
+    whole = write_kimi("published", tmp_path)
+    language = {n: t for n, t in tensors_of(whole).items() if n.startswith("language_model.")}
+    path = with_tensors(whole, tmp_path / "text", language)
+    seeing = prepare_from_options(str(whole), dtype="float32")
+    assert sum(seeing.memory_plan.images.values()) > 256 << 20
+    with LLM(str(path), dtype="float32") as llm:
+        assert llm.memory_plan.images == {}
+        assert llm.placeholder_ids == {94, 95}
+        for kind, token in {"image": 94, "video": 95}.items():
+            with pytest.raises(RequestError, match=f"placeholder for {kind} .*wanted text$"):
+                llm.generate([1, token])
+        with pytest.raises(RequestError, match=r"got 1 image .* serves text only"):
+            llm.generate({"prompt": [1, 2], "images": ["x.png"]})
 
 
 # Packed experts
@@ -161,6 +182,18 @@ def test_a_missing_packed_tensor_is_named(pair: tuple[Path, Path], tmp_path: Pat
     tensors = tensors_of(pair[0])
     del tensors["language_model.model.layers.1.mlp.experts.6.up_proj.weight_scale"]
     assert "experts.6" in refused(with_tensors(pair[0], tmp_path / "a", tensors))
+
+
+def test_a_layer_of_packed_and_plain_experts_is_said_to_mix_them(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain, mixed = tensors_of(pair[1]), tensors_of(pair[0])
+    name = "language_model.model.layers.1.mlp.experts.6.up_proj.weight"
+    for kind in ("packed", "scale", "shape"):
+        del mixed[f"{name}_{kind}"]
+    path = with_tensors(pair[0], tmp_path / "mixed", {**mixed, name: plain[name]})
+    with pytest.raises(ConfigError, match=r"layer 1 mixes packed and plain experts: .*6\.up_proj"):
+        LLM(str(path))
 
 
 # What it takes

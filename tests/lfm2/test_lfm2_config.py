@@ -195,3 +195,20 @@ def test_the_mixture_of_experts_is_refused_by_name() -> None:
 def test_a_config_never_changes() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         read().hidden_size = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads = 0; wanted a whole number >= 1"),
+        ({"block_ff_dim": "x"}, "block_ff_dim = 'x'; wanted a whole number"),
+        ({"block_multiple_of": 0.5}, "block_multiple_of = 0.5; wanted a whole number"),
+        ({"block_ffn_dim_multiplier": "x"}, "block_ffn_dim_multiplier = 'x'; wanted a number"),
+        ({"head_dim": 1.5}, "head_dim = 1.5; wanted a whole number"),
+    ],
+)
+def test_a_number_of_the_wrong_kind_is_named_with_its_value(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read(**options)

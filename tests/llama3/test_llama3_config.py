@@ -231,3 +231,35 @@ def test_a_missing_option_is_named(name: str) -> None:
     delattr(hf, name)
     with pytest.raises(ConfigError, match=name):
         initialize(hf)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads = 0; wanted a whole number >= 1"),
+        ({"hidden_size": 48.0}, "hidden_size = 48.0; wanted a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers = True; wanted a whole number"),
+        ({"head_dim": "x"}, "checkpoint's config has head_dim = 'x'; wanted a whole number"),
+        ({"max_position_embeddings": "x"}, "max_position_embeddings = 'x'; wanted a whole number"),
+        ({"rope_theta": "x"}, "checkpoint's config has rope_theta = 'x'; wanted a number > 0"),
+        (rope("linear", factor=True), "factor = True; wanted a number"),
+        (rope("yarn", factor=2.0, beta_fast="x"), "beta_fast = 'x'; wanted a nu"),
+        (rope("yarn", factor=2.0, truncate="no"), "truncate = 'no'; wanted true"),
+        (
+            rope("longrope", short_factor="abc", long_factor=[1.0]),
+            "short_factor = 'abc'; wanted a list of numbers",
+        ),
+        (
+            {
+                **rope("yarn", factor=2.0),
+                "original_max_position_embeddings": 1.5,
+            },
+            "original_max_position_embeddings = 1.5; wanted a whole number",
+        ),
+    ],
+)
+def test_a_number_of_the_wrong_kind_is_named_with_its_value(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        initialize(raw(**options))

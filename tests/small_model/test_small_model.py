@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig, load_registry
-from pilotfish.errors import ConfigError
+from pilotfish.cli import main
+from pilotfish.engine.loading import prepare_from_options
+from pilotfish.errors import CheckpointError, ConfigError
 from pilotfish.testing import save_tiny
+from pilotfish.weights import open_checkpoint
+from pilotfish.weights.token_texts import first_difference, token_texts
 
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9] * 5]
 CACHE = CacheConfig(page_size_tokens=4, num_pages=64)
@@ -82,3 +87,63 @@ def test_drafting_pauses_past_the_drafts_own_context(llama: Path, tmp_path: Path
     assert ours.token_ids == plain.token_ids
     assert ours.speculative is not None
     assert 0 < ours.speculative["drafted"] < 12
+
+
+def tokenizer_of(texts: dict[str, int], **added: int) -> str:
+    values = [{"id": number, "content": text} for text, number in added.items()]
+    return json.dumps({"model": {"type": "BPE", "vocab": texts}, "added_tokens": values})
+
+
+TEXTS = {f"t{number}": number for number in range(96)}
+
+
+def test_a_draft_with_another_tokenizer_is_refused_before_weights_are_read(
+    llama: Path, tmp_path: Path
+) -> None:
+    target, draft = with_config(llama, tmp_path / "a"), with_config(llama, tmp_path / "b")
+    (target / "tokenizer.json").write_text(tokenizer_of(TEXTS))
+    other = {**TEXTS, "t7": 8, "t8": 7}
+    for written in (tokenizer_of(other), tokenizer_of(TEXTS, t8=7)):
+        (draft / "tokenizer.json").write_text(written)
+        with pytest.raises(
+            ConfigError, match=r"another tokenizer .*token 7 is 't8' there and 't7'"
+        ):
+            prepare_from_options(str(target), draft=str(draft), speculative="small_model")
+    (draft / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["t0", 0.0], ["u", 1]]}}))
+    with pytest.raises(ConfigError, match="token 1 is 'u' there and 't1' here"):
+        prepare_from_options(str(target), draft=str(draft), speculative="small_model")
+    (draft / "tokenizer.json").write_text(json.dumps({"model": {}}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: KeyError where its vocabulary is"):
+        prepare_from_options(str(target), draft=str(draft), speculative="small_model")
+
+
+def test_the_same_tokenizer_or_none_is_taken(llama: Path, tmp_path: Path) -> None:
+    target, draft = with_config(llama, tmp_path / "a"), with_config(llama, tmp_path / "b")
+    (target / "tokenizer.json").write_text(tokenizer_of(TEXTS))
+    prepare_from_options(str(target), draft=str(draft), speculative="small_model")
+    (draft / "tokenizer.json").write_text(tokenizer_of({t: i for t, i in TEXTS.items() if i < 90}))
+    prepare_from_options(str(target), draft=str(draft), speculative="small_model")
+
+
+def test_the_tokens_of_a_gguf_file_are_read() -> None:
+    demo = open_checkpoint("demo", load_registry()).model_config()
+    texts = token_texts(demo)
+    assert texts is not None
+    assert texts[2] == "<|im_end|>"
+    assert first_difference(texts, {**texts, 5: "?", 9: "?"}) == (5, texts[5], "?")
+    assert first_difference(texts, {2: "<|im_end|>", 10**6: "x"}) is None
+
+
+def test_inspect_says_where_drafting_ends(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = with_config(llama, tmp_path / "short", max_position_embeddings=10)
+    flags = ["inspect", str(llama), "--speculative", "small_model", "--draft"]
+    assert main([*flags, str(short)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"drafts in the first 10 tokens of a context of \d+, and not after", said)
+    assert "width adaptive, to 8 tokens a step; the draft has no limit of its own" in said
+    assert main([*flags, str(llama), "--width", "64"]) == 0
+    said = capsys.readouterr().out
+    assert "; width 64\n" in said
+    assert "drafts in the first" not in said

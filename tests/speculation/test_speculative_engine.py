@@ -65,7 +65,8 @@ def test_text_and_caches_are_right_with_any_draft_in_any_mixture(
         if not wrong:
             for output in outputs:
                 assert output.speculative is not None
-                assert output.speculative["accepted"] == output.speculative["drafted"]
+                missed = output.speculative["drafted"] - output.speculative["accepted"]
+                assert missed == 0 or output.finish_reason == "stop"  # drafted past its end
     assert draft.broken == 0
 
 

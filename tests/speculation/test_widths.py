@@ -85,6 +85,14 @@ def test_adaptive_stays_within_its_most() -> None:
         assert all(policy.choose(1) <= most for _ in range(300))
 
 
+@pytest.mark.parametrize("most", [3, 5, 7, 15])
+def test_adaptive_knows_the_width_that_a_draft_was_made_for(most: int) -> None:
+    """A block costs the same however much of it is asked for: all of it is best."""
+    policy = AdaptiveWidth(most)
+    simulate(policy, lambda _: 0.98, lambda w: 1.0, lambda w: 0.1)
+    assert [policy.choose(1) for _ in range(10)].count(most) > 5
+
+
 def test_schedules_and_fixed_widths() -> None:
     schedule = ScheduledWidth({2: 5, 4: 1, 16: 0})
     assert [schedule.choose(size) for size in (1, 2, 3, 4, 15, 16, 99)] == [0, 5, 5, 1, 1, 0, 0]

@@ -13,9 +13,10 @@ import attrs
 
 from pilotfish.bench.measure import alternate
 from pilotfish.bench.report import BenchReport, BenchRow
-from pilotfish.bench.workloads import TokenIds, Workload
+from pilotfish.bench.workloads import QUOTED, TEXTS, TokenIds, Workload
 from pilotfish.config import CacheConfig, SamplingParams, SpeculativeConfig
 from pilotfish.engine import LLM, RequestOutput
+from pilotfish.engine.loading import prepare_from_options
 from pilotfish.errors import ConfigError
 
 
@@ -38,9 +39,10 @@ def run_speculation(
         raise ConfigError(f"rounds is {rounds}; wanted at least 1")
     import torch
 
-    progress("loading")
     options: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
     options["cache"] = CacheConfig(prefix_caching=False)
+    prepare_from_options(model, draft=draft, speculative=speculative, **options)  # may refuse
+    progress("loading")
     plain = LLM(model, **options)
     ours = LLM(model, draft=draft, speculative=speculative, **options)
     bench = _Bench(
@@ -52,10 +54,12 @@ def run_speculation(
     )
     work = Workload.of(plain)
     rows = []
-    for name, prompts in (("quoting", work.copies()), ("free-form", work.short()[:4])):
+    quoting = ("quoting", work.copies(), work.cut_note(QUOTED))
+    free = ("free-form", work.short()[:4], work.cut_note(TEXTS[:4]))
+    for name, prompts, note in (quoting, free):
         for together in (False, True):
             title = f"{name}, {len(prompts)} requests {'together' if together else 'one by one'}"
-            title += work.cut_note(prompts)
+            title += note
             progress(title)
             rows.append(bench.row(title, prompts, together=together))
     progress("overhead of a step")

@@ -20,7 +20,8 @@ from pilotfish.bench.peers import (
     as_safetensors_directory,
 )
 from pilotfish.bench.report import BenchReport, BenchRow
-from pilotfish.bench.workloads import TokenIds, Workload
+from pilotfish.bench.workloads import TEXTS, TokenIds, Workload
+from pilotfish.engine.loading import prepare_from_options
 from pilotfish.errors import ConfigError, PilotfishError
 
 PEERS = ("transformers",)
@@ -49,11 +50,13 @@ def run_suite(
         raise ConfigError(f"rounds is {rounds}; wanted at least 1")
     import torch
 
-    progress("loading")
-    ours = PilotfishSide(model, dtype=dtype)
-    longest = ours.llm.max_seq_len - 1
+    prepared = prepare_from_options(model, dtype=dtype, device="cpu")  # refuses what can be
+    longest = prepared.model.config.get_max_seq_len() - 1
     if not all(1 <= length <= longest for length in prefills):
         raise ConfigError(f"prefill lengths are {list(prefills)}; wanted 1 to {longest}")
+    del prepared
+    progress("loading")
+    ours = PilotfishSide(model, dtype=dtype)
     suite = _Suite(
         work=Workload.of(ours.llm), rounds=rounds, prefills=tuple(prefills), progress=progress
     )
@@ -94,7 +97,7 @@ class _Suite:
         prompts = self.work.short()
         for batch in (prompts[:1], prompts):
             name = f"{prefix}decode, {len(batch)} request{'s' if len(batch) > 1 else ''}"
-            name += self.work.cut_note(batch)
+            name += self.work.cut_note(TEXTS[: len(batch)])
             self.progress(name)
             rates = self._alternate(
                 self._decode_rate(ours, batch), self._decode_rate(theirs, batch)

@@ -45,6 +45,8 @@ PASSAGES = (
 )
 """Texts that are quoted and rewritten in the copy-heavy set."""
 
+QUOTED = tuple(f"Quote: {text}\nQuote: {text}\nQuote: {text[:20]}" for text in PASSAGES)
+
 
 @attrs.frozen(kw_only=True)
 class Workload:
@@ -84,19 +86,21 @@ class Workload:
         """Most tokens of a prompt made of text: what the context has beside the answer's."""
         return self.max_seq_len - self.num_decoded - 1
 
-    def cut_note(self, prompts: Sequence[TokenIds]) -> str:
-        """What a row's name says of prompts that were cut to fit the context; mostly nothing."""
-        is_cut = self.tokenizer is not None and max(map(len, prompts)) == self.num_prompt
-        return f", prompts cut to {self.num_prompt} tokens" if is_cut else ""
+    def cut_note(self, texts: Sequence[str]) -> str:
+        """What a row's name says where prompts of these texts do not fit the context whole."""
+        longest = max((len(self._encoded(text)) for text in texts), default=0)
+        return f", prompts cut to {self.num_prompt} tokens" if longest > self.num_prompt else ""
+
+    def _encoded(self, text: str) -> TokenIds:
+        return [] if self.tokenizer is None else list(self.tokenizer.encode(text))
 
     def _fitting(self, texts: Sequence[str]) -> list[TokenIds]:
-        assert self.tokenizer is not None
         if self.num_prompt < 1:
             raise ConfigError(
                 f"the context is {self.max_seq_len} tokens; wanted 3 at least, for a prompt and an "
                 "answer that are timed"
             )
-        return [list(self.tokenizer.encode(text))[-self.num_prompt :] for text in texts]
+        return [self._encoded(text)[-self.num_prompt :] for text in texts]
 
     def short(self) -> list[TokenIds]:
         """One short prompt for each of TEXTS; its end, where the context is shorter."""
@@ -111,8 +115,7 @@ class Workload:
         """
         if self.tokenizer is None:
             return [self.random(12, place) * 3 for place in range(len(PASSAGES))]
-        asked = [f"Quote: {text}\nQuote: {text}\nQuote: {text[:20]}" for text in PASSAGES]
-        return self._fitting(asked)
+        return self._fitting(QUOTED)
 
     def random(self, num_tokens: int, seed: int) -> TokenIds:
         """Ids drawn evenly; the lowest, which are often special, are left out."""

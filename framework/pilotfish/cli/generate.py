@@ -16,6 +16,7 @@ from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text, tel
 from pilotfish.cli.options import (
     add_model_flags,
     add_sampling_flags,
+    engine_options,
     load_llm,
     sampling_fields,
     sampling_params,
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     check_show_draft(args)
     requests = _requests(args)
+    if args.image:
+        _check_images(args)
     with load_llm(args) as llm:
         if not args.json:
             tell_of_other_text(args)
@@ -87,6 +90,24 @@ def _requests(args: argparse.Namespace) -> list[FileRequest]:
         )
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     return [FileRequest(prompt=prompt, images=args.image, params=params)]
+
+
+def _check_images(args: argparse.Namespace) -> None:
+    """Raises RequestError for paths that are no files, and where the model serves text only.
+
+    Before weights are read, since no answer can come of it.
+    """
+    from pilotfish.engine.image_files import check_path
+    from pilotfish.engine.loading import prepare_from_options
+
+    for place, path in enumerate(args.image):
+        check_path(path, f"image {place}")
+    prepared = prepare_from_options(args.model, **engine_options(args))
+    if "image" not in prepared.modalities:
+        raise RequestError(
+            f"got --image and {prepared.route.hf_architecture} serves text only; wanted a prompt "
+            "without images, or a model that serves them"
+        )
 
 
 def _prompt(llm: LLM, request: FileRequest) -> Prompt:

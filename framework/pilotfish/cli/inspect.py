@@ -60,6 +60,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "modalities": sorted(prepared.modalities),
         "speculative": None if route.speculator is None else route.speculator.method,
         "draft": _describe_draft(prepared),
+        "thinking_tokens": _thinking_tokens(prepared),
         "parameters": prepared.num_parameters,
         "dtype": prepared.dtype,
         "device": str(prepared.device),
@@ -71,6 +72,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "vocab_size": prepared.vocab_size,
         "memory": prepared.memory_plan.to_json(),
     }
+
+
+def _thinking_tokens(prepared: Prepared) -> list[int] | None:
+    """Where relaxed acceptance begins and ends; the checkpoint's own unless they were given."""
+    options = prepared.pipeline_config.speculative
+    return None if options is None or not options.thinking_tokens else list(options.thinking_tokens)
 
 
 def _describe_draft(prepared: Prepared) -> str | None:

@@ -17,7 +17,7 @@ MOST = 64
 """Most tokens that are drafted in a step."""
 
 
-def _check_method(instance: object, attribute: object, value: object) -> None:
+def _check_method(instance: Any, attribute: Any, value: Any) -> None:
     del instance, attribute
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"method is {value!r}; wanted the name of a method, such as 'ngram'")
@@ -69,7 +69,7 @@ class SpeculativeConfig:
         drafted.
     acceptance: "coupled" keeps the text of plain decoding; "residual" keeps only its law;
         "relaxed" is lossy; "synthetic" is for benchmarks and not real.
-    thinking_tokens: (start, end) ids of a thinking phase; "relaxed" needs them.
+    thinking_tokens: (start, end) ids of a thinking phase, for "relaxed"; None: the checkpoint's.
     relaxed_top, relaxed_slack: a draft is accepted in a thinking phase if it is among so many
         likeliest tokens and at most so much less probable than the likeliest.
     synthetic_rate: share of drafted tokens that "synthetic" accepts.
@@ -90,11 +90,6 @@ class SpeculativeConfig:
     synthetic_rate: float = attrs.field(default=0.8, validator=_check_share)
 
     def __attrs_post_init__(self) -> None:
-        if self.acceptance == "relaxed" and self.thinking_tokens is None:
-            raise ConfigError(
-                "acceptance 'relaxed' applies to a thinking phase only, and thinking_tokens is "
-                "None; wanted the token ids that start and end one: (start, end)"
-            )
         if self.acceptance != "relaxed" and self.thinking_tokens is not None:
             raise ConfigError(
                 f"thinking_tokens is {self.thinking_tokens} and acceptance {self.acceptance!r}, "

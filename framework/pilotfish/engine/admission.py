@@ -58,8 +58,8 @@ class Admission:
         without a tokenizer, images that the model does not serve or that cannot be read;
         CapacityError when the state could not hold it even alone.
         """
-        tokens, images = self._placed(prompt)
         self._check_params(params)
+        tokens, images = self._placed(prompt)
         if len(tokens) >= self.max_seq_len:
             raise RequestError(
                 f"the prompt has {len(tokens)} tokens; wanted at most {self.max_seq_len - 1}: the "

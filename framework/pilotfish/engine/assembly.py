@@ -64,4 +64,5 @@ def _runner(prepared: Prepared, state: StateManager, proposer: Proposer | None) 
         policy=prepared.draft.policy,
         vocab_size=prepared.vocab_size,
         num_scratch=prepared.draft.num_scratch_rows,
+        max_batch_tokens=prepared.pipeline_config.runtime.max_batch_tokens,
     )

@@ -5,7 +5,7 @@ Knows: what a draft and the user's options must agree on. Does not know: any dra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -14,7 +14,7 @@ from pilotfish.config import PipelineConfig, SpeculativeConfig
 from pilotfish.errors import ConfigError
 from pilotfish.registry import Registry, Route
 from pilotfish.speculation import Proposer, ProposerSetup, SpeculatorConfig, WidthPolicy
-from pilotfish.speculation.width import width_policy
+from pilotfish.speculation.width import check_width, width_policy
 from pilotfish.weights import Checkpoint, WeightSource
 
 
@@ -24,6 +24,7 @@ class PreparedDraft:
 
     config: its SpeculatorConfig, complete. model_class: of the Proposer. weights: unread; None for
     a method without a draft. policy: how much is drafted. speculative: the user's options.
+    is_block: whether it proposes all its tokens in one pass.
     """
 
     config: SpeculatorConfig
@@ -31,11 +32,23 @@ class PreparedDraft:
     weights: WeightSource | None
     policy: WidthPolicy
     speculative: SpeculativeConfig
+    is_block: bool = False
 
     @property
     def num_scratch_rows(self) -> int:
         """Rows past the last one of a pass that drafting may write."""
         return self.config.num_scratch_rows(self.policy.most)
+
+    def num_logit_rows(self, max_batch_size: int, max_batch_tokens: int) -> int:
+        """Rows of the draft's own logits that live at once: a step's, within a pass's rows.
+
+        A block has all of its tokens'; one token a pass has one row a request, unless the laws that
+        tokens were drawn from are kept. None without a network.
+        """
+        if self.weights is None:
+            return 0
+        keeps_all = self.is_block or self.speculative.acceptance == "residual"
+        return min(max_batch_size * (self.policy.most if keeps_all else 1), max_batch_tokens)
 
 
 def prepare_draft(
@@ -61,16 +74,12 @@ def prepare_draft(
                 "model's vocabulary"
             )
     most = config.max_width
-    width = max(options.width.values()) if isinstance(options.width, Mapping) else options.width
-    if isinstance(width, int) and most is not None and width > most:
-        raise ConfigError(
-            f"width is {width} and the draft was made for at most {most} tokens a step; "
-            f"wanted {most} or less, or 'adaptive'"
-        )
+    check_width(options, most)
     return PreparedDraft(
         config=config,
         model_class=route.speculator_model_class(),
         weights=weights,
         policy=width_policy(options, most),
         speculative=options,
+        is_block=route.speculator is not None and route.speculator.driver == "block",
     )

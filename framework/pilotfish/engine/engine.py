@@ -17,6 +17,8 @@ from pilotfish.engine.scheduler import Scheduler
 class Engine:
     """Runs requests together until each has had its one terminal event.
 
+    release_failure: what a drafter's or model's `release` raised in the last call.
+
     Not for several threads at once. After an exception from `step` every request is intact: step
     again, or abort.
     """
@@ -25,6 +27,7 @@ class Engine:
         self.scheduler = scheduler
         self.runner = runner
         self._ended: list[Request] = []
+        self.release_failure: Exception | None = None
 
     @property
     def has_work(self) -> bool:
@@ -47,6 +50,7 @@ class Engine:
         results = self.runner.compute(batch) if batch else []
         for request, result in zip(batch, results, strict=True):
             self._apply(request, result)
+        self._raise_release_failure()
         ended, self._ended = self._ended, []
         return ended
 
@@ -62,6 +66,13 @@ class Engine:
                 failure = failure or error
         if failure is not None:
             raise failure
+        self._raise_release_failure()
+
+    def _raise_release_failure(self) -> None:
+        """What letting go of a request raised, once everything else of the call is done."""
+        self.release_failure = self.scheduler.take_release_failure()
+        if self.release_failure is not None:
+            raise self.release_failure
 
     def _apply(self, request: Request, result: StepResult) -> None:
         """Commits one request's rows, hands it its tokens, and ends it if it is done."""
@@ -96,12 +107,12 @@ class Engine:
 def step_and_warn(engine: Engine) -> list[Request]:
     """As `Engine.step`; but a drafter or model that fails to let a request go costs no answer.
 
-    What it raised becomes a RuntimeWarning, once the pages are back; the next step goes on.
+    What it raised becomes a RuntimeWarning: the pass is done and the pages are back.
     """
     try:
         return engine.step()
     except Exception as error:
-        if error is not engine.scheduler.release_failure:
+        if error is not engine.release_failure:
             raise
         warnings.warn(
             f"release of a request raised {type(error).__name__}: {error}; its answer is whole, "

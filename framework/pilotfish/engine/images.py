@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
+from weakref import WeakValueDictionary
 
 import attrs
 import torch
 
 from pilotfish.batch import PlacedImage
-from pilotfish.engine.image_files import read_pixels
+from pilotfish.engine.image_files import read_pixels, read_size
 from pilotfish.engine.tokenizer import Tokenizer
 from pilotfish.errors import RequestError
 from pilotfish.protocols import ImageFeatures, ImageProcessor
@@ -28,21 +29,30 @@ class ImageAdmission:
     """What images a model takes.
 
     architecture: its name, for messages. processor: None for text only.
-    max_seq_len: tokens of a context; images that do not fit are refused before they are read.
+    max_seq_len: tokens of a context; images that do not fit are refused before they are decoded.
+    unserved_token_ids: placeholders, by kind, that the checkpoint has no part for.
+    Requests that are unfinished share what they hold of one image.
     """
 
     architecture: str
     processor: ImageProcessor | None = None
     max_seq_len: int
     tokenizer: Tokenizer | None = None
+    unserved_token_ids: Mapping[str, int] = attrs.field(factory=dict)
+    _held: WeakValueDictionary[bytes, ImageFeatures] = attrs.field(
+        factory=WeakValueDictionary, init=False, repr=False, eq=False
+    )
 
     @property
     def placeholder_ids(self) -> frozenset[int]:
-        """Token ids that a prompt of text cannot have; empty for a model of text only."""
-        if self.processor is None:
-            return frozenset()
-        served, others = self.processor.placeholder_token_id, self.processor.unserved_token_ids
-        return frozenset({served, *others.values()})
+        """Token ids that a prompt of text cannot have; empty for an architecture of text only."""
+        served = () if self.processor is None else (self.processor.placeholder_token_id,)
+        return frozenset({*served, *self._unserved.values()})
+
+    @property
+    def _unserved(self) -> Mapping[str, int]:
+        others = {} if self.processor is None else self.processor.unserved_token_ids
+        return {**self.unserved_token_ids, **others}
 
     def place(
         self, tokens: Sequence[int], images: Sequence[Any]
@@ -54,6 +64,7 @@ class ImageAdmission:
         image that cannot be read or does not fit the tower.
         """
         processor = self.processor
+        self._check_kinds(tokens)
         if processor is None:
             if images:
                 raise RequestError(
@@ -61,7 +72,6 @@ class ImageAdmission:
                     "only; wanted a prompt without images, or a model that serves them"
                 )
             return list(tokens), ()
-        self._check_kinds(processor, tokens)
         placeholder = processor.placeholder_token_id
         count = sum(token == placeholder for token in tokens)
         if count != len(images):
@@ -73,8 +83,16 @@ class ImageAdmission:
             raise RequestError(
                 f"the prompt has {len(tokens)} tokens; wanted at most {self.max_seq_len}"
             )
-        features = [self._features(processor, image, i) for i, image in enumerate(images)]
-        return _expanded(tokens, placeholder, features, processor)
+        given = [self._as_given(processor, image, i) for i, image in enumerate(images)]
+        least = sum(_least_tokens(processor, image, i) for i, image in enumerate(given))
+        total = len(tokens) - len(images) + least
+        if total > self.max_seq_len:  # said before any image is decoded
+            raise RequestError(
+                f"the prompt has {total} tokens, of which its {_counted(len(images), 'image')} "
+                f"take {least}; wanted at most {self.max_seq_len}: give fewer or smaller images"
+            )
+        held = [self._shared(processor, image, i) for i, image in enumerate(given)]
+        return _expanded(tokens, placeholder, held, processor)
 
     def check_parts(self, messages: str | Sequence[Mapping[str, Any]]) -> None:
         """Raises RequestError for a part of a message that is not served.
@@ -92,25 +110,37 @@ class ImageAdmission:
                         f"{' and '.join(served[:2])}; wanted those"
                     )
 
-    def _features(self, processor: ImageProcessor, image: Any, place: int) -> ImageFeatures:
+    def _as_given(self, processor: ImageProcessor, image: Any, place: int) -> Any:
+        """A preprocessed image, checked; anything else as it is."""
         name = f"image {place}"
-        if isinstance(image, Mapping):
-            image = _from_mapping(image, name)
-        if not isinstance(image, ImageFeatures):
-            return processor.preprocess(read_pixels(image, name))
-        _check_features(image, name)
+        if isinstance(image, ImageFeatures):
+            image = {_PIXELS: image.pixel_values, _GRIDS[0]: image.grid_thw}
+        if not isinstance(image, Mapping):
+            return image
+        features = _from_mapping(image, name)
+        _check_features(features, name)
         try:
-            processor.check(image)
+            processor.check(features)
         except RequestError as error:
             raise RequestError(f"{name}: {error}") from error
-        return image
+        return features
 
-    def _check_kinds(self, processor: ImageProcessor, tokens: Sequence[int]) -> None:
-        for kind, token in processor.unserved_token_ids.items():
+    def _shared(
+        self, processor: ImageProcessor, image: Any, place: int
+    ) -> tuple[bytes, ImageFeatures]:
+        """The image's digest and features; those of another request where they are the same."""
+        if not isinstance(image, ImageFeatures):
+            image = processor.preprocess(read_pixels(image, f"image {place}"))
+        digest = digest_of(image)
+        return digest, self._held.setdefault(digest, image)
+
+    def _check_kinds(self, tokens: Sequence[int]) -> None:
+        wanted = "text" if self.processor is None else "text and images"
+        for kind, token in self._unserved.items():
             if token in tokens:
                 raise RequestError(
                     f"the prompt has a placeholder for {kind} ({self._name(token)}), which is not "
-                    "served; wanted text and images"
+                    f"served; wanted {wanted}"
                 )
 
     def _name(self, token: int) -> str:
@@ -131,25 +161,32 @@ def digest_of(features: ImageFeatures) -> bytes:
 def _expanded(
     tokens: Sequence[int],
     placeholder: int,
-    features: Sequence[ImageFeatures],
+    held: Sequence[tuple[bytes, ImageFeatures]],
     processor: ImageProcessor,
 ) -> tuple[list[int], tuple[PlacedImage, ...]]:
     expanded: list[int] = []
     placed: list[PlacedImage] = []
-    left = iter(features)
+    left = iter(held)
     for token in tokens:
         if token != placeholder:
             expanded.append(token)
             continue
-        image = next(left)
+        digest, image = next(left)
         count = processor.num_tokens(image.grid_thw)
         placed.append(
-            PlacedImage(
-                features=image, digest=digest_of(image), start=len(expanded), num_tokens=count
-            )
+            PlacedImage(features=image, digest=digest, start=len(expanded), num_tokens=count)
         )
         expanded.extend([placeholder] * count)
     return expanded, tuple(placed)
+
+
+def _least_tokens(processor: ImageProcessor, image: Any, place: int) -> int:
+    """Tokens of an image that may yet be turned by a quarter; nothing is decoded."""
+    if isinstance(image, ImageFeatures):
+        return processor.num_tokens(image.grid_thw)
+    height, width = read_size(image, f"image {place}")
+    grids = {processor.grid_of(height, width), processor.grid_of(width, height)}
+    return min(map(processor.num_tokens, grids))
 
 
 def _from_mapping(given: Mapping[str, Any], name: str) -> ImageFeatures:
@@ -164,8 +201,13 @@ def _from_mapping(given: Mapping[str, Any], name: str) -> ImageFeatures:
     try:
         sizes = torch.as_tensor(grid).reshape(-1).tolist()
         values = torch.as_tensor(pixels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RequestError(f"{name} has no numbers for {_PIXELS} and grid_thw: {error}") from error
+        if values.is_meta or values.layout != torch.strided or values.is_quantized:
+            raise TypeError("not a dense tensor")
+        if values.is_floating_point():
+            values = values.detach().to("cpu", torch.float32)
+    except Exception as error:  # anything may be given, and torch has many exceptions
+        said = str(error).partition("\n")[0]
+        raise RequestError(f"{name} has no numbers for {_PIXELS} and grid_thw: {said}") from error
     if len(sizes) != 3 or any(type(size) is not int for size in sizes):
         raise RequestError(
             f"{name} has grid_thw {sizes}; wanted three whole numbers: frames, rows and columns of "

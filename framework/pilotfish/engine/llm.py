@@ -118,6 +118,7 @@ class LLM:
                 processor=prepared.image_processor,
                 max_seq_len=prepared.model.config.get_max_seq_len(),
                 tokenizer=self.tokenizer,
+                unserved_token_ids=prepared.unserved_token_ids,
             ),
         )
         self._device = str(prepared.device)

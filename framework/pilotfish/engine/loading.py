@@ -7,7 +7,7 @@ Does not know: any architecture, or how requests are run.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,6 +21,7 @@ from pilotfish.config import (
 )
 from pilotfish.engine.drafting import PreparedDraft, prepare_draft
 from pilotfish.engine.planning import plan_memory
+from pilotfish.engine.thinking import with_thinking_tokens
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.plugins import load_registry
@@ -72,6 +73,11 @@ class Prepared:
         """Kinds of input that this checkpoint serves, of those of its architecture."""
         served = self.route.architecture.modalities
         return served if self.image_processor is not None else served - {"image"}
+
+    @property
+    def unserved_token_ids(self) -> Mapping[str, int]:
+        """Placeholders, by kind, of inputs that the checkpoint has no part for."""
+        return getattr(self.model.config, "unserved_token_ids", {})
 
     @property
     def num_parameters(self) -> int:
@@ -178,6 +184,8 @@ def prepare(
     model_config = checkpoint.model_config(max_length)
     draft_checkpoint = None if draft_path is None else open_checkpoint(draft_path, registry)
     route = _route(registry, model_config, options, draft_checkpoint)
+    if options is not None:
+        options = with_thinking_tokens(options, checkpoint)
     weights = checkpoint.weights()
     resolved = _resolve(runtime or RuntimeConfig(), checkpoint, weights)
     device = _device(resolved.device)
@@ -201,7 +209,6 @@ def prepare(
             registry=registry,
             vocab_size=vocab_size,
         )
-    memory_plan = plan_memory(pipeline_config, config, weights, vocab_size, prepared_draft)
     config = config.finalize(checkpoint.huggingface_config, weights.infos)
     processor_class = route.image_processor_class()
     processor = None
@@ -213,18 +220,21 @@ def prepare(
             "return_hidden_states": prepared_draft.config.return_hidden_states,
             "hidden_state_boundaries": prepared_draft.config.taps,
         }
+    prepared_model = route.model_class()(
+        pipeline_config,
+        config,
+        backend,
+        device=device,
+        return_logits=ReturnLogits.VARIABLE,
+        **hidden,
+    )
+    infos = getattr(prepared_model, "without_ignored", dict)(weights.infos)
+    memory_plan = plan_memory(pipeline_config, config, infos, vocab_size, prepared_draft)
     return Prepared(
         checkpoint=checkpoint,
         route=route,
         pipeline_config=pipeline_config,
-        model=route.model_class()(
-            pipeline_config,
-            config,
-            backend,
-            device=device,
-            return_logits=ReturnLogits.VARIABLE,
-            **hidden,
-        ),
+        model=prepared_model,
         backend=backend,
         device=device,
         weights=weights,

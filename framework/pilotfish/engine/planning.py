@@ -6,6 +6,7 @@ the parts are allocated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pilotfish.config import PipelineConfig
@@ -13,27 +14,31 @@ from pilotfish.engine.drafting import PreparedDraft
 from pilotfish.protocols import ArchConfig, ImageMemory
 from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes, available_bytes
 from pilotfish.state.specs import DTYPE_BYTES
-from pilotfish.weights import WeightSource
+from pilotfish.weights import TensorInfo
 from pilotfish.weights.int4 import weight_bytes
 
 
 def plan_memory(
     pipeline_config: PipelineConfig,
     config: ArchConfig,
-    weights: WeightSource,
+    infos: Mapping[str, TensorInfo],
     vocab_size: int,
     draft: PreparedDraft | None,
 ) -> MemoryPlan:
-    """The plan. config: not finalized. Raises CapacityError naming what was needed."""
+    """The plan. config: complete. infos: of the tensors that the model reads.
+
+    Raises CapacityError naming what was needed.
+    """
     runtime = pipeline_config.runtime
     specs = tuple(config.get_state_specs())
     uncommitted = sum(spec.bytes_per_row for spec in specs if isinstance(spec, SlotStateSpec))
     itemsize = DTYPE_BYTES[runtime.dtype]
-    by_model = {"model": weight_bytes(weights.infos, itemsize)}
+    by_model = {"model": weight_bytes(infos, itemsize)}
     if draft is not None:
         specs += tuple(draft.config.get_state_specs())
         if draft.weights is not None:
-            by_model["draft"] = weight_bytes(draft.weights.infos, itemsize)
+            repeated = int(getattr(draft.config, "num_repeated_weights", 0))
+            by_model["draft"] = weight_bytes(draft.weights.infos, itemsize) + repeated * itemsize
     return MemoryPlan.make(
         weights=by_model,
         specs=specs,
@@ -48,12 +53,21 @@ def plan_memory(
             widths=_widths(pipeline_config.model.huggingface_config),
             itemsize=itemsize,
             vocab_size=vocab_size,
-            max_logit_rows=max(runtime.max_batch_tokens, runtime.max_batch_size),
+            max_logit_rows=max(runtime.max_batch_tokens, runtime.max_batch_size)
+            + _draft_logit_rows(pipeline_config, draft),
         ),
         available=available_bytes(runtime.device),
         device=runtime.device,
         images=_image_bytes(pipeline_config, config),
     )
+
+
+def _draft_logit_rows(pipeline_config: PipelineConfig, draft: PreparedDraft | None) -> int:
+    """Rows of logits that drafting makes while those of the pass are still held."""
+    runtime = pipeline_config.runtime
+    if draft is None:
+        return 0
+    return draft.num_logit_rows(runtime.max_batch_size, runtime.max_batch_tokens)
 
 
 def _image_bytes(pipeline_config: PipelineConfig, config: ArchConfig) -> dict[str, int]:

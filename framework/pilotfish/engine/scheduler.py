@@ -62,7 +62,7 @@ class Scheduler:
     scratch, the request runs without.
 
     state: where pages come from. on_release: told the id of a request that gave up its state.
-    release_failure: what it raised last; by then the pages are back, so that nothing is lost.
+    What it raises is kept for `take_release_failure`: the pages are back, so nothing else stops.
     num_scratch: rows that drafting writes past the last one of a pass.
     """
 
@@ -84,7 +84,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._refused: tuple[Request, int, int] | None = None
         self.num_preemptions = 0
-        self.release_failure: Exception | None = None
+        self._release_failure: Exception | None = None
 
     @property
     def running(self) -> tuple[Request, ...]:
@@ -112,6 +112,11 @@ class Scheduler:
         for place in (self._running, self._waiting):
             with suppress(ValueError):
                 place.remove(request)
+
+    def take_release_failure(self) -> Exception | None:
+        """The first exception of `on_release` since the last call; None where there was none."""
+        failure, self._release_failure = self._release_failure, None
+        return failure
 
     def requeue(self, request: Request) -> None:
         """Takes a running request's pages back; it waits at the front and is computed again."""
@@ -281,8 +286,7 @@ class Scheduler:
             if self._on_release is not None:
                 self._on_release(request_id)
         except Exception as error:
-            self.release_failure = error
-            raise
+            self._release_failure = self._release_failure or error
 
     def _mark_running(self, request: Request) -> None:
         if request not in self._running:

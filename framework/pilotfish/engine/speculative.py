@@ -31,7 +31,8 @@ class SpeculativeRunner(Runner):
 
     proposer: the drafter. acceptance: the rule. policy: how much is drafted.
     vocab_size: a drafted token outside it ends the draft before it.
-    num_scratch: reserved rows without which nothing is drafted.
+    num_scratch: reserved rows without which nothing is drafted. max_batch_tokens: rows of a pass;
+    what all requests draft in a step stays within it.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SpeculativeRunner(Runner):
         policy: WidthPolicy,
         vocab_size: int,
         num_scratch: int,
+        max_batch_tokens: int,
     ) -> None:
         super().__init__(model, state, sampler)
         self._proposer = proposer
@@ -52,6 +54,7 @@ class SpeculativeRunner(Runner):
         self._policy = policy
         self._vocab_size = vocab_size
         self._num_scratch = num_scratch
+        self._max_batch_tokens = max_batch_tokens
         self._laws: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -168,7 +171,7 @@ class SpeculativeRunner(Runner):
         places = [b for b, result in enumerate(results) if result.error is None]
         if not places:
             return 0, [None] * len(requests)
-        width = self._policy.choose(sum(bool(results[b].tokens) for b in places))
+        width = self._width(sum(bool(results[b].tokens) for b in places))
         batch = DraftBatch(
             requests=[self._draft_request(requests[b], results[b], width) for b in places],
             features=_counted_rows(requests, results, outputs.hidden_states),
@@ -180,6 +183,16 @@ class SpeculativeRunner(Runner):
         for b, asked, proposal in zip(places, batch.requests, proposals, strict=True):
             found[b] = attrs.evolve(proposal, tokens=proposal.tokens[: asked.width])
         return width, found
+
+    def _width(self, num_drafting: int) -> int:
+        """Tokens to draft for each; with one row more, which a block or the next pass has, all fit.
+
+        Nothing is asked of the policy for a pass without a new token, as for a chunk of a prompt.
+        """
+        if not num_drafting:
+            return 0
+        room = self._max_batch_tokens // num_drafting - 1
+        return max(0, min(self._policy.choose(num_drafting), room))
 
     def _draft_request(self, request: Request, result: StepResult, width: int) -> DraftRequest:
         new = list(result.tokens)

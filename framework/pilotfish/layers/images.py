@@ -150,7 +150,8 @@ class ImageDecoderModel(DecoderModel):
             if kept is None:
                 missing[digest] = own[0].image.features
             else:
-                pieces |= {use: kept[use.start : use.stop] for use in own}
+                # Copies: a view would hold a whole image that the cache has since dropped.
+                pieces |= {use: kept[use.start : use.stop].clone() for use in own}
         for group in _tower_passes(missing, self.config.get_image_memory().max_patches):
             encoded = self.encode_images([missing[digest] for digest in group])
             for digest, embeddings in zip(group, encoded, strict=True):

@@ -91,12 +91,12 @@ def next_inputs(next_tokens: torch.Tensor, previous: AnyInputs) -> AnyInputs:
 def next_row(kv: KVCacheInputs, input_row_offsets: torch.Tensor) -> KVCacheInputs:
     """The view of a pass of one row per request, after the rows of `kv` are committed."""
     lengths = tuple(a + b for a, b in zip(kv.lengths, kv.row_counts, strict=True))
-    room = kv.lookup_table.shape[1] * kv.page_size_tokens
-    if max(lengths) >= room:
-        raise ValueError(
-            f"the next row of a request is row {max(lengths)}, and its page table ends at {room}; "
-            "wanted a page for it: reserve the row before asking for the next inputs"
-        )
+    for length, room in zip(lengths, kv.capacities, strict=True):
+        if length >= room:
+            raise ValueError(
+                f"the next row of a request is row {length}, and its page table ends at {room}; "
+                "wanted a page for it: reserve the row before asking for the next inputs"
+            )
     cache_lengths = kv.cache_lengths + input_row_offsets.diff()
     page = (cache_lengths // kv.page_size_tokens).unsqueeze(1).long()
     page_ids = kv.lookup_table.gather(1, page).squeeze(1).long()

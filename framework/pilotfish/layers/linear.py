@@ -6,7 +6,7 @@ Axis letters: T packed tokens, K input width, O output width.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,26 +37,24 @@ class Linear(Layer):
 
     def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
         """Packs the weight and drops the plain one; a deferred weight waits for its first use."""
-        self._pack = partial(_packed, tensors, backend, self.keep_plain)
+        self._unpacked = (tensors, backend)
         if not any(isinstance(tensor, DeferredTensor) for tensor in tensors.values()):
             self.prepared  # noqa: B018
 
     @cached_property
     def prepared(self) -> LinearWeight:
-        """The weight as `linear` reads it."""
-        return self.__dict__.pop("_pack")()  # type: ignore[no-any-return]
+        """The weight as `linear` reads it. After an exception it can be asked for again."""
+        tensors, backend = self._unpacked
+        weight, bias = (_read(tensors.get(name)) for name in ("weight", "bias"))
+        assert weight is not None
+        made = prepare_linear(weight, bias, backend=backend, keep_plain=self.keep_plain)
+        del self._unpacked
+        return made
 
     def __call__(self, x: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
         """x: [T, K] -> a new [T, O] of the same dtype."""
         return linear(x, self.prepared, backend=backend)
 
 
-def _packed(tensors: dict[str, Any], backend: KernelBackend, keep_plain: bool) -> LinearWeight:
-    """Empties `tensors`: nothing else may hold the plain weight while it is packed."""
-    weight = _read(tensors.pop("weight"))
-    bias = _read(tensors.pop("bias")) if tensors else None
-    return prepare_linear(weight, bias, backend=backend, keep_plain=keep_plain)
-
-
-def _read(tensor: torch.Tensor | DeferredTensor) -> torch.Tensor:
+def _read(tensor: torch.Tensor | DeferredTensor | None) -> torch.Tensor | None:
     return tensor.read() if isinstance(tensor, DeferredTensor) else tensor

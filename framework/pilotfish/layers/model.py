@@ -27,7 +27,15 @@ from pilotfish.layers.moe import Experts
 from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import AttachedCache, KVCacheInputs, SlotStateSpec, StateSpec
-from pilotfish.weights import WeightRules, WeightSource, check_int4, execute_load, plan_load
+from pilotfish.weights import (
+    TensorInfo,
+    WeightRules,
+    WeightSource,
+    check_int4,
+    execute_load,
+    plan_load,
+    without_ignored,
+)
 
 _HIDDEN = ReturnHiddenStates
 
@@ -115,6 +123,10 @@ class DecoderModel:
         ties = self.weight_rules().ties
         shapes = self.network.parameter_shapes()
         return {name: shape for name, shape in shapes.items() if name not in ties}
+
+    def without_ignored(self, infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """The tensors that `load_model` reads, without those that the rules let lie."""
+        return without_ignored(self.weight_rules(), infos, self.network.parameter_shapes())
 
     def load_model(
         self,

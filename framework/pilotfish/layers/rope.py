@@ -121,17 +121,19 @@ class RopeParameters:
         is no number and its value.
         """
         config = huggingface_config
+        owner = whose.removesuffix(" config")
         options = _rope_options(config)
+        _want_one_set(options, owner)
         given = str(options.get("rope_type") or options.get("type") or "default")
         rope_type = (aliases or {}).get(given, given)
         if rope_type not in ROPE_TYPES:
             raise ConfigError(
-                f"the checkpoint's rope_type is {given!r}; wanted one of {', '.join(ROPE_TYPES)}"
+                f"{owner} rope_type is {given!r}; wanted one of {', '.join(ROPE_TYPES)}"
             )
         unknown = sorted(set(options) - _KNOWN)
         if unknown:
             raise ConfigError(
-                f"the checkpoint's rope options have {', '.join(unknown)}, which is not "
+                f"{owner} rope options have {', '.join(unknown)}, which is not "
                 f"understood; known are {', '.join(sorted(_KNOWN))}"
             )
         partial = options.get("partial_rotary_factor")
@@ -202,14 +204,16 @@ def _rope_options(config: Any) -> dict[str, Any]:
     raw = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
     if not isinstance(raw, Mapping):
         raw = vars(raw)
-    options = {key: value for key, value in raw.items() if value is not None}
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+def _want_one_set(options: Mapping[str, Any], owner: str) -> None:
     nested = [key for key, value in options.items() if isinstance(value, Mapping)]
     if nested:
         raise ConfigError(
-            f"the checkpoint's rope options differ by layer type ({', '.join(nested)}); wanted one "
-            "set for all layers"
+            f"{owner} rope options differ by layer type ({', '.join(nested)}); wanted one set for "
+            "all layers"
         )
-    return options
 
 
 def _original_length(

@@ -53,8 +53,8 @@ class DraftVocabulary(Layer):
         if odd:
             which = ("t2d and not in d2t", "d2t and not in t2d")[odd[0] not in known]
             raise WeightsError(
-                f"the draft's t2d contradicts its d2t: token {odd[0]} is in {which} (so are "
-                f"{len(odd) - 1} more in one of them); wanted t2d true exactly for the ids i + d2t[i]"
+                f"the draft's t2d contradicts its d2t: token {odd[0]} is in {which}, and so "
+                f"are {len(odd) - 1} more; wanted t2d true exactly for the ids i + d2t[i]"
             )
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:

@@ -79,7 +79,10 @@ class Acceptance(Protocol):
 def acceptance_rule(
     config: SpeculativeConfig, sampler: Sampler, backend: KernelBackend | None = None
 ) -> Acceptance:
-    """The rule that a config names. backend: of its kernels; None: torch."""
+    """The rule that a config names. backend: of its kernels; None: torch.
+
+    Without thinking tokens "relaxed" relaxes only where a VerifyRequest says that it thinks.
+    """
     if config.acceptance == "residual":
         return ResidualAcceptance(sampler, backend)
     if config.acceptance == "relaxed":

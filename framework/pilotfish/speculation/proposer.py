@@ -117,6 +117,9 @@ class SpeculatorConfig(Protocol):
     """1 where the draft's row of a token depends on the next token, so that shared pages must
     agree on it; else 0."""
 
+    # `num_repeated_weights: int`, for the memory plan, where weights are held more than once: how
+    # many numbers more than the file's. Not needed.
+
     def num_scratch_rows(self, width: int) -> int:
         """Rows past the committed ones that drafting `width` tokens writes in its paged leaves."""
         ...

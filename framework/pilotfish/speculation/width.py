@@ -12,6 +12,7 @@ from typing import Protocol
 import attrs
 
 from pilotfish.config import SpeculativeConfig
+from pilotfish.errors import ConfigError
 
 DEFAULT_MOST = 8
 """Widest adaptive draft for a drafter that names no limit of its own."""
@@ -50,6 +51,17 @@ class WidthPolicy(Protocol):
     def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
         """One request's draft was verified."""
         ...
+
+
+def check_width(config: SpeculativeConfig, max_width: int | None) -> None:
+    """Raises ConfigError for a width above what the drafter was trained for."""
+    given = config.width
+    width = max(given.values()) if isinstance(given, Mapping) else given
+    if isinstance(width, int) and max_width is not None and width > max_width:
+        raise ConfigError(
+            f"width is {width} and the draft was made for at most {max_width} tokens a step; "
+            f"wanted {max_width} or less, or 'adaptive'"
+        )
 
 
 def width_policy(config: SpeculativeConfig, max_width: int | None) -> WidthPolicy:
@@ -148,7 +160,7 @@ class AdaptiveWidth:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._widths = [width for width in _WIDTHS if width <= most] or [0]
+        self._widths = [*(width for width in _WIDTHS if width < most), most]
         self._rates = [0.6] * most
         self._books: dict[int, _Book] = {}
 

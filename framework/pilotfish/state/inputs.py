@@ -30,6 +30,7 @@ class KVCacheInputs(TensorRecord):
 
     blocks: per layer [P, S, *row_shape], the leaf's memory; row_shape is [2, K, H] for keys/values.
     lookup_table: [B, W] int32, page ids in order; entries past a request's pages are 0.
+    page_counts: pages of each request, on the host; empty: all of its row of the table.
     cache_lengths: [B] int32, committed rows before this pass.
     write_slots: [T] int64, page * S + offset of each packed row of this pass.
     page_size_tokens: S.
@@ -44,4 +45,11 @@ class KVCacheInputs(TensorRecord):
     page_size_tokens: int
     lengths: tuple[int, ...]
     row_counts: tuple[int, ...]
+    page_counts: tuple[int, ...] = ()
     slots: tuple[SlotInputs, ...] = ()
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """Rows that each request's pages hold."""
+        counts = self.page_counts or (self.lookup_table.shape[1],) * len(self.lengths)
+        return tuple(count * self.page_size_tokens for count in counts)

@@ -236,7 +236,7 @@ class StateManager:
         slots: list[int] = []
         lengths: list[int] = []
         rows: list[int] = []
-        width = 1
+        page_counts: list[int] = []
         for b, (request_id, count) in enumerate(zip(request_ids, row_counts, strict=True)):
             request = self._request(request_id)
             start = request.num_committed + (skip[b] if skip is not None else 0)
@@ -251,8 +251,8 @@ class StateManager:
                 slots.extend(write_slots(request.pages, start, count, size))
             lengths.append(start)
             rows.append(request.row)
-            width = max(width, len(request.pages))
-        table = self._tables.gather(rows, width)
+            page_counts.append(len(request.pages))
+        table = self._tables.gather(rows, max([1, *page_counts]))
         slots_T, lengths_B, table_BW = pack(slots, lengths, table, memory.device)
         return KVCacheInputs(
             blocks=memory.blocks,
@@ -262,6 +262,7 @@ class StateManager:
             page_size_tokens=size,
             lengths=tuple(lengths),
             row_counts=tuple(row_counts),
+            page_counts=tuple(page_counts),
             slots=self._attached.inputs(leaf, request_ids, row_counts, skip),
         )
 

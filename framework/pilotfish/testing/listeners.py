@@ -47,11 +47,12 @@ class Proposals:
     """
 
     def __init__(self, llm: LLM) -> None:
-        self._proposer: Any = llm.proposer
-        self._real = self._proposer.propose
+        proposer: Any = llm.proposer
+        self._whose = f"{type(proposer).__name__}.propose returned"
+        self._real = proposer.propose
         self._vocab_size = llm.vocab_size
         self.clear()
-        self._proposer.propose = self._listen
+        proposer.propose = self._listen
 
     def clear(self) -> None:
         """Forgets what was heard."""
@@ -61,25 +62,26 @@ class Proposals:
 
     def _listen(self, batch: DraftBatch) -> Sequence[Proposal]:
         found: Sequence[Proposal] = self._real(batch)
-        whose = f"{type(self._proposer).__name__}.propose returned"
         fault = fault_of(found, len(batch.requests), self._vocab_size)
         if fault is not None:
-            raise Broken(f"{whose} {fault[0]}", fault[1])
+            raise Broken(f"{self._whose} {fault[0]}", fault[1])
         for request, proposal in zip(batch.requests, found, strict=True):
             self.num_rows += request.num_new
             if proposal.tokens:
                 self.seen.append((tuple(request.tokens), tuple(proposal.tokens)))
-            self._judge(whose, request.width, proposal.tokens)
+            self._judge(request.width, proposal.tokens)
         return found
 
-    def _judge(self, whose: str, width: int, tokens: Sequence[int]) -> None:
+    def _judge(self, width: int, tokens: Sequence[int]) -> None:
         """Notes what the engine would cut or drop without a word."""
         if len(tokens) > width:
-            self.excess.append((f"{whose} {len(tokens)} tokens", f"at most {width}, the width"))
+            self.excess.append(
+                (f"{self._whose} {len(tokens)} tokens", f"at most {width}, the width")
+            )
         for token in tokens:
             if not 0 <= token < self._vocab_size:
                 ids = f"ids of the target, 0 to {self._vocab_size - 1}"
-                self.excess.append((f"{whose} the token {token}", ids))
+                self.excess.append((f"{self._whose} the token {token}", ids))
 
 
 class Judged:

@@ -142,7 +142,10 @@ class Subject:
     @property
     def _image_admission(self) -> ImageAdmission:
         return ImageAdmission(
-            architecture=self.name, processor=self.image_processor, max_seq_len=self.max_seq_len
+            architecture=self.name,
+            processor=self.image_processor,
+            max_seq_len=self.max_seq_len,
+            unserved_token_ids=self._loaded(self.dtype)[0].unserved_token_ids,
         )
 
     @property

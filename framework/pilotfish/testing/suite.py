@@ -40,6 +40,7 @@ Status = Literal["ok", "FAILED", "not applicable"]
 
 _GROUPS = {
     "parity with the oracle": parity.logits_are_the_oracles,
+    "the arithmetics agree": parity.arithmetics_agree,
     "greedy tokens are the oracle's": parity.greedy_tokens_are_the_oracles,
     "boundaries are the oracle's": parity.boundaries_are_the_oracles,
     "batch equals singles": batching.batch_equals_singles,

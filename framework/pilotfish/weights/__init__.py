@@ -5,7 +5,7 @@ from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.experts import expert_rules
 from pilotfish.weights.gguf import GGUFFile
 from pilotfish.weights.int4 import check_int4
-from pilotfish.weights.loading import LoadPlan, LoadStep, execute_load, plan_load
+from pilotfish.weights.loading import LoadPlan, LoadStep, execute_load, plan_load, without_ignored
 from pilotfish.weights.pretokenizer import PreTokenizer, case_split, contraction_split
 from pilotfish.weights.rules import Piece, Rule, Transform, WeightRules
 from pilotfish.weights.safetensors import SafetensorsSource
@@ -36,4 +36,5 @@ __all__ = [
     "plan_load",
     "unpermute_rope",
     "unpermute_rope_rows",
+    "without_ignored",
 ]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pilotfish.errors import CheckpointError
+from pilotfish.errors import CheckpointError, ConfigError
 from pilotfish.weights.json_file import read_json_object
 
 CONFIG_FILE = "config.json"
@@ -87,11 +87,33 @@ def config_of_type(model_type: str, values: Mapping[str, Any], whose: str) -> An
     try:
         return CONFIG_MAPPING[model_type].from_dict(dict(values))
     except Exception as error:  # each class has its own checks and its own exceptions
+        said: object = error
+        if isinstance(error, ZeroDivisionError):  # which says of nothing what it is
+            zeros = [name for name, value in values.items() if value == 0 and value is not False]
+            said = f"{' and '.join(zeros)} is 0; wanted a whole number >= 1"
         raise CheckpointError(
-            f"{whose}: transformers refuses it as a {model_type} config: {error}"
+            f"{whose}: transformers refuses it as a {model_type} config: {said}"
         ) from error
     finally:
         hf_logging.set_verbosity(level)
+
+
+def config_of_section(options: Any, name: str, model_types: Sequence[str], whose: str) -> Any:
+    """The section of a config that is a model's own config and leaves defaults out, with them.
+
+    options: the whole config. name: of the section. model_types: that are read; the first where it
+    names none. Raises ConfigError for another type and where there is no section, and as
+    `config_of_type`.
+    """
+    section = getattr(options, name, None)
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{whose} config has no {name}, which its format needs; it is incomplete")
+    kind = section.get("model_type", model_types[0])
+    if kind not in model_types:
+        raise ConfigError(
+            f"{whose} {name} has model_type {kind!r}; wanted {' or '.join(map(repr, model_types))}"
+        )
+    return config_of_type(kind, section, f"{whose} {name}")
 
 
 def _no_config(directory: Path) -> str:

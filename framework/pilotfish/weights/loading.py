@@ -77,6 +77,28 @@ def plan_load(
     return _Planner(rules, infos, parameter_shapes).plan()
 
 
+def without_ignored(
+    rules: WeightRules,
+    infos: Mapping[str, TensorInfo],
+    parameter_shapes: Mapping[str, Shape],
+) -> dict[str, TensorInfo]:
+    """The tensors that a load reads, or refuses: all but those that `rules.ignore` lets lie."""
+    table = TemplateTable((rule.parameter, rule) for rule in rules.rules)
+    ignored = TemplateTable((rules.plain_name(name), name) for name in rules.ignore)
+    read = {
+        rules.plain_name(fill(piece.name, numbers))
+        for parameter in parameter_shapes
+        for rule, numbers in table.find(parameter)
+        for piece in rule.pieces
+    }
+    plain = {name: rules.plain_name(name) for name in infos}
+    return {
+        name: info
+        for name, info in infos.items()
+        if plain[name] in read or not ignored.find(plain[name])
+    }
+
+
 class _Planner:
     """Collects steps and everything that is wrong, so that one error can name it all."""
 
@@ -268,7 +290,7 @@ def execute_load(
     for step in plan.steps:
         if can_defer and not step.tied and defers(step.parameter):
             mapped = {piece.name: source.load(piece.name) for piece in step.pieces}
-            read = partial(_read_step, step, mapped.pop, dtype, device)
+            read = partial(_read_step, step, mapped.__getitem__, dtype, device)
             assign(step.parameter, DeferredTensor(step.shape, read))
             continue
         tensor = _read_step(step, source.load, dtype, device)

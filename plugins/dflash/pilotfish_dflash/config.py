@@ -13,7 +13,16 @@ import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import int_at_least, number, one_of
-from pilotfish.config.hf_options import run_dtype, text_config, want_options
+from pilotfish.config.hf_options import (
+    count,
+    option,
+    run_dtype,
+    text_config,
+    want_counts,
+    want_value,
+    want_written,
+    whole_number,
+)
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates
@@ -21,13 +30,14 @@ from pilotfish.registry import Registry
 from pilotfish.state import KVCacheParams, StateSpec
 from pilotfish_dflash.formats import (
     DRAFT_ARCHITECTURES,
+    SPECULATORS,
     DraftFormat,
     LayerSight,
     read_format,
     read_sights,
     read_taps,
 )
-from pilotfish_dflash.options import boolean
+from pilotfish_dflash.options import WHOSE, boolean
 from pilotfish_dflash.unread import refuse_other_tensors
 
 LEAF = "draft"
@@ -38,6 +48,8 @@ NEEDED = (
     *("vocab_size", "max_position_embeddings"),
 )
 NEEDED_OF_TARGET = ("hidden_size", "vocab_size", "num_hidden_layers")
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _count = int_at_least(1)
 
@@ -133,6 +145,10 @@ class DFlashConfig:
                 "a directory with config.json and safetensors"
             )
         draft = read_format(model.huggingface_config)
+        if draft.name != SPECULATORS:  # that format leaves defaults out
+            want_written(model, NEEDED, WHOSE)
+        dtype = draft.option("dtype") or draft.option("torch_dtype") or "auto"
+        want_value("torch_dtype", str(dtype).removeprefix("torch."), DTYPES, WHOSE)
         return _from_format(cls, draft, pipeline_config, run_dtype(pipeline_config, model))
 
     def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
@@ -199,16 +215,23 @@ class DFlashConfig:
         """Rows that may be drafted; a longer text goes on without proposals."""
         return self.max_position
 
+    @property
+    def num_repeated_weights(self) -> int:
+        """Numbers that are held twice: K and V of the block, and all layers' for the context."""
+        of_a_row = self.hidden_size + self.attention_bias
+        of_a_layer = 2 * self.num_key_value_heads * self.head_dim * of_a_row + self.head_dim
+        return self.num_hidden_layers * of_a_layer
+
     def _want_whole(self) -> None:
         if self.draft_vocab_size < self.target_vocab_size and not self.has_offsets:
             raise ConfigError(
                 f"the draft knows {self.draft_vocab_size} of {self.target_vocab_size} tokens and "
                 "its file has no d2t, which says which; the file is incomplete"
             )
-        if self.draft_vocab_size < self.target_vocab_size and not self.own_head:
+        if self.has_offsets and not self.own_head:
             raise ConfigError(
-                "the draft's file has no lm_head.weight and the target's head has another shape; "
-                "the file is incomplete"
+                "the draft's file has d2t and no lm_head.weight, whose rows it would name; the "
+                "target's head has its own; the file is incomplete"
             )
         if self.hidden_size != self.target_hidden_size and not (
             self.own_embedding and self.own_head
@@ -226,36 +249,36 @@ def _from_format(
     cls: type[Made], draft: DraftFormat, pipeline_config: PipelineConfig, dtype: str
 ) -> Made:
     layer = draft.layer
-    want_options(layer, NEEDED, "the draft's config")
+    want_counts(layer, NEEDED, WHOSE)
     target = _target_config(pipeline_config.model.huggingface_config)
     _want_same(draft, target)
     taps, source = read_taps(draft, target.num_hidden_layers)
-    head_dim = int(
-        getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-    )
-    rope = RopeParameters.from_hf(layer, head_dim)
+    heads = layer.num_attention_heads
+    head_dim = count(layer, "head_dim", layer.hidden_size // heads, WHOSE)
+    rope = RopeParameters.from_hf(layer, head_dim, whose=WHOSE)
     embedding, logits = _factors(draft, target)
     softcap = draft.factor("final_logit_softcapping")
     draft_vocab_size = draft.option("draft_vocab_size")
+    if draft_vocab_size is None:
+        draft_vocab_size = layer.vocab_size
     return cls(
         draft_format=draft.name,
         hidden_size=layer.hidden_size,
         target_hidden_size=target.hidden_size,
         target_vocab_size=target.vocab_size,
         num_target_layers=target.num_hidden_layers,
-        draft_vocab_size=int(layer.vocab_size if draft_vocab_size is None else draft_vocab_size),
+        draft_vocab_size=whole_number("draft_vocab_size", draft_vocab_size, whose=WHOSE),
         taps=taps,
         taps_source=source,
         block_size=draft.block_size,
         mask_token_id=draft.mask_token_id,
         samples_anchor=draft.samples_anchor,
-        num_attention_heads=layer.num_attention_heads,
-        num_key_value_heads=getattr(layer, "num_key_value_heads", None)
-        or layer.num_attention_heads,
+        num_attention_heads=heads,
+        num_key_value_heads=count(layer, "num_key_value_heads", heads, WHOSE),
         head_dim=head_dim,
         intermediate_size=layer.intermediate_size,
         num_hidden_layers=layer.num_hidden_layers,
-        rms_norm_eps=getattr(layer, "rms_norm_eps", None) or 1e-6,
+        rms_norm_eps=option(layer, "rms_norm_eps", 1e-6),
         sights=read_sights(draft),
         rope=rope,
         max_position=rope.length_limit,
@@ -276,7 +299,7 @@ def _target_config(huggingface_config: Any) -> Any:
             f"the target is {names[0]!r}, which is a draft and cannot run alone; give the model "
             "that it was made for, and this one as --draft with --speculative dflash"
         )
-    want_options(config, NEEDED_OF_TARGET, "the target's config")
+    want_counts(config, NEEDED_OF_TARGET, "the target's config")
     return config
 
 
@@ -287,7 +310,7 @@ def _want_same(draft: DraftFormat, target: Any) -> None:
         ("vocab_size", draft.layer.vocab_size, target.vocab_size),
         ("num_hidden_layers", draft.option("num_target_layers"), target.num_hidden_layers),
     ):
-        if said is not None and said != has:
+        if said is not None and whole_number(name, said, whose=WHOSE) != has:
             raise ConfigError(
                 f"the draft was made for a target with {name} {said} and this one has {has}; give "
                 "the draft of this target"

@@ -5,14 +5,15 @@ Knows: what a format says and how it spells it. Does not know: tensors; imports 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
-from pilotfish.config.hf_options import option
+from pilotfish.config.hf_options import option, real_number, whole_number
 from pilotfish.errors import ConfigError
-from pilotfish_dflash.options import boolean, number, section, whole
+from pilotfish.weights.hf_config import config_of_section
+from pilotfish_dflash.options import WHOSE, boolean, section
 from pilotfish_dflash.unread import refuse_other_methods, refuse_unread
 
 DRAFT_ARCHITECTURES = ("DFlashDraftModel", "DFlashSpeculator")
@@ -63,7 +64,8 @@ class DraftFormat:
     def block_size(self) -> int:
         """Rows of a block, the anchor included."""
         given = self.option("block_size")
-        return _BLOCK_SIZE[self.name] if given is None else whole("block_size", given, least=1)
+        given = _BLOCK_SIZE[self.name] if given is None else given
+        return whole_number("block_size", given, whose=WHOSE)
 
     @property
     def mask_token_id(self) -> int:
@@ -74,7 +76,7 @@ class DraftFormat:
                 "the draft's config has no mask_token_id; wanted the id of the token that stands "
                 "for one not yet known: set it in dflash_config (or beside it)"
             )
-        return whole("mask_token_id", given, least=0)
+        return whole_number("mask_token_id", given, least=0, whose=WHOSE)
 
     @property
     def samples_anchor(self) -> bool:
@@ -84,7 +86,7 @@ class DraftFormat:
     def factor(self, name: str) -> float | None:
         """A factor of the maths; None where the config does not give one."""
         given = self.option(name)
-        return None if given is None else number(name, given)
+        return None if given is None else real_number(name, given, whose=WHOSE)
 
 
 def read_format(options: Any) -> DraftFormat:
@@ -94,7 +96,10 @@ def read_format(options: Any) -> DraftFormat:
     """
     refuse_other_methods(options)
     if option(options, "speculators_model_type") is not None:
-        found = DraftFormat(name=SPECULATORS, layer=_layer_section(options), options=options)
+        layer = config_of_section(
+            options, "transformer_layer_config", ("qwen3", "llama"), "the draft's"
+        )
+        found = DraftFormat(name=SPECULATORS, layer=layer, options=options)
     else:
         names = tuple(option(options, "architectures") or ("",))
         if names[0] not in DRAFT_ARCHITECTURES:
@@ -117,9 +122,9 @@ def read_taps(draft: DraftFormat, num_target_layers: int) -> tuple[tuple[int, ..
     name = _LAYER_IDS[draft.name]
     shift = 1 if draft.name == DFLASH else 0
     override, given = option(draft.options, _OVERRIDE), draft.option(name)
-    if override:
+    if override is not None:
         taps, source = _ids(override, _OVERRIDE), f"{_OVERRIDE}: boundaries"
-    elif given:
+    elif given is not None:
         taps = tuple(i + shift for i in _ids(given, name))
         source = f"{name}: " + ("after blocks" if shift else "boundaries")
     elif draft.name == DFLASH:
@@ -159,9 +164,16 @@ def read_sights(draft: DraftFormat) -> tuple[LayerSight, ...]:
     for given in (nested.get("causal"), option(draft.options, "is_causal")):
         if given is not None:
             causal = [boolean("is_causal", given)] * count
-    window = nested.get("swa_window_size") or option(draft.layer, "sliding_window")
+    window = nested.get("swa_window_size")
+    if window is None:
+        window = option(draft.layer, "sliding_window")
     if window is not None:
-        window = whole("sliding_window", window, least=1)
+        window = whole_number("sliding_window", window, whose=WHOSE)
+    elif nested.get("use_swa"):
+        raise ConfigError(
+            "the draft's dflash_config has use_swa and no swa_window_size, nor has the config a "
+            "sliding_window; wanted one of them"
+        )
     return tuple(
         LayerSight(window=window if kind == SLIDING else None, is_causal=is_causal)
         for kind, is_causal in zip(kinds, causal, strict=True)
@@ -177,25 +189,9 @@ def _spread(num_target_layers: int, count: int) -> list[int]:
 
 
 def _ids(value: Any, name: str) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or not all(type(item) is int for item in value):
-        raise ConfigError(f"the draft's {name} is {value!r}; wanted a list of whole numbers")
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not value or not all(type(item) is int for item in value):
+        raise ConfigError(
+            f"the draft's {name} is {value!r}; wanted a list of whole numbers, one at least"
+        )
     return tuple(value)
-
-
-def _layer_section(options: Any) -> Any:
-    """The speculators format's `transformer_layer_config`, which leaves defaults out, with them."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    found = option(options, "transformer_layer_config")
-    if not isinstance(found, Mapping):
-        raise ConfigError(
-            "the draft's config has no transformer_layer_config, which the speculators format "
-            "needs; the config is incomplete"
-        )
-    kind = found.get("model_type", "qwen3")
-    if kind not in ("qwen3", "llama"):
-        raise ConfigError(
-            f"the draft's transformer_layer_config has model_type {kind!r}; the method dflash "
-            "reads 'qwen3' and 'llama'"
-        )
-    return CONFIG_MAPPING[kind].from_dict(dict(found))

@@ -13,9 +13,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from pilotfish.errors import RouteError, WeightsError
-from pilotfish.kernels.linear import row_multiple
-from pilotfish.kernels.paged_attention import attention_row_multiple
-from pilotfish.layers.linear import Linear
+from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.rows import padded
 from pilotfish.protocols import ModelInputs
 from pilotfish.speculation import BlockProposer, BlockRows, ContextRows, ProposerSetup
@@ -78,32 +76,26 @@ class DFlashProposer(BlockProposer):
             self.dtype,
             device=self.device,
         )
+        vocabulary = self.network.vocabulary
+        for name in weights.infos:
+            if vocabulary is not None and name.removeprefix("model.") == "t2d":
+                vocabulary.check_mask(weights.load(name))
         self.network.rotary.to(self.device)
         self._probe({} if known is None else known)
 
     def _probe(self, known: MutableMapping[Any, int | None]) -> None:
         """Row multiples; where none holds, rows are not padded: the text does not depend on it."""
-        network, config = self.network, self.config
-        head = None if network.lm_head is None else network.lm_head.prepared
-        body = [
-            layer.prepared
-            for layer in network.layers_inside()
-            if isinstance(layer, Linear) and layer.prepared is not head
-        ]
-        network.row_multiple = row_multiple(body, backend=self.backend, known=known) or 1
-        if head is not None:
-            self._head_multiple = row_multiple([head], backend=self.backend, known=known) or 1
-        if self.backend.name != "torch" or not self.backend.invariant:
-            return
-        shape = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            self.dtype,
+        config = self.config
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        found = RowMultiples.probe(
+            self.network,
+            self.network.lm_head,
+            (*heads, self.dtype),
+            backend=self.backend,
+            known=known,
         )
-        if shape not in known:
-            known[shape] = attention_row_multiple(*shape)
-        network.attention_multiple = known[shape]
+        self.network.row_multiple, self._head_multiple = found.body, found.head
+        self.network.attention_multiple = found.attention
 
     # Running.
 
@@ -166,6 +158,16 @@ class DFlashLlama3Model:
     def execute(self, model_inputs: ModelInputs | None = None) -> NoReturn:
         """Raises RouteError."""
         del model_inputs
+        raise _alone()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises RouteError; AttributeError for what Python itself looks for."""
+        raise AttributeError(name) if name.startswith("_") else _alone()
+
+    @classmethod
+    def calculate_max_seq_len(cls, pipeline_config: Any, huggingface_config: Any) -> NoReturn:
+        """Raises RouteError."""
+        del pipeline_config, huggingface_config
         raise _alone()
 
 

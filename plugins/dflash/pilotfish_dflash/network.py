@@ -79,6 +79,8 @@ class DFlashLlama3(Layer):
     Parameters: fc.weight, hidden_norm.weight, context..., layers.{layer}..., norm.weight.
     """
 
+    num_context_features: int
+
     def __init__(
         self,
         config: DFlashConfig,

@@ -17,7 +17,7 @@ def weight_rules(config: DFlashConfig) -> WeightRules:
 
     Keys' and values' projections are read twice: into each layer's own, for the block, and into
     one for all layers, for the context. `t2d` says the same as `d2t` the other way round; the
-    verifier's norm and head are copies of the target's, for training.
+    two are compared. The verifier's norm and head are copies of the target's, for training.
     """
     return WeightRules(
         rules=(

@@ -253,6 +253,11 @@ class EagleConfig:
             self.target_vocab_size,
             self.target_hidden_size,
         )
+        if borrows and "d2t" in names:
+            raise ConfigError(
+                "the draft's file has d2t and no lm_head.weight, whose rows it would name; the "
+                "target's head has its own; the file is incomplete"
+            )
         if borrows and not fits:
             raise ConfigError(
                 "the draft's file has no lm_head.weight and the target's head has another shape; "

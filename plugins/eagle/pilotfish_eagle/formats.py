@@ -12,7 +12,7 @@ import attrs
 
 from pilotfish.config.hf_options import want_value
 from pilotfish.errors import ConfigError
-from pilotfish.weights.hf_config import config_of_type
+from pilotfish.weights.hf_config import config_of_section
 
 EAGLE1_ARCHITECTURES = ("LlamaForCausalLM", "EagleLlamaForCausalLM", "LlamaForCausalLMEagle")
 EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
@@ -124,7 +124,7 @@ def read_format(options: Any) -> DraftFormat:
                 f"the draft's speculators_model_type is {kind!r}; the method eagle reads 'eagle3'"
             )
         _refuse_unknown_speculators(options)
-        layer = _layer_section(options)
+        layer = config_of_section(options, "transformer_layer_config", ("llama",), "the draft's")
         found = DraftFormat(version=3, name=SPECULATORS, layer=layer, options=options)
     else:
         version = _version(options)
@@ -208,23 +208,6 @@ def _version(options: Any) -> Version:
         f"the draft's architecture is {names[0]!r}; the method eagle reads "
         f"{', '.join(DRAFT_ARCHITECTURES)}"
     )
-
-
-def _layer_section(options: Any) -> Any:
-    """The speculators format's `transformer_layer_config`, which leaves defaults out, with them."""
-    section = _option(options, "transformer_layer_config")
-    if not isinstance(section, Mapping):
-        raise ConfigError(
-            "the draft's config has no transformer_layer_config, which the speculators format "
-            "needs; the config is incomplete"
-        )
-    kind = section.get("model_type", "llama")
-    if kind != "llama":
-        raise ConfigError(
-            f"the draft's transformer_layer_config has model_type {kind!r}; the method eagle reads "
-            "'llama'"
-        )
-    return config_of_type(kind, section, "the draft's transformer_layer_config")
 
 
 def _refuse_unknown_speculators(options: Any) -> None:

@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 import torch
 
 from pilotfish.errors import WeightsError
-from pilotfish.kernels.linear import row_multiple
-from pilotfish.kernels.paged_attention import attention_row_multiple, plan_attention
+from pilotfish.kernels.paged_attention import plan_attention
 from pilotfish.layers.decoder import Stream
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.linear import Linear
+from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.rows import padded
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
 from pilotfish.weights import WeightSource, execute_load, plan_load
@@ -92,27 +91,17 @@ class EagleModel(SequentialProposer):
 
     def _probe(self, known: MutableMapping[Any, int | None]) -> None:
         """Row multiples; where none holds, rows are not padded: the text does not depend on it."""
-        head = None if self.network.lm_head is None else self.network.lm_head.prepared
-        body = [
-            layer.prepared
-            for layer in self.network.layers_inside()
-            if isinstance(layer, Linear) and layer.prepared is not head
-        ]
-        self._row_multiple = row_multiple(body, backend=self.backend, known=known) or 1
-        if head is not None:
-            self._head_multiple = row_multiple([head], backend=self.backend, known=known) or 1
-        if self.backend.name != "torch" or not self.backend.invariant:
-            return
         config = self.config
-        shape = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            self.dtype,
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        found = RowMultiples.probe(
+            self.network,
+            self.network.lm_head,
+            (*heads, self.dtype),
+            backend=self.backend,
+            known=known,
         )
-        if shape not in known:
-            known[shape] = attention_row_multiple(*shape)
-        self._attention_multiple = known[shape]
+        self._row_multiple, self._head_multiple = found.body, found.head
+        self._attention_multiple = found.attention
 
     # Running.
 

@@ -14,23 +14,23 @@ import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import boolean, int_at_least, number, one_of, optional_int_at_least
+from pilotfish.config.hf_options import (
+    option,
+    run_dtype,
+    text_config,
+    want_options,
+    whole_number,
+)
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ImageMemory, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import LatentCacheParams, StateSpec
 from pilotfish.state.specs import DTYPE_BYTES
-from pilotfish_kimi_k25.options import (
-    check_quantization,
-    dtype_of,
-    get,
-    refuse_unread,
-    rope_of,
-    text_config_of,
-)
+from pilotfish_kimi_k25.options import NEEDED_BY_EXPERTS, check_quantization, refuse_unread, rope_of
 from pilotfish_kimi_k25.vision.config import VisionConfig
 from pilotfish_kimi_k25.vision.processor import KimiImageProcessor
 
-_PACKED = re.compile(r"\.(\d+)\.mlp\.experts\.\d+\.(\w+)\.weight_packed$")
+_EXPERT = re.compile(r"\.(\d+)\.mlp\.experts\.\d+\.(\w+)\.(weight|weight_packed)$")
 
 _positive = number("a number > 0", lambda value: value > 0)
 
@@ -72,22 +72,20 @@ class ExpertsConfig:
 
     @classmethod
     def from_hf(cls, text: Any) -> Self:
-        """Reads the options of the text network; absent ones mean what transformers' class says."""
-        for name in ("moe_intermediate_size", "num_experts_per_tok"):
-            if getattr(text, name, None) is None:
-                raise ConfigError(
-                    f"the checkpoint's config has n_routed_experts and no {name}; the config is "
-                    "incomplete"
-                )
+        """Reads the options of the text network; an absent one has no meaning and is refused.
+
+        transformers' class for the text network fills them in, its class for any other does not.
+        """
+        want_options(text, NEEDED_BY_EXPERTS)
         return cls(
             num_experts=text.n_routed_experts,
             intermediate_size=text.moe_intermediate_size,
-            num_shared=get(text, "n_shared_experts", 0),
+            num_shared=text.n_shared_experts,
             top_k=text.num_experts_per_tok,
-            num_groups=get(text, "n_group", 1),
-            top_groups=get(text, "topk_group", 1),
-            normalize=bool(get(text, "norm_topk_prob", True)),
-            scale=get(text, "routed_scaling_factor", 1.0),
+            num_groups=text.n_group,
+            top_groups=text.topk_group,
+            normalize=text.norm_topk_prob,
+            scale=text.routed_scaling_factor,
         )
 
 
@@ -105,6 +103,7 @@ class KimiK25Config:
         left out.
     packed_gate_up, packed_down: layers whose experts' weights are INT4, as the tensors say.
     image_processor: how images become patches, with the vision tower's config; None without one.
+    unserved_token_ids: placeholders, by kind, where the file has no tower for them.
     """
 
     hidden_size: int = attrs.field(validator=int_at_least(1))
@@ -130,6 +129,7 @@ class KimiK25Config:
     dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
     tie_word_embeddings: bool = attrs.field(default=False, validator=boolean())
     image_processor: KimiImageProcessor | None = None
+    unserved_token_ids: Mapping[str, int] = attrs.field(factory=dict, hash=False)
     return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
 
@@ -142,7 +142,7 @@ class KimiK25Config:
         Raises ConfigError naming any option that changes the maths and is not understood.
         """
         model = model_config or pipeline_config.model
-        text = text_config_of(model.huggingface_config)
+        text = text_config(model.huggingface_config)
         refuse_unread(text)
         check_quantization(model.huggingface_config)
         rope = rope_of(text)
@@ -153,21 +153,21 @@ class KimiK25Config:
             num_hidden_layers=text.num_hidden_layers,
             intermediate_size=text.intermediate_size,
             vocab_size=text.vocab_size,
-            max_seq_len=_max_seq_len(model, rope),
+            max_seq_len=rope.context_length(model.max_length),
             q_lora_rank=getattr(text, "q_lora_rank", None),
             kv_lora_rank=text.kv_lora_rank,
             qk_nope_head_dim=text.qk_nope_head_dim,
             qk_rope_head_dim=text.qk_rope_head_dim,
             v_head_dim=text.v_head_dim,
             rope=rope,
-            rope_interleave=bool(get(text, "rope_interleave", True)),
+            rope_interleave=bool(option(text, "rope_interleave", True)),
             attention_bias=bool(getattr(text, "attention_bias", False)),
-            norm_eps=get(text, "rms_norm_eps", 1e-6),
+            norm_eps=option(text, "rms_norm_eps", 1e-6),
             experts=None if len(dense) == text.num_hidden_layers else ExpertsConfig.from_hf(text),
             dense_layers=dense,
-            num_mtp_layers=get(text, "num_nextn_predict_layers", 0),
-            dtype=dtype_of(pipeline_config, model),
-            tie_word_embeddings=bool(get(text, "tie_word_embeddings", False)),
+            num_mtp_layers=option(text, "num_nextn_predict_layers", 0),
+            dtype=run_dtype(pipeline_config, model),
+            tie_word_embeddings=bool(option(text, "tie_word_embeddings", False)),
             image_processor=KimiImageProcessor.of_model(model),
         )
 
@@ -186,11 +186,17 @@ class KimiK25Config:
         the same config, and serves text).
         """
         del huggingface_config
+        seeing = self.image_processor if _has_tower(state_dict) else None
         heads = {"lm_head.weight", "language_model.lm_head.weight"}
         return attrs.evolve(
             self,
             tie_word_embeddings=not heads & set(state_dict),
-            image_processor=self.image_processor if _has_tower(state_dict) else None,
+            image_processor=seeing,
+            unserved_token_ids=(
+                self.unserved_token_ids
+                if seeing is not None or self.image_processor is None
+                else self.image_processor.placeholders
+            ),
             packed_gate_up=_packed_layers(state_dict, "gate_proj", "up_proj"),
             packed_down=_packed_layers(state_dict, "down_proj"),
             return_logits=return_logits or self.return_logits,
@@ -241,9 +247,11 @@ class KimiK25Config:
 def dense_layers_of(text: Any) -> frozenset[int]:
     """Layers without experts: the first ones, and those between every `moe_layer_freq`-th."""
     layers = range(int(text.num_hidden_layers))
-    if not get(text, "n_routed_experts", 0):
+    if not option(text, "n_routed_experts", 0):
         return frozenset(layers)
-    first, every = int(get(text, "first_k_dense_replace", 0)), get(text, "moe_layer_freq", 1)
+    want_options(text, ["first_k_dense_replace"])
+    first = whole_number("first_k_dense_replace", text.first_k_dense_replace, least=0)
+    every = option(text, "moe_layer_freq", 1)
     if not isinstance(every, int) or every < 1:
         raise ConfigError(
             f"the checkpoint's config has moe_layer_freq = {every!r}; wanted a whole number >= 1"
@@ -256,18 +264,16 @@ def _has_tower(names: Iterable[str]) -> bool:
 
 
 def _packed_layers(names: Iterable[str], *parts: str) -> frozenset[int]:
-    """Layers that have an expert with a packed tensor of one of these parts."""
-    found = (_PACKED.search(name) for name in names)
-    return frozenset(int(match[1]) for match in found if match and match[2] in parts)
-
-
-def _max_seq_len(model: ModelConfig, rope: RopeParameters) -> int:
-    """The user's limit, else the model's own."""
-    if model.max_length is None:
-        return rope.max_positions
-    if model.max_length > rope.length_limit:
+    """Layers whose experts have packed tensors of these parts. Raises ConfigError for a mixture."""
+    layers: dict[str, dict[int, str]] = {"weight": {}, "weight_packed": {}}
+    for name in names:
+        match = _EXPERT.search(name)
+        if match and match[2] in parts:
+            layers[match[3]][int(match[1])] = name
+    packed, plain = layers["weight_packed"], layers["weight"]
+    for layer in sorted(set(packed) & set(plain)):
         raise ConfigError(
-            f"max_length is {model.max_length}; wanted at most {rope.length_limit}, which the "
-            "checkpoint's positions reach"
+            f"layer {layer} mixes packed and plain experts: {packed[layer]} beside {plain[layer]}; "
+            f"wanted every {' and '.join(parts)} of a layer's experts packed, or none"
         )
-    return model.max_length
+    return frozenset(packed)

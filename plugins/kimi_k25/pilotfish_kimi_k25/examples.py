@@ -35,6 +35,7 @@ TEXT: Mapping[str, Any] = {
     "moe_intermediate_size": 24,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
     "routed_scaling_factor": 1.5,
     "rope_parameters": {
         **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0},

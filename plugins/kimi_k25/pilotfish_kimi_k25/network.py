@@ -13,9 +13,9 @@ from pilotfish.layers.moe import ExpertFormat, MixtureOfExperts
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.rotary import Rotary, yarn_scale
 from pilotfish.layers.router import Routing
+from pilotfish.weights.int4 import GROUP_SIZE
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.mla import LatentAttention
-from pilotfish_kimi_k25.options import INT4_GROUP
 from pilotfish_kimi_k25.vision.network import VisionTower
 
 
@@ -85,8 +85,8 @@ def _feed_forward(config: KimiK25Config, layer: int) -> Sublayer:
         dtype=getattr(torch, config.dtype),
         shared_width=experts.num_shared * experts.intermediate_size,
         format=ExpertFormat(
-            gate_up=INT4_GROUP if layer in config.packed_gate_up else None,
-            down=INT4_GROUP if layer in config.packed_down else None,
+            gate_up=GROUP_SIZE if layer in config.packed_gate_up else None,
+            down=GROUP_SIZE if layer in config.packed_down else None,
         ),
     )
 

@@ -8,14 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pilotfish.config import ModelConfig, PipelineConfig
+from pilotfish.config.hf_options import (
+    option,
+    text_config,
+    want_options,
+    want_value,
+    want_values,
+)
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
+from pilotfish.weights.int4 import GROUP_SIZE
 
 NEEDED = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"),
     *("intermediate_size", "max_position_embeddings"),
     *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+)
+
+NEEDED_BY_EXPERTS = (
+    *("moe_intermediate_size", "num_experts_per_tok", "n_shared_experts", "n_group", "topk_group"),
+    *("norm_topk_prob", "routed_scaling_factor"),
 )
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
@@ -35,15 +47,12 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
 }
 """Options that would change the maths and are not read: values that change nothing."""
 
-INT4_GROUP = 32
-"""Inputs that share a scale in packed weights."""
-
 INT4: Mapping[str, tuple[object, ...]] = {
     "num_bits": (4,),
     "type": ("int",),
     "symmetric": (None, True),
     "strategy": (None, "group"),
-    "group_size": (INT4_GROUP,),
+    "group_size": (GROUP_SIZE,),
     "dynamic": (None, False),
     "actorder": (None, False),
     "block_structure": (None,),
@@ -52,27 +61,13 @@ INT4: Mapping[str, tuple[object, ...]] = {
 """What a group of packed weights must say: four bits, symmetric, a scale for every 32 inputs."""
 
 
-def text_config_of(huggingface_config: Any) -> Any:
-    """The options of the text network, wherever they stand."""
-    return getattr(huggingface_config, "text_config", None) or huggingface_config
-
-
-def get(config: Any, name: str, default: Any) -> Any:
-    """An option, or the default where it is absent or null."""
-    value = getattr(config, name, None)
-    return default if value is None else value
-
-
 def refuse_unread(text: Any) -> None:
     """Raises ConfigError naming a missing option, or one that changes the maths and is not read."""
-    for name in NEEDED:
-        if getattr(text, name, None) is None:
-            raise ConfigError(f"the checkpoint's config has no {name}; the config is incomplete")
-    for name, neutral in REFUSED.items():
-        _want(name, getattr(text, name, None), neutral)
+    want_options(text, NEEDED)
+    want_values(text, REFUSED)
     heads = text.num_attention_heads
-    _want("num_key_value_heads", getattr(text, "num_key_value_heads", None), (None, heads))
-    _want("head_dim", getattr(text, "head_dim", None), (None, text.qk_rope_head_dim))
+    want_value("num_key_value_heads", option(text, "num_key_value_heads"), (None, heads))
+    want_value("head_dim", option(text, "head_dim"), (None, text.qk_rope_head_dim))
 
 
 def rope_of(text: Any) -> RopeParameters:
@@ -91,12 +86,12 @@ def check_quantization(huggingface_config: Any) -> None:
 
     Which tensors are packed is not read here: the file says it for each.
     """
-    text = text_config_of(huggingface_config)
-    given = getattr(huggingface_config, "quantization_config", None)
-    given = given or getattr(text, "quantization_config", None)
+    text = text_config(huggingface_config)
+    given = option(huggingface_config, "quantization_config")
+    given = given or option(text, "quantization_config")
     if not given:
         return
-    options = given if isinstance(given, Mapping) else given.to_dict()
+    options = _section(given, "quantization_config")
     method = options.get("quant_method")
     if method != "compressed-tensors":
         raise ConfigError(
@@ -104,41 +99,33 @@ def check_quantization(huggingface_config: Any) -> None:
             f"{' (8-bit floats in blocks)' if method == 'fp8' else ''}, which is not served; "
             "wanted 'compressed-tensors' with packed 4-bit integers, or weights of 16 or 32 bits"
         )
-    groups = options.get("config_groups") or {}
-    for name, group in groups.items():
+    groups = _section(options.get("config_groups") or {}, "quantization_config.config_groups")
+    for name, given_group in groups.items():
         where = f"quantization_config.config_groups.{name}"
+        group = _section(given_group, where)
         layout = group.get("format") or options.get("format")
-        _want(f"{where}.format", layout, ("pack-quantized",))
+        want_value(f"{where}.format", layout, ("pack-quantized",))
         for kind in ("input_activations", "output_activations"):
-            _want(f"{where}.{kind}", group.get(kind), (None,))
-        weights = group.get("weights") or {}
-        for option, allowed in INT4.items():
-            _want(f"{where}.weights.{option}", weights.get(option), allowed)
+            want_value(f"{where}.{kind}", group.get(kind), (None,))
+        weights = _section(group.get("weights") or {}, f"{where}.weights")
+        for kind, allowed in INT4.items():
+            want_value(f"{where}.weights.{kind}", weights.get(kind), allowed)
     if not groups:
         raise ConfigError(
             "the checkpoint's quantization_config has no config_groups; wanted one that says how "
             "weights are packed"
         )
-    _want("quantization_config.kv_cache_scheme", options.get("kv_cache_scheme"), (None, {}))
-    _want("quantization_config.sparsity_config", options.get("sparsity_config"), (None, {}))
-    _want("quantization_config.transform_config", options.get("transform_config"), (None, {}))
+    want_value("quantization_config.kv_cache_scheme", options.get("kv_cache_scheme"), (None, {}))
+    want_value("quantization_config.sparsity_config", options.get("sparsity_config"), (None, {}))
+    want_value("quantization_config.transform_config", options.get("transform_config"), (None, {}))
 
 
-def dtype_of(pipeline_config: PipelineConfig, model: ModelConfig) -> str:
-    """The run's dtype: the user's, else the checkpoint's."""
-    if pipeline_config.runtime.dtype != "auto":
-        return pipeline_config.runtime.dtype
-    hf = model.huggingface_config
-    for config in (hf, text_config_of(hf)):
-        given = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
-        if given is not None:
-            return str(given).removeprefix("torch.")
-    return "float32"
-
-
-def _want(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+def _section(value: Any, name: str) -> Mapping[str, Any]:
+    """A part of the config that has options of its own. Raises ConfigError for anything else."""
+    if not isinstance(value, Mapping) and hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if not isinstance(value, Mapping):
         raise ConfigError(
-            f"the checkpoint's config has {name} = {value!r}, which is not served; wanted "
-            f"{' or '.join('it absent' if v is None else repr(v) for v in allowed)}"
+            f"the checkpoint's config has {name} = {value!r:.60}; wanted an object with options"
         )
+    return value

@@ -15,11 +15,9 @@ import attrs
 import torch
 
 from pilotfish.batch import RequestContext
-from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.errors import ConfigError
 from pilotfish.layers.images import ImageInputs
 from pilotfish.protocols import ModelInputs
-from pilotfish.registry import Registry
 from pilotfish.speculation.unified import UnifiedConfig, UnifiedInputs, UnifiedModel
 from pilotfish.state import KVCacheInputs
 
@@ -33,12 +31,7 @@ IMAGE_FIELDS = (
 
 @attrs.frozen(kw_only=True)
 class UnifiedDflashKimiK25Config(UnifiedConfig):
-    """target: the Kimi's own configuration. draft: the DFlash draft's.
-
-    target_layer_ids: blocks of the target after which the draft reads the stream, in its order;
-        -1 is the embedding. mask_token_id: read by the rows of a block after the first.
-    block_size: rows of a block, the first included; 0 while it is not known.
-    """
+    """target: the Kimi's own configuration. draft: the DFlash draft's."""
 
     method: ClassVar[str] = "dflash"
     target_architectures: ClassVar[tuple[str, ...]] = (
@@ -46,27 +39,20 @@ class UnifiedDflashKimiK25Config(UnifiedConfig):
         "Kimi_K25ForConditionalGeneration",
     )
 
-    target_layer_ids: tuple[int, ...] = ()
-    mask_token_id: int = 0
-    block_size: int = 0
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """Blocks of the target after which the draft reads, in its order; -1 is the embedding."""
+        return tuple(tap - 1 for tap in self.draft.taps)
 
-    @classmethod
-    def initialize(
-        cls,
-        pipeline_config: PipelineConfig,
-        model_config: ModelConfig | None = None,
-        *,
-        registry: Registry | None = None,
-    ) -> Self:
-        """As the base; the fields of DFlash are those of the draft's config."""
-        made = super().initialize(pipeline_config, model_config, registry=registry)
-        draft = made.draft
-        return attrs.evolve(
-            made,
-            target_layer_ids=tuple(tap - 1 for tap in draft.taps),
-            mask_token_id=draft.mask_token_id,
-            block_size=draft.block_size,
-        )
+    @property
+    def mask_token_id(self) -> int:
+        """Read by the rows of a block after the first."""
+        return int(self.draft.mask_token_id)
+
+    @property
+    def block_size(self) -> int:
+        """Rows of a block, the first included."""
+        return int(self.draft.block_size)
 
     def finalize(
         self,
@@ -83,8 +69,9 @@ class UnifiedDflashKimiK25Config(UnifiedConfig):
         return made
 
     def validate_dflash_fields(self) -> None:
-        """Raises ConfigError naming a field that is missing or does not fit the pair."""
-        last, vocab = self.target.num_hidden_layers - 1, self.target.vocab_size  # type: ignore[attr-defined]
+        """Raises ConfigError naming a field of the draft that does not fit this target."""
+        target: Any = self.target
+        last, vocab = target.num_hidden_layers - 1, target.vocab_size
         if self.block_size < 2:
             raise ConfigError(
                 f"block_size is {self.block_size}; wanted at least 2: one known token and a mask"
@@ -99,18 +86,16 @@ class UnifiedDflashKimiK25Config(UnifiedConfig):
                 f"target_layer_ids is {list(ids)}; wanted one or more from -1, the embedding, to "
                 f"{last}, the last block"
             )
-        if tuple(one + 1 for one in ids) != tuple(self.draft.taps):
+        if self.draft.target_hidden_size != target.hidden_size:
             raise ConfigError(
-                f"target_layer_ids is {list(ids)} and the draft reads after "
-                f"{[tap - 1 for tap in self.draft.taps]}; wanted the same in the same order"
+                f"the draft was made for a target of width {self.draft.target_hidden_size}; this "
+                f"one is {target.hidden_size} wide"
             )
 
     def resolve_block_size(self, *, default: int | None = None) -> int:
-        """The block size, else the default. Raises ConfigError when neither is known."""
-        found = self.block_size or default
-        if not found:
-            raise ConfigError("block_size is not known; wanted a finalized config, or a default")
-        return found
+        """The block size. default: not needed here, since the draft's config is always read."""
+        del default
+        return self.block_size
 
 
 @attrs.frozen(kw_only=True)

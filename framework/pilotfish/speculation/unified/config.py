@@ -11,10 +11,12 @@ from typing import Any, ClassVar, Self
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig, SpeculativeConfig
+from pilotfish.config.hf_options import run_dtype
 from pilotfish.errors import ConfigError
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ArchConfig
 from pilotfish.registry import Registry, Route
+from pilotfish.speculation.width import check_width
 from pilotfish.state import CacheParams, StateSpec
 
 _WIDTH = 3
@@ -46,18 +48,25 @@ class UnifiedConfig:
         """Both configurations. model_config: the target; None means `pipeline_config.model`.
 
         registry: where the plugins of both are found; None loads the installed ones.
-        Raises ConfigError for a target of another architecture, RouteError for a draft of another
-        method, and as both configurations do.
+        Raises ConfigError for a target of another architecture, for a width schedule or one above
+        the draft's, and for positions that depend on the length of the text; RouteError for a draft
+        of another method; and as both configurations do.
         """
-        pair = attrs.evolve(pipeline_config, model=model_config or pipeline_config.model)
+        model = model_config or pipeline_config.model
+        # One dtype for both: the draft reads the target's numbers.
+        runtime = attrs.evolve(pipeline_config.runtime, dtype=run_dtype(pipeline_config, model))
+        pair = attrs.evolve(pipeline_config, model=model, runtime=runtime)
         registry = registry or load_registry()
         route = cls.route(pair, registry)
         draft_class: Any = route.speculator_config_class()
-        return cls(
+        speculative = pipeline_config.speculative or SpeculativeConfig(method=cls.method)
+        made = cls(
             target=route.config_class().initialize(pair),
             draft=draft_class.initialize(pair, registry=registry),
-            speculative_config=pipeline_config.speculative or SpeculativeConfig(method=cls.method),
+            speculative_config=speculative,
         )
+        made._check()
+        return made
 
     @classmethod
     def route(cls, pipeline_config: PipelineConfig, registry: Registry) -> Route:
@@ -81,6 +90,24 @@ class UnifiedConfig:
             target=self.target.finalize(huggingface_config, state_dict),
             draft=self.draft.finalize(draft_huggingface_config, draft_state_dict),
         )
+
+    def _check(self) -> None:
+        """What a step by itself cannot do, and what `LLM` would refuse too."""
+        options = self.speculative_config
+        if options.method != self.method:
+            raise ConfigError(f"the method is {options.method!r}; wanted {self.method!r} here")
+        if isinstance(options.width, Mapping):
+            raise ConfigError(
+                f"width is the schedule {dict(options.width)!r}; wanted a number or 'adaptive': "
+                "whoever runs the steps makes the schedule"
+            )
+        check_width(options, self.draft.max_width)
+        for part in (self.target, self.draft):
+            if getattr(part, "prefix_salt", lambda _: b"")(2**30):
+                raise ConfigError(
+                    "rotary positions of the target or the draft depend on the length of the text, "
+                    "which a step does not know; use LLM(model, draft=...)"
+                )
 
     @property
     def width(self) -> int:

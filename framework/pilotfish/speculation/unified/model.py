@@ -160,7 +160,7 @@ class UnifiedModel:
         logits = outputs.logits
         if model_inputs.token_bitmasks is not None:
             logits = apply_bitmask(logits, model_inputs.token_bitmasks)
-        accepted = self._accept(step, logits)
+        accepted = self._accept(step, logits, model_inputs)
         hidden = outputs.hidden_states
         assert hidden is not None
         counted = step.counted_rows(accepted)
@@ -178,6 +178,7 @@ class UnifiedModel:
                 len(rows) + one.num_accepted for rows, one in zip(step.rows, accepted, strict=True)
             ),
             next_draft_tokens=tuple(tuple(proposal.tokens) for proposal in proposals),
+            next_draft_laws=tuple(proposal.laws for proposal in proposals),
         )
 
     def release(self, request_id: str) -> None:
@@ -219,13 +220,16 @@ class UnifiedModel:
             [contexts], kv_cache_inputs, return_n_logits
         )
 
-    def _accept(self, step: Step, logits: torch.Tensor) -> list[Accepted]:
+    def _accept(
+        self, step: Step, logits: torch.Tensor, model_inputs: UnifiedInputs
+    ) -> list[Accepted]:
         """In the order of the requests; nothing for those that want no logits."""
         asked = [place for place, wants in enumerate(step.wants) if wants]
         verify = [
             VerifyRequest(
                 rows=[step.sampling_row(place, i) for i in range(len(step.drafts[place]) + 1)],
                 drafts=step.drafts[place],
+                laws=None if model_inputs.draft_laws is None else model_inputs.draft_laws[place],
                 thinks=step.thinks[place],
             )
             for place in asked
@@ -238,6 +242,11 @@ class UnifiedModel:
 
     def _request(self, step: Step, place: int, accepted: Sequence[Accepted]) -> DraftRequest:
         one = accepted[place]
+        if not one.tokens and step.following[place] < 0 and self.config.draft.lookahead:
+            raise ValueError(
+                f"request {place} wants no logits and following_tokens is not given; wanted the "
+                "prompt's next token, which the draft's last row reads"
+            )
         num_new = len(step.rows[place]) + one.num_accepted
         return DraftRequest(
             request_id=str(place),

@@ -105,13 +105,13 @@ class DraftPages:
         kv, places = self.kv, [int(name) for name in request_ids]
         size, device = kv.page_size_tokens, kv.lookup_table.device
         lengths = [kv.lengths[place] + more for place, more in zip(places, skip, strict=True)]
-        longest = max((a + b for a, b in zip(lengths, row_counts, strict=True)), default=0)
-        room = kv.lookup_table.shape[1] * size
-        if longest > room:
-            raise ValueError(
-                f"the draft writes row {longest - 1} and the page tables end at {room}; wanted "
-                "pages for its scratch rows: reserve them before the step"
-            )
+        for place, start, count in zip(places, lengths, row_counts, strict=True):
+            if start + count > kv.capacities[place]:
+                raise ValueError(
+                    f"the draft writes row {start + count - 1} of request {place}, whose pages end "
+                    f"at {kv.capacities[place]}; wanted pages for its scratch rows: reserve them "
+                    "before the step"
+                )
         table = kv.lookup_table[torch.tensor(places, device=device)]
         slots = []
         for place, (start, count) in enumerate(zip(lengths, row_counts, strict=True)):
@@ -125,6 +125,7 @@ class DraftPages:
             page_size_tokens=size,
             lengths=tuple(lengths),
             row_counts=tuple(row_counts),
+            page_counts=tuple(kv.page_counts[place] for place in places) if kv.page_counts else (),
         )
 
 

@@ -26,6 +26,25 @@ def logits_are_the_oracles(subject: Subject) -> None:
         want_near(subject.alone(tokens, dtype).cpu(), exact, eager, f"logits in {dtype}")
 
 
+def arithmetics_agree(subject: Subject) -> None:
+    """The fastest arithmetic is as near to float64 as the invariant must be, in chunks and whole.
+
+    It may take another form of a sum for many rows than for few, so all sizes are tried.
+    """
+    tokens = subject.tokens(LONG)
+    for dtype in subject.dtypes:
+        exact = subject.oracle.exact(tokens, dtype)
+        eager = subject.oracle.eager(tokens, dtype)
+        prepared = subject.prepared(dtype, arithmetic="fastest")
+        prepared.model.load_model(prepared.weights)
+        for chunks in ((), (11, 1, 1, 9)):
+            session = subject.session(dtype, model=prepared.model)
+            session.add("a", tokens)
+            got = session.finish("a", chunks).cpu()
+            where = f"logits of the fastest arithmetic in {dtype}"
+            want_near(got, exact, eager, where + (" in chunks" if chunks else ""))
+
+
 def greedy_tokens_are_the_oracles(subject: Subject) -> None:
     """Greedy answers in float32 are the oracle's, token by token."""
     if "float32" not in subject.dtypes:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import attrs
 
 from pilotfish.config.checks import int_at_least, is_int, number
+from pilotfish.config.hf_options import want_value, want_values
 from pilotfish.errors import ConfigError
 
 _ABSENT = object()
@@ -24,6 +25,16 @@ _FIXED = {
     "hidden_act": ("gelu_pytorch_tanh",),
 }
 """Options that choose among kinds, and the kinds that are built."""
+_UNREAD = {
+    **dict.fromkeys(("num_channels", "in_channels"), (None, 3)),
+    **dict.fromkeys(("qkv_bias", "attention_bias", "mlp_bias", "use_bias"), (None, True)),
+    **dict.fromkeys(("layer_norm_eps", "norm_eps"), (None, 1e-5)),
+    **dict.fromkeys(("use_qk_norm", "qk_norm", "use_cls_token", "gated_mlp"), (None, False)),
+    **dict.fromkeys(("window_size", "fullatt_block_indexes", "num_register_tokens"), (None,)),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "partial_rotary_factor"), (None,)),
+    **dict.fromkeys(("rope_theta", "quantization_config"), (None,)),
+}
+"""Options that would change the maths and are not read: values that change nothing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +85,7 @@ class VisionConfig:
                 raise ConfigError(
                     f"vision_config has {name} = {value!r}; wanted {' or '.join(map(repr, known))}"
                 )
+        want_values(vision, _UNREAD, "vision_config")
         rows, columns = _pair(_first(vision, "merge_kernel_size", default=(2, 2)))
         width = _first(vision, "vt_hidden_size", "hidden_size")
         given = _first(vision, "mm_hidden_size", default=None)
@@ -158,6 +170,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _rope_theta(vision: Any) -> float:
     rope = _first(vision, "rope_parameters", default={})
+    want_value("rope_scaling", getattr(vision, "rope_scaling", None), (None, rope), "vision_config")
     kind = rope.get("rope_type", "axial")
     if kind != "axial":
         raise ConfigError(f"vision_config has rope_type {kind!r}; wanted 'axial'")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
-from pilotfish.config.checks import int_at_least
+from pilotfish.config.checks import int_at_least, is_number
 from pilotfish.errors import ConfigError, RequestError
 from pilotfish.protocols import ImageFeatures, ImageMemory
 from pilotfish.weights.json_file import read_json_object
@@ -28,13 +28,32 @@ _FILES = ("preprocessor_config.json", "processor_config.json")
 _SECTIONS = ("media_proc_cfg", "image_processor")
 _MUST_BE: Mapping[str, tuple[Any, ...]] = {
     "fixed_output_tokens": (None,),
-    "do_resize": (True,),
-    "do_rescale": (True,),
-    "do_normalize": (True,),
-    "rescale_factor": (1 / 255,),
-    "resample": (3,),
+    "do_resize": (True, None),
+    "do_rescale": (True, None),
+    "do_normalize": (True, None),
+    "do_convert_rgb": (True, None),
+    "do_center_crop": (False, None),
+    "crop_size": (None,),
+    "do_pad": (True, None),
+    "pad_size": (None,),
+    "rescale_factor": (1 / 255, None),
+    "resample": (3, None),
+    "input_data_format": ("channels_first", None),
+    "data_format": ("channels_first", None),
 }
 """Options that change the pixels, and the values that are built; 3 is bicubic."""
+_READ = (
+    *("patch_size", "merge_kernel_size", "merge_size", "size", "image_mean", "image_std"),
+    *("in_patch_limit", "max_patches", "patch_limit_on_one_side"),
+)
+_OF_NO_MATTER = (
+    *("in_patch_limit_each_frame", "in_patch_limit_video", "sample_fps", "timestamp_mode"),
+    *("max_num_frames_each_video", "temporal_merge_kernel_size", "do_sample_frames"),
+    *("config_type", "auto_map", "processor_class", "image_processor_type", "media_proc_cfg"),
+    *("feature_extractor_type", "video_processor_type", "backend", "device", "disable_grouping"),
+    *("return_tensors", "model_input_names", "default_to_square", "image_seq_length"),
+)
+"""Options of video, of how the published code is found, and of how it runs."""
 
 
 @attrs.frozen(kw_only=True)
@@ -74,10 +93,16 @@ class KimiImageProcessor:
     @classmethod
     def from_options(cls, vision: VisionConfig, options: Mapping[str, Any]) -> Self:
         """As `of_model`, from the options themselves."""
-        for name, known in _MUST_BE.items():
-            if options.get(name, known[0]) not in known:
+        for name, value in options.items():
+            known = _MUST_BE.get(name, (None, value))
+            if value not in known:
                 raise ConfigError(
-                    f"the image processor has {name} = {options[name]!r}; wanted {known[0]!r}"
+                    f"the image processor has {name} = {value!r}; wanted {known[0]!r}"
+                )
+            if name not in {*_MUST_BE, *_READ, *_OF_NO_MATTER} and value is not None:
+                raise ConfigError(
+                    f"the image processor has {name} = {value!r}, which is not understood and may "
+                    "change the pixels; wanted options of the published processor only"
                 )
         fits = {
             "patch_size": (vision.patch_size,),
@@ -92,16 +117,12 @@ class KimiImageProcessor:
                     f"the image processor has {name} = {value!r} and the tower {wanted[0]!r}; "
                     "wanted files of one checkpoint"
                 )
-        size = options.get("size") or {}
-        sides = {size.get("max_height", 512), size.get("max_width", 512)}
-        if len(sides) != 1:
-            raise ConfigError(f"the image processor has size {size!r}; wanted equal sides")
         return cls(
             vision=vision,
             max_patches=options.get("in_patch_limit", options.get("max_patches", 16384)),
-            max_side=options.get("patch_limit_on_one_side", sides.pop()),
+            max_side=options.get("patch_limit_on_one_side", _side_in(options)),
             mean=_colors("image_mean", options.get("image_mean", (0.5, 0.5, 0.5))),
-            std=_colors("image_std", options.get("image_std", (0.5, 0.5, 0.5))),
+            std=_colors("image_std", options.get("image_std", (0.5, 0.5, 0.5)), above=0.0),
         )
 
     @property
@@ -116,15 +137,23 @@ class KimiImageProcessor:
         return {} if video is None else {"video": video}
 
     @property
+    def placeholders(self) -> Mapping[str, int]:
+        """Every kind of input that has a placeholder, with its token."""
+        return {"image": self.placeholder_token_id, **self.unserved_token_ids}
+
+    @property
     def largest_image(self) -> int:
         """Patches that no image has more of, padding included.
 
         Scaling counts whole patches only, so a side may end with part of one more, and padding
         takes it to a multiple of the merge.
         """
-        merge = max(self.vision.merge_rows, self.vision.merge_columns)
-        side = -(-self.max_side // merge) * merge
-        return min(side**2, self.max_patches + (2 + 2 * merge) * self.max_side + (merge + 2) ** 2)
+        merges = (self.vision.merge_rows, self.vision.merge_columns)
+        sides = [-(-self.max_side // merge) * merge for merge in merges]
+        most = max(merges)
+        return min(
+            math.prod(sides), self.max_patches + (2 + 2 * most) * self.max_side + (most + 2) ** 2
+        )
 
     def memory(self, itemsize: int) -> ImageMemory:
         """What images take; itemsize: bytes of a number of the run's dtype."""
@@ -153,6 +182,11 @@ class KimiImageProcessor:
             for pixels, merge in zip(resized, merges, strict=True)
         ]
         return (resized[0], resized[1]), (padded[0], padded[1])
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """The patches of an image of so many pixels, padding included."""
+        _, padded = self.sizes(height, width)
+        return (1, padded[0] // self.vision.patch_size, padded[1] // self.vision.patch_size)
 
     def preprocess(self, pixels: torch.Tensor) -> ImageFeatures:
         """pixels: [3, height, width] uint8 -> pixel_values [P, 3, p, p] float32 and the grid."""
@@ -218,11 +252,28 @@ def _options_in(directory: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _colors(name: str, value: Any) -> tuple[float, ...]:
+def _side_in(options: Mapping[str, Any]) -> int:
+    """Patches of the longest side, from `size`."""
+    size = {} if options.get("size") is None else options["size"]
+    known = ("max_height", "max_width")
+    given = isinstance(size, Mapping) and all(
+        name in known or value is None for name, value in size.items()
+    )
+    sides = {size.get(name, 512) for name in known} if given else set()
+    if len(sides) != 1:
+        raise ConfigError(
+            f"the image processor has size {size!r}; wanted equal sides, max_height and max_width"
+        )
+    side: int = sides.pop()
+    return side
+
+
+def _colors(name: str, value: Any, *, above: float = -math.inf) -> tuple[float, ...]:
     if (
         not isinstance(value, list | tuple)
         or len(value) != 3
-        or not all(isinstance(number, int | float) for number in value)
+        or not all(is_number(number) and number > above for number in value)
     ):
-        raise ConfigError(f"the image processor has {name} = {value!r}; wanted three numbers")
+        wanted = "three numbers" if above < 0 else f"three numbers > {above:g}"
+        raise ConfigError(f"the image processor has {name} = {value!r}; wanted {wanted}")
     return tuple(float(number) for number in value)
