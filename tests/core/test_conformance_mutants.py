@@ -12,7 +12,17 @@ from core.planted_bugs import BUGS, Bug
 from pilotfish import SpeculativeConfig, load_registry
 from pilotfish.testing import PROMISES, Subject, check, promise_named, tiny_subjects
 
-WANTED = {*range(1, 5), *range(6, 10), *range(12, 16), *range(17, 21), 22, *range(24, 29), 41, 43, 44}
+WANTED = {
+    *range(1, 5),
+    *range(6, 10),
+    *range(12, 16),
+    *range(17, 21),
+    22,
+    *range(24, 29),
+    41,
+    43,
+    44,
+}
 """Pitfalls that an architecture, or a drafter of the kit's own, can show. Those of one format of
 drafts (16, 21, 29 to 37) are planted in the tests of the drafters."""
 

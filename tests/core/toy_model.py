@@ -305,6 +305,7 @@ class ToyEngine:
     page_size: int = 4
     max_batch_size: int = 4
     max_batch_tokens: int = 8
+    max_drafted_rows: int = 512  # so many that the scheduler has drafts to cut
     max_seq_len: int = 64
     prefix_caching: bool = True
     with_text: bool = True
@@ -345,7 +346,7 @@ class ToyEngine:
                 policy=drafting.policy,
                 vocab_size=VOCAB,
                 num_scratch=drafting.num_scratch,
-                max_batch_tokens=self.max_batch_tokens,
+                max_batch_tokens=self.max_drafted_rows,
             )
         self.engine = Engine(self.scheduler, self.runner)
         self.admission = Admission(

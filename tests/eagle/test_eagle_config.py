@@ -237,7 +237,7 @@ def test_a_file_of_another_draft_is_refused(
 def test_a_borrowed_head_needs_the_targets_shape() -> None:
     names = dict.fromkeys(["fc.weight", "midlayer.hidden_norm.weight"])
     assert not read(third(**FULL_VOCAB)).finalize(None, names).own_head
-    with pytest.raises(ConfigError, match="d2t and no lm_head.weight, whose rows it would name"):
+    with pytest.raises(ConfigError, match=r"d2t and no lm_head\.weight, whose rows it would name"):
         read(third(**FULL_VOCAB)).finalize(None, {**names, "d2t": None})
 
 
