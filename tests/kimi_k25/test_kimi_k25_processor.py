@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -63,6 +63,7 @@ def test_sizes_are_the_published_ones(row: Any) -> None:
     side=st.integers(1, 64),
     merges=st.tuples(st.integers(1, 4), st.integers(1, 4)),
 )
+@example(height=5000, width=5000, most=400, side=3, merges=(2, 3))
 def test_no_image_has_more_patches_than_the_plan_says(
     height: int, width: int, most: int, side: int, merges: tuple[int, int]
 ) -> None:

@@ -38,7 +38,10 @@ def thinking(
     backend.add_tokens([start, end])
     backend.save(str(folder / "tokenizer.json"))
     write_template(folder, f"{TEMPLATE}{{# {start}{end} #}}")
-    return folder, (backend.token_to_id(start), backend.token_to_id(end))
+    first, last = (backend.token_to_id(text) for text in (start, end))
+    assert first is not None
+    assert last is not None
+    return folder, (first, last)
 
 
 def write_template(folder: Path, template: str) -> None:
