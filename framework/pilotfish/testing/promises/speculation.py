@@ -44,7 +44,7 @@ def no_drafter_changes_a_text(subject: Subject) -> None:
             "always wrong": drafters.always_wrong(right, subject.vocab_size),
             "right until 2": drafters.right_until(2, right, subject.vocab_size),
         }
-        llm = _scripted(subject, dtype, num_pages=40, max_batch_tokens=11, max_batch_size=3)
+        llm = _scripted(subject, dtype, num_pages=40, max_batch_tokens=13, max_batch_size=3)
         for name, script in scripts.items():
             drafters.play(llm, script)
             got = _answers(llm, prompts, params)
