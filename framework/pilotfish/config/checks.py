@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeGuard
 
 from pilotfish.errors import ConfigError, RequestError
 
@@ -22,12 +22,12 @@ def _validator(
     return check
 
 
-def is_int(value: Any) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """A whole number that is no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """A finite int or float that is no bool."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False

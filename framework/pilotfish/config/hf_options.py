@@ -41,8 +41,8 @@ def want_options(config: Any, names: Iterable[str], whose: str = CHECKPOINT) -> 
 
 def whole_number(name: str, value: object, *, least: int = 1, whose: str = CHECKPOINT) -> int:
     """An option's value that is a whole number; a bool or a float is none. Raises ConfigError."""
-    if is_int(value) and value >= least:  # type: ignore[operator]
-        return value  # type: ignore[return-value]
+    if is_int(value) and value >= least:
+        return value
     raise ConfigError(f"{whose} has {name} = {value!r}; wanted a whole number >= {least}")
 
 
@@ -50,8 +50,8 @@ def real_number(
     name: str, value: object, *, above: float | None = None, whose: str = CHECKPOINT
 ) -> float:
     """The value of an option that is a finite number, no bool; above: it must be greater."""
-    if is_number(value) and (above is None or value > above):  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
+    if is_number(value) and (above is None or value > above):
+        return float(value)
     limit = "" if above is None else f" > {above:g}"
     raise ConfigError(f"{whose} has {name} = {value!r}; wanted a number{limit}")
 

@@ -25,7 +25,7 @@ def _check_method(instance: Any, attribute: Any, value: Any) -> None:
 
 def _check_width(instance: object, attribute: object, value: object) -> None:
     del instance, attribute
-    if value == "adaptive" or (is_int(value) and 1 <= value <= MOST):  # type: ignore[operator]
+    if value == "adaptive" or (is_int(value) and 1 <= value <= MOST):
         return
     if (
         isinstance(value, Mapping)
