@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import save_file
 
 from pilotfish import load_registry
+from pilotfish.config.hf_options import text_config
 from pilotfish.weights import open_checkpoint
 
 
 def write(target: str, out: Path, num_layers: int = 3, block_size: int = 8) -> None:
     """Layers of the target's own widths, a tap for each, the last token as mask; bfloat16."""
-    hf = open_checkpoint(target, load_registry()).model_config().huggingface_config
+    hf = text_config(open_checkpoint(target, load_registry()).model_config().huggingface_config)
     sizes = layer_sizes(hf)
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -96,3 +97,8 @@ if __name__ == "__main__":
     parser.add_argument("--block-size", type=int, default=8, help="anchor included (default 8)")
     arguments = parser.parse_args()
     write(arguments.target, arguments.out, arguments.layers, arguments.block_size)
+    print(
+        f"wrote {arguments.out}: {arguments.layers} random layers, blocks of "
+        f"{arguments.block_size}; next: pilotfish generate {arguments.target} --draft "
+        f"{arguments.out} --speculative dflash --prompt TEXT"
+    )

@@ -5,7 +5,8 @@
 Eight layers of 512, of which the first is dense; 64 experts, six of a row and a shared one; latents
 of 192 for queries and 128 for keys and values; a vision tower of two layers. An expert is as wide
 beside the model as a published one (2048 of 7168), up to the next 32. About 135M parameters, in
-bfloat16. With --int4 the experts are packed in groups of 32, as the published ones.
+bfloat16. With --int4 the experts are packed in groups of 32, as the published ones. Token 16380
+stands for an image.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def main(folder: Path, int4: bool) -> None:
         "text_config": TEXT,
         "vision_config": VISION,
         "projection_hidden_size": VISION["hidden_size"],
+        **{"image_token_id": 16380, "video_token_id": 16381},
+        **{"vision_start_token_id": 16382, "vision_end_token_id": 16383},
         "tie_word_embeddings": False,
     }
     save_whole(options, folder)

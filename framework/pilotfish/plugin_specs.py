@@ -15,7 +15,7 @@ from pilotfish.errors import PluginError
 from pilotfish.nearest import did_you_mean
 
 if TYPE_CHECKING:
-    from pilotfish.weights import PreTokenizer
+    from pilotfish.weights import PreTokenizer, TiktokenRules
 
 API_VERSION = 1
 """Version of the plugin contracts; a spec made for another version is refused."""
@@ -47,6 +47,15 @@ def _check_driver(instance: Any, attribute: Any, value: Any) -> None:
         raise PluginError(f"SpeculatorSpec.driver is {value!r}; wanted 'sequential' or 'block'")
 
 
+def _check_tiktoken(instance: Any, attribute: Any, value: Any) -> None:
+    from pilotfish.weights.pretokenizer import TiktokenRules
+
+    if value is not None and not isinstance(value, TiktokenRules):
+        raise PluginError(
+            f"ArchitectureSpec.tiktoken is {value!r}; wanted TiktokenRules(pattern=...) or None"
+        )
+
+
 def _check_not_empty(instance: Any, attribute: Any, value: Any) -> None:
     if not value or not all(value):
         raise PluginError(
@@ -63,6 +72,7 @@ class ArchitectureSpec:
     gguf_architectures: values of `general.architecture` in a GGUF file that mean this spec.
     gguf_config: lazy reference "module:function", GGUF metadata -> Hugging Face config dict.
     gguf_pretokenizers: further values of `tokenizer.ggml.pre` -> how text is cut.
+    tiktoken: how the text of a `tiktoken.model` is cut; None: such a file is not read.
     capabilities: what a speculator may ask of a target: "verify", "taps", "embed", "lm_head".
     modalities: kinds of input served, "text" among them.
     image_processor: lazy reference "module:Class" of an ImageProcessor (protocols.py); wanted where
@@ -82,6 +92,7 @@ class ArchitectureSpec:
         default=None, validator=attrs.validators.optional(_check_reference)
     )
     gguf_pretokenizers: Mapping[str, PreTokenizer] = attrs.field(factory=dict)
+    tiktoken: TiktokenRules | None = attrs.field(default=None, validator=_check_tiktoken)
     capabilities: frozenset[str] = attrs.field(default=frozenset(), converter=_set_of_names)
     modalities: frozenset[str] = attrs.field(default=frozenset({"text"}), converter=_set_of_names)
     image_processor: str | None = attrs.field(

@@ -209,11 +209,17 @@ class Registry:
         reading = [o for o in offers if draft is None or self._reads(o[0], draft)]
         if not reading:
             drafts = sorted({name for spec, _ in offers for name in spec.draft_architectures})
+            others = self._methods_reading(draft or "")
+            said = f"the method {method!r} does not read a draft {draft!r}"
+            if others:
+                self._refuse(
+                    f"{said}; methods that read it: {_listed(others)}",
+                    f"{method!r} reads: {_drafts_read(drafts)}",
+                )
             self._refuse(
-                f"the method {method!r} does not read a draft {draft!r}"
-                f"{did_you_mean(draft or '', drafts)}",
+                f"{said}{did_you_mean(draft or '', drafts)}",
                 f"it reads: {_drafts_read(drafts)}",
-                f"methods that read {draft!r}: {_listed(self._methods_reading(draft or ''))}",
+                f"methods that read {draft!r}: none",
             )
         fitting = [o for o in reading if route.hf_architecture in o[0].targets]
         fitting = fitting or [o for o in reading if _composes(o[0], route.architecture)]

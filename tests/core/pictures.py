@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ def wrong_images(folder: Path) -> dict[str, tuple[Any, str]]:
     frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:])
     (folder / "large.png").write_bytes(png_header(16384, 9000))
     (folder / "huge.png").write_bytes(png_header(65000, 65000))
+    os.mkfifo(folder / "pipe")
     good = torch.ones(4, 1)
     return {
         "missing": (folder / "nothing.png", "no such file"),
-        "folder": (folder, "no such file"),
+        "folder": (folder, "is a directory; wanted an image file"),
+        "pipe": (folder / "pipe", "is no regular file; wanted an image file"),
         "address": ("https://example.org/a.png", "wanted a file on disk"),
         "cut": (folder / "cut.png", "is corrupt"),
         "noise": (folder / "noise.png", "cannot be read as an image"),
@@ -54,10 +57,15 @@ def wrong_images(folder: Path) -> dict[str, tuple[Any, str]]:
         "kind": (7, "image 0 is int; wanted a path"),
         "grid": ({"pixel_values": good, "grid_thw": [1, 3, 3]}, "one item for each"),
         "no grid": ({"pixel_values": good}, "wanted pixel_values and grid_thw"),
+        "null grid": ({"pixel_values": good, "grid_thw": None}, "grid_thw None; wanted three"),
+        "word grid": ({"pixel_values": good, "grid_thw": "1,2"}, "grid_thw '1,2'; wanted three"),
+        "flag grid": ({"pixel_values": good, "grid_thw": [True, 2, 2]}, "grid_thw [True, 2, 2]"),
+        "float grid": ({"pixel_values": good, "grid_thw": [1, 2.0, 2]}, "three whole numbers"),
         "two grids": ({"pixel_values": good, "grid_thw": [[1, 2, 2]] * 2}, "of one image"),
         "clip": ({"pixel_values": good, "grid_thw": [2, 1, 2]}, "2 frames, and video"),
-        "infinite": ({"pixel_values": good / 0, "grid_thw": [1, 2, 2]}, "not finite"),
-        "whole": ({"pixel_values": good.int(), "grid_thw": [1, 2, 2]}, "not finite floats"),
-        "words": ({"pixel_values": "ab", "grid_thw": [1, 2, 2]}, "has no numbers"),
+        "infinite": ({"pixel_values": good / 0, "grid_thw": [1, 2, 2]}, "with NaN or infinity"),
+        "whole": ({"pixel_values": good.int(), "grid_thw": [1, 2, 2]}, "of int32; wanted finite"),
+        "bits": ({"pixel_values": good.bool(), "grid_thw": [1, 2, 2]}, "of bool; wanted finite"),
+        "words": ({"pixel_values": "ab", "grid_thw": [1, 2, 2]}, "of type str without numbers"),
         "tower": ({"pixel_values": torch.ones(4, 3), "grid_thw": [1, 2, 2]}, "wanted [P, 1]"),
     }

@@ -112,8 +112,8 @@ def _(real: Any) -> Any:
     "pilotfish.layers.rope:_rope_options",
 )
 def _(real: Any) -> Any:
-    def options(config: Any) -> Any:
-        found = dict(real(config))
+    def options(config: Any, owner: str) -> Any:
+        found = dict(real(config, owner))
         return found if found.get("rope_type") != "unheard-of" else {"rope_type": "default"}
 
     return options

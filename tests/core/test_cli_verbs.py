@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pilotfish import LLM, SamplingParams, SpeculativeConfig
 from pilotfish.cli import main
+from pilotfish.cli.deltas import draft_colors
 from pilotfish.weights.gguf import GGUFFile
 
 
@@ -34,6 +37,29 @@ def test_inspect_says_what_would_run_and_reads_no_weights(
     assert memory["state_bytes"] == {"kv": memory["max_cached_tokens"] * row_bytes}
     total = sum(memory["weights_bytes"].values()) + memory["activation_bytes"]
     assert memory["total_bytes"] == total + sum(memory["state_bytes"].values())
+
+
+def test_drafts_are_colored_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM("demo", speculative=SpeculativeConfig(method="ngram", width=3))
+    params = SamplingParams(temperature=0, max_tokens=12)
+    prompt = "red green blue, red green blue, red green"
+
+    def shown() -> str:
+        render = draft_colors(llm)
+        return "".join(map(render, llm.stream(prompt, params)))
+
+    text = llm.generate(prompt, params)[0].text
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    piped = shown()
+    assert "\x1b" not in piped
+    assert piped != re.sub(r"\[-.*?-\]", "", piped, flags=re.DOTALL) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    colored = shown()
+    assert "\x1b[32m" in colored
+    rejected = re.findall(r"\x1b\[31;9m(.*?)\x1b\[0m", colored, flags=re.DOTALL)
+    assert rejected == re.findall(r"\[-(.*?)-\]", piped, flags=re.DOTALL)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert shown() == piped
 
 
 def test_inspect_says_when_arithmetic_is_not_invariant(capsys: pytest.CaptureFixture[str]) -> None:

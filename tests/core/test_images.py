@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,19 +215,9 @@ def test_other_modes_become_red_green_and_blue(mode: str) -> None:
 
 
 NAMES = (
-    *("missing", "folder", "address", "cut", "noise", "video", "frames", "empty", "large", "huge"),
-    *(
-        "deep",
-        "kind",
-        "grid",
-        "no grid",
-        "two grids",
-        "clip",
-        "infinite",
-        "whole",
-        "words",
-        "tower",
-    ),
+    *("missing", "folder", "pipe", "address", "cut", "noise", "video", "frames", "empty", "large"),
+    *("huge", "deep", "kind", "grid", "no grid", "null grid", "word grid", "flag grid"),
+    *("float grid", "two grids", "clip", "infinite", "whole", "bits", "words", "tower"),
 )
 
 
@@ -289,9 +281,33 @@ def test_parts_of_messages_are_refused_by_name(llm: LLM) -> None:
             llm.chat_prompt([{"role": "user", "content": [{"type": kind}]}])
 
 
-def test_without_pillow_the_extra_is_named(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+@pytest.mark.parametrize(
+    ("messages", "images", "said"),
+    [
+        ("x", None, "images is NoneType; wanted a list of images"),
+        ("x", 5, "images is int; wanted a list of images"),
+        ("x", "a.png", "images is str; wanted a list of images"),
+        (5, ["a.png"], "messages is int; wanted a user's message"),
+        (None, [], "messages is NoneType; wanted a user's message"),
+    ],
+)
+def test_a_chat_of_another_kind_is_refused(messages: Any, images: Any, said: str, llm: LLM) -> None:
+    with pytest.raises(RequestError, match=said):
+        llm.image_chat_prompt(messages, images)
 
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 1)])
+def test_the_smallest_pictures_are_read_without_a_warning(size: tuple[int, int]) -> None:
+    """torch warns, once a process, of memory that is not to be written to."""
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "from PIL import Image; from pilotfish.engine.image_files import read_pixels\n"
+        f"read_pixels(Image.new('RGB', {size}), 'it').add_(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_pillow_the_extra_is_named(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigError, match=r"pip install 'pilotfish\[images\]'"):
         llm.generate({"prompt": "#", "images": ["x.png"]}, GREEDY)

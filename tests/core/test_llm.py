@@ -127,6 +127,17 @@ def test_a_single_bad_prompt_raises(llm: LLM, prompt: Any) -> None:
         llm.generate(prompt, GREEDY)
 
 
+@pytest.mark.parametrize("prompt", [b"abc", [b"abc"], {"prompt": bytearray(b"abc")}])
+def test_bytes_are_no_token_ids(llm: LLM, prompt: Any) -> None:
+    with pytest.raises(RequestError, match=r"is byte(s|array); wanted "):
+        llm.generate(prompt, GREEDY)
+
+
+def test_a_stream_takes_no_bytes_for_token_ids(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="a prompt is bytes; wanted text or a list"):
+        llm.stream(b"abc", GREEDY)
+
+
 @pytest.mark.parametrize("prompts", [7, None, {1}])
 def test_what_is_no_prompt_is_refused(llm: LLM, prompts: Any) -> None:
     with pytest.raises(RequestError, match="wanted a text, a list of token ids"):
@@ -339,6 +350,12 @@ def test_thinking_tokens_that_nobody_reads_are_refused(acceptance: Any) -> None:
         ConfigError, match="which does not read it; wanted acceptance 'relaxed' too"
     ):
         SpeculativeConfig(method="ngram", acceptance=acceptance, thinking_tokens=(1, 2))
+
+
+@pytest.mark.parametrize("acceptance", ["coupled", "residual", "relaxed"])
+def test_a_rate_that_nobody_reads_is_refused(acceptance: Any) -> None:
+    with pytest.raises(ConfigError, match=r"synthetic_rate is 0\.5 and acceptance .* wanted acc"):
+        SpeculativeConfig(method="ngram", acceptance=acceptance, synthetic_rate=0.5)
 
 
 def test_an_empty_model_is_refused() -> None:

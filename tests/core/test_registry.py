@@ -135,7 +135,7 @@ def test_a_draft_that_the_method_does_not_read_is_refused() -> None:
     assert "does not read a draft 'WormDrift' (did you mean WormDraft?)" in said
     assert "it reads: WormDraft" in said
     said = str(refusal(REGISTRY, "PearForCausalLM", "wasp", "WormDraft"))
-    assert "it reads: none; methods that read 'WormDraft': worm" in said
+    assert "methods that read it: worm; 'wasp' reads: none" in said
 
 
 def test_a_draft_without_a_method_names_the_methods_that_read_it() -> None:
@@ -314,4 +314,6 @@ def test_a_name_is_always_nearest_to_itself(name: str, others: list[str]) -> Non
 
 def test_near_names_ignore_case_and_far_names_are_not_offered() -> None:
     assert did_you_mean("LLM", ["llm", "xyz"]) == " (did you mean llm?)"
+    flags = ["--image", "--page-size", "--max-tokens"]
+    assert nearest("--images", flags) == ["--image"], "those far behind the likest are no help"
     assert did_you_mean("abcdef", ["uvwxyz"]) == ""

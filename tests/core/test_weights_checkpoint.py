@@ -248,6 +248,69 @@ def test_config_that_its_model_type_refuses(tmp_path: Path) -> None:
         open_checkpoint(str(directory(tmp_path, values)))
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; wanted at most 10000"),
+        ({"n_routed_experts": 10**9}, "n_routed_experts is 1000000000; wanted at most"),
+        ({"num_local_experts": 1e12}, "num_local_experts is 1000000000000.0; wanted at most"),
+        ({"vision_config": {"depth": 10**9}}, "vision_config.depth is 1000000000; wanted at most"),
+        ({"vt_num_hidden_layers": 10**9}, "vt_num_hidden_layers is 1000000000; wanted at most"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000; wanted at most"),
+        ({"rope_scaling": []}, r"rope_scaling is \[\]; wanted an object of options, or null"),
+        ({"text_config": {"rope_parameters": 5}}, "text_config.rope_parameters is 5; wanted an"),
+        ({"model_type": 5}, "model_type is 5; wanted a name"),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["qwen3", "of_no_class"])
+def test_a_value_that_no_config_has_is_refused_before_anything_is_built_of_it(
+    tmp_path: Path, values: dict[str, Any], said: str, model_type: str
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"config.json: {said}"):
+        open_checkpoint(str(directory(tmp_path, {"model_type": model_type, **values})))
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_json_that_nests_too_deeply(tmp_path: Path, depth: int) -> None:
+    text = '{"a": ' + "[" * depth + "]" * depth + "}"
+    (directory(tmp_path) / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config.json: nests more .*: get the file again"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_whole_number_stands_for_a_float(tmp_path: Path) -> None:
+    path = directory(tmp_path, {"model_type": "qwen3", "rms_norm_eps": 0})
+    assert open_checkpoint(str(path)).huggingface_config.rms_norm_eps == 0.0
+
+
+def test_what_transformers_says_of_a_config_is_one_line(tmp_path: Path) -> None:
+    path = directory(tmp_path, {"model_type": "qwen3", "hidden_size": "x"})
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; set it as it was published")
+
+
+@pytest.mark.parametrize(
+    ("raised", "wanted", "said"),
+    [
+        (ValueError(), CheckpointError, "as a qwen3 config: ValueError; set it"),
+        (KeyError("x"), CheckpointError, "as a qwen3 config: KeyError 'x'; set it"),
+        (TimeoutError("alarm"), TimeoutError, "alarm"),
+        (MemoryError(), MemoryError, "^$"),
+    ],
+)
+def test_only_what_concerns_values_is_taken_for_a_bad_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Any, wanted: Any, said: str
+) -> None:
+    def from_dict(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr("transformers.Qwen3Config.from_dict", from_dict)
+    with pytest.raises(wanted, match=said):
+        open_checkpoint(str(directory(tmp_path, {"model_type": "qwen3"})))
+
+
 def test_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()

@@ -139,7 +139,7 @@ def test_block_size_and_mask_stand_in_either_place() -> None:
     assert read(zlab({**inside, "block_size": 4, "mask_token_id": 3})).block_size == 4
     outside = read(zlab(inside, block_size=4, mask_token_id=3))
     assert (outside.block_size, outside.mask_token_id) == (4, 3)
-    both = read(zlab({**inside, "block_size": 4, "mask_token_id": 3}, block_size=9))
+    both = read(zlab({**inside, "block_size": 4, "mask_token_id": 3}, block_size=4))
     assert both.block_size == 4
     assert read(zlab()).block_size == 16
     without = speculators()
@@ -154,11 +154,9 @@ def test_block_size_and_mask_stand_in_either_place() -> None:
         ({"layer_types": [S, F, F], **SLIDING, "is_causal": False}, (5, None, None), (False,) * 3),
         ({"layer_types": [S, F, F], **SLIDING, "is_causal": True}, (5, None, None), (True,) * 3),
         ({"layer_types": [F, F, F], **SLIDING}, (None,) * 3, (False,) * 3),
-        ({"layer_types": [S, S, S]}, (None,) * 3, (True,) * 3),
     ],
 )
 def test_sights(options: dict[str, Any], windows: Any, causal: Any) -> None:
-    """The last one is what the package does where a config slides and names no window."""
     found = read(zlab(**options))
     assert tuple(sight.window for sight in found.sights) == windows
     assert tuple(sight.is_causal for sight in found.sights) == causal
@@ -200,7 +198,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (speculators(projector_type="domino"), "projector_type = 'domino'"),
     (speculators(dflash_block_position_embedding=True), "dflash_block_position_embedding"),
     (speculators({"model_type": "gpt_oss"}), "'gpt_oss'"),
-    ({**speculators(), "transformer_layer_config": 3}, "incomplete"),
+    ({**speculators(), "transformer_layer_config": 3}, "transformer_layer_config is 3; wanted an"),
+    ({**speculators(), "transformer_layer_config": None}, "incomplete"),
     (zlab({**INSIDE, "attention_sink_bias": True}), "attention_sink_bias = True"),
     (zlab({**INSIDE, "use_aux_hidden_state": False}), "use_aux_hidden_state = False"),
     (zlab({**INSIDE, "new_maths": 2}), "new_maths = 2"),
@@ -229,6 +228,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (zlab(architectures=["Other"]), "'Other'"),
     (zlab(intermediate_size=None), "no intermediate_size"),
     (zlab(rope_scaling={"rope_type": "new", "factor": 2.0}), "'new'"),
+    (zlab(architectures=["DFlashDraftModel", "Other"]), "wanted one: take out"),
+    (zlab({**INSIDE, "block_size": 10**12}), "block_size = 1000000000000; wanted at most 1024"),
+    (zlab({**INSIDE, "block_size": 8}, block_size=4), "block_size = 8 and its config.json 4"),
+    (zlab(mask_token_id=5), "mask_token_id = 90 and its config.json 5"),
+    (zlab(target_layer_ids=[1]), r"target_layer_ids = \[1, 3, 5\] and its config.json \[1\]"),
+    (zlab(layer_types=[S] * 3), "sliding layers .* and no window; wanted sliding_window in"),
+    (zlab(layer_types=[S] * 3, sliding_window=None), "and no window"),
+    (zlab(layer_types=[S] * 3, sliding_window=0), "sliding_window = 0; wanted a whole number"),
+    (zlab(layer_types=[S] * 3, sliding_window=-1), "sliding_window = -1; wanted a whole number"),
+    (speculators({"layer_types": [S] * 3, "use_sliding_window": True}), "and no window"),
+    (zlab(final_logit_softcapping=-1), "final_logit_softcapping = -1; wanted a number >= 0"),
+    (zlab(logits_soft_cap=30.0), "logits_soft_cap = 30.0, which is not served"),
+    (zlab({**INSIDE, "output_multiplier": 0}), "output_multiplier = 0; wanted a number > 0"),
+    (zlab(rms_norm_eps=1e30), "rms_norm_eps is 1e[+]30; wanted a number > 0 and < 1"),
+    (zlab(rms_norm_eps=0), "rms_norm_eps is 0; wanted a number > 0 and < 1"),
+    (zlab(partial_rotary_factor=2.0), "partial_rotary_factor = 2.0; wanted a number > 0 and <= 1"),
+    (zlab(head_dim=None), "no head_dim"),
+    (zlab(num_key_value_heads=None), "no num_key_value_heads"),
 ]
 
 
@@ -267,7 +284,7 @@ def test_files_that_miss_what_the_target_cannot_lend() -> None:
 
 
 def test_a_draft_is_wanted_and_a_file_of_the_right_kind() -> None:
-    with pytest.raises(ConfigError, match="give --draft"):
+    with pytest.raises(ConfigError, match="give one: --draft, or draft= in Python"):
         DFlashConfig.initialize(pipeline(None))
     gguf = model(zlab(), weight_format="gguf")
     with pytest.raises(ConfigError, match="gguf file"):

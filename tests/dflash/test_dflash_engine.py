@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -256,6 +257,26 @@ def test_a_perfect_draft_is_accepted_whole(tmp_path: Path, anchor: bool) -> None
         assert counts(out) == (20, 20)
         assert out.speculative is not None
         assert out.speculative["mean_committed_per_step"] == 5.0
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 1e30])
+def test_a_draft_that_computes_no_numbers_is_named_once(
+    pair: Pair, tmp_path: Path, factor: float
+) -> None:
+    """Nothing is drafted for ever, and the text is right: without a word nobody would know."""
+    tensors = {name: tensor * factor for name, tensor in draft_tensors(CASES["plain"]).items()}
+    path = tmp_path / "broken"
+    write_draft(path, draft_config(CASES["plain"]), tensors)
+    target, whole = pair("plain")
+    asked = params(0.7, max_tokens=8)
+    ours = LLM(str(target), draft=str(path), speculative=dflash(4))
+    with pytest.warns(RuntimeWarning, match=f"the draft {path} computed numbers that are not fin"):
+        outputs = ours.generate(PROMPTS, asked)
+    assert [out.token_ids for out in outputs] == [ids for ids, _ in texts(LLM(str(target)), asked)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.generate(PROMPTS, asked)
+        LLM(str(target), draft=str(whole), speculative=dflash(4)).generate(PROMPTS, asked)
 
 
 def test_residual_acceptance_takes_laws_of_the_target_vocabulary(pair: Pair) -> None:

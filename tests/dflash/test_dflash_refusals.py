@@ -23,15 +23,15 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "half a token": ({"draft_vocab_size": 1.5}, "draft_vocab_size = 1.5; wanted a whole number"),
     "a true token": ({"draft_vocab_size": True}, "draft_vocab_size = True; wanted a whole number"),
     "a head width": ({"head_dim": "x"}, "head_dim = 'x'; wanted a whole number"),
-    "theta": ({"rope_theta": "x"}, "draft's config has rope_theta = 'x'; wanted a number > 0"),
+    "theta": ({"rope_theta": "x"}, "draft's config has rope_theta = 'x'; wanted a number > 1"),
     "a dtype": ({"torch_dtype": "int3"}, "torch_dtype = 'int3', which is not served; wanted"),
     "a text for the target's layers": (
         {"num_target_layers": "7"},
-        "num_hidden_layers = '7'; wanted a whole number",
+        "num_target_layers = '7'; wanted a whole number",
     ),
     "no window": (
         {"dflash_config": {"mask_token_id": 1, "use_swa": True}},
-        "use_swa and no swa_window_size",
+        "sliding layers .* no window; wanted sliding_window in its config.json, or swa",
     ),
     "a window of none": (
         {
@@ -39,7 +39,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
             "use_sliding_window": True,
             "sliding_window": 5,
         },
-        "sliding_window = 0; wanted a whole number >= 1",
+        "swa_window_size = 0; wanted a whole number >= 1",
     ),
     "no boundaries": ({"hidden_state_boundaries": []}, r"hidden_state_boundaries is \[\]; wanted"),
     "no ids": (
@@ -87,6 +87,34 @@ def test_a_field_that_the_file_leaves_out_is_missed_there(
     draft = open_checkpoint(str(tmp_path / "draft")).model_config()
     with pytest.raises(ConfigError, match=rf"draft's config has no {name}; the config is incomp"):
         DFlashConfig.initialize(on_disk(*pair("plain")), draft)
+
+
+def test_a_window_by_default_is_that_of_another_model(pair: Pair, tmp_path: Path) -> None:
+    layers = {"layer_types": ["sliding_attention"] * 3}
+    for options, said in (
+        ({"use_sliding_window": True}, r"in its config\.json, or swa_window_size"),
+        ({"sliding_window": 4}, r"in its config\.json, with use_sliding_window true, or"),
+    ):
+        config = {**draft_config(CASES["plain"]), **layers, **options}
+        folder = tmp_path / said[-2:]
+        write_draft(folder, config, draft_tensors(CASES["plain"]))
+        draft = open_checkpoint(str(folder)).model_config()
+        with pytest.raises(ConfigError, match=f"and no window; wanted sliding_window {said}"):
+            DFlashConfig.initialize(on_disk(*pair("plain")), draft)
+
+
+def test_a_model_type_beside_the_layers_adds_no_option_that_nobody_wrote(
+    pair: Pair, tmp_path: Path
+) -> None:
+    config = {**draft_config(CASES["speculators"]), "model_type": "qwen3"}
+    write_draft(tmp_path / "draft", config, draft_tensors(CASES["speculators"]))
+    draft = open_checkpoint(str(tmp_path / "draft")).model_config()
+    assert DFlashConfig.initialize(on_disk(*pair("plain")), draft).taps == (6, 2, 2)
+    config["new_maths"] = True
+    write_draft(tmp_path / "other", config, draft_tensors(CASES["speculators"]))
+    other = open_checkpoint(str(tmp_path / "other")).model_config()
+    with pytest.raises(ConfigError, match=r"draft's config sets new_maths, which the method"):
+        DFlashConfig.initialize(on_disk(*pair("plain")), other)
 
 
 TENSORS: dict[str, tuple[Any, str]] = {

@@ -47,7 +47,8 @@ def installed_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_page(page: Path, folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a page in a fresh process and an empty folder."""
+    """Runs a page in a fresh process and a folder that holds the checkout's scripts only."""
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     programs = Path(sys.executable).parent
     clean = {name: value for name, value in os.environ.items() if name != "PILOTFISH_PLUGINS"}
     return subprocess.run(

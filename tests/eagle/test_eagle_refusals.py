@@ -35,8 +35,8 @@ NUMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "no key heads": ({"num_key_value_heads": 0}, "num_key_value_heads = 0; wanted a whole number"),
     "half a layer": ({"num_hidden_layers": 1.0}, "num_hidden_layers = 1.0; wanted a whole number"),
     "a text for theta": ({"rope_theta": "x"}, "draft's config has rope_theta = 'x'; wanted a num"),
-    "true for theta": ({"rope_theta": True}, "rope_theta = True; wanted a number > 0"),
-    "no theta": ({"rope_theta": 0}, "rope_theta = 0; wanted a number > 0"),
+    "true for theta": ({"rope_theta": True}, "rope_theta = True; wanted a number > 1"),
+    "no theta": ({"rope_theta": 0}, "rope_theta = 0; wanted a number > 1"),
     "a share": ({"partial_rotary_factor": "half"}, "partial_rotary_factor = 'half'; wanted a num"),
     "positions": ({"max_position_embeddings": 12.5}, "max_position_embeddings = 12.5; wanted a w"),
     "a factor": (

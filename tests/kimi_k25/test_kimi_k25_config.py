@@ -15,7 +15,7 @@ from pilotfish.weights.hf_config import PlainConfig, config_of_type
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.examples import TEXT
 from pilotfish_kimi_k25.network import softmax_scale
-from pilotfish_kimi_k25.options import NEEDED_BY_EXPERTS
+from pilotfish_kimi_k25.options import NEEDED, NEEDED_BY_EXPERTS
 
 NAMES = (
     "KimiK25ForConditionalGeneration",
@@ -155,7 +155,31 @@ def test_the_users_limit_on_the_length() -> None:
             for absent in (None, ...)
         ),
         ({"first_k_dense_replace": 1.5}, "first_k_dense_replace = 1.5"),
-        ({"norm_topk_prob": "false"}, "'false'"),
+        ({"norm_topk_prob": "false"}, "norm_topk_prob = 'false'; wanted true or false"),
+        ({"rope_interleave": "x"}, "rope_interleave = 'x'; wanted true or false"),
+        ({"attention_bias": 1}, "attention_bias = 1; wanted true or false"),
+        ({"use_qk_norm": True}, "use_qk_norm = True"),
+        ({"swiglu_limit": 7.0}, "swiglu_limit = 7.0"),
+        ({"expert_bias": True}, "expert_bias = True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = ['full_"),
+        ({"layer_types": 5}, "layer_types = 5"),
+        ({"qk_head_dim": 5}, "qk_head_dim = 5, which is not served; wanted it absent or 20"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor by which 4 of qk_rope_head_dim = 8",
+        ),
+        ({"qk_rope_head_dim": 15}, "qk_rope_head_dim = 15; wanted an even number"),
+        ({"num_attention_heads": -1}, "num_attention_heads = -1; wanted a whole number >= 1"),
+        (
+            {"routed_scaling_factor": 1e40},
+            "routed_scaling_factor = 1e+40; wanted a number > 0 and <=",
+        ),
+        ({"routed_scaling_factor": -1}, "routed_scaling_factor = -1; wanted a number > 0"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps = 0.0"),
+        ({"rms_norm_eps": 1e30}, "rms_norm_eps = 1e+30"),
+        ({"num_nextn_predict_layers": 10**9}, "num_nextn_predict_layers = 1000000000"),
+        ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers = -1"),
+        ({"moe_layer_freq": True}, "moe_layer_freq = True"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "'linear'"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral'"),
         ({"rope_parameters": {"rope_type": "default", "swirl": 1}}, "swirl"),
@@ -165,6 +189,39 @@ def test_what_is_not_understood_is_refused_by_name(options: dict[str, Any], said
     with pytest.raises(ConfigError) as caught:
         read(**options)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-1, "3", 2.5, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(*NEEDED, "q_lora_rank", "first_k_dense_replace", "n_routed_experts", "n_shared_experts"),
+        *("moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group"),
+    ],
+)
+def test_a_count_that_is_none_is_refused_by_the_checkpoints_own_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(**{name: value})
+    assert f"the checkpoint's config has {name} = {value!r}; wanted a whole number" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"use_qk_norm": False},
+        {"expert_bias": False},
+        {"swiglu_limit": None},
+        {"layer_types": ["full_attention"] * 2},
+        {"qk_head_dim": 20},
+        {"partial_rotary_factor": 1.0},
+        {"topk_method": None, "scoring_func": None},
+        {"aux_loss_alpha": 0.1, "seq_aux": True, "ep_size": 1},
+    ],
+)
+def test_options_that_change_nothing_are_no_matter(option: dict[str, Any]) -> None:
+    assert read(**option) == read()
 
 
 def test_transformers_class_fills_in_what_experts_need() -> None:
@@ -190,6 +247,11 @@ def changed(**weights: Any) -> dict[str, Any]:
     return {**PACKED, "config_groups": {"group_0": new}}
 
 
+def aimed(targets: Any) -> dict[str, Any]:
+    group = PACKED["config_groups"]["group_0"]  # type: ignore[index]
+    return {**PACKED, "config_groups": {"group_0": {**group, "targets": targets}}}
+
+
 @pytest.mark.parametrize(
     ("quantization", "said"),
     [
@@ -206,6 +268,14 @@ def changed(**weights: Any) -> dict[str, Any]:
         (changed(symmetric=False), "symmetric = False"),
         (changed(strategy="channel"), "strategy = 'channel'"),
         (changed(actorder="group"), "actorder = 'group'"),
+        (changed(foo=1), "weights.foo = 1"),
+        (changed(scale_dtype="torch.float8_e4m3fn"), "scale_dtype = 'torch.float8_e4m3fn'"),
+        ({**PACKED, "ignore": 5}, "quantization_config.ignore = 5"),
+        ({**PACKED, "ignore": [5]}, "quantization_config.ignore = [5]"),
+        (aimed([]), "targets = []"),
+        (aimed(["Embedding"]), "targets = 'Embedding'"),
+        (aimed(["Linear", "Conv2d"]), "targets = 'Conv2d'"),
+        (aimed("Linear"), "targets = 'Linear'"),
     ],
 )
 def test_other_quantization_is_refused_by_name(quantization: dict[str, Any], said: str) -> None:
@@ -216,4 +286,10 @@ def test_other_quantization_is_refused_by_name(quantization: dict[str, Any], sai
         with pytest.raises(ConfigError) as caught:
             initialize(options)
         assert said in str(caught.value)
-    assert read(quantization_config=PACKED) == read()
+    for same in (
+        PACKED,
+        changed(observer="minmax", observer_kwargs={}, scale_dtype="torch.bfloat16", zp_dtype=None),
+        {**PACKED, "ignore": ["lm_head", "re:.*self_attn.*"]},
+        aimed(["re:.*experts.*", "model.layers.1.mlp"]),
+    ):
+        assert read(quantization_config=same) == read()

@@ -104,6 +104,7 @@ def test_images_are_given_by_lines_and_a_bad_line_disturbs_nobody(
         (["--prompt", "<|media_pad|>"], "1 image placeholder (<|media_pad|>) and 0 images"),
         (["--chat", "see", "--image", "film.mp4"], "a video, which is not served"),
         (["--chat", "see", "--image", "https://x.org/a.png"], "wanted a file on disk"),
+        (["--prompt", "x", "--images", "a.png"], "'--images' (did you mean --image?)"),
         (["--input-file", "lines.jsonl", "--image", "a.png"], 'wanted "images" in the lines'),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kimi_k25.towers import hf_config, image, published_config
+from kimi_k25.towers import PUBLISHED, hf_config, image, published_config
 from pilotfish.config import ModelConfig
 from pilotfish.errors import ConfigError, RequestError
 from pilotfish.protocols import ImageFeatures
@@ -238,6 +239,29 @@ def test_options_that_change_pixels_are_refused_by_name(options: dict[str, Any],
         KimiImageProcessor.from_options(VISION, options)
 
 
+def test_a_count_of_the_tower_is_refused_by_the_name_it_has_in_the_file() -> None:
+    for name in PUBLISHED:
+        for key in (name, PUBLISHED[name]):
+            whole = published_config(hf_config())
+            del whole["vision_config"][PUBLISHED[name]]
+            whole["vision_config"][key] = -1
+            with pytest.raises(ConfigError, match=rf"vision_config has {key} = -1; wanted a whole"):
+                VisionConfig.from_hf(PlainConfig(whole))
+    for section, name, value in (
+        ("vision_config", "init_pos_emb_time", -1),
+        ("vision_config", "patch_size", 0),
+        ("vision_config", "merge_kernel_size", [0, 2]),
+        ("vision_config", "projector_ln_eps", 0.0),
+        (None, "media_placeholder_token_id", -1),
+        (None, "projection_hidden_act", "relu"),
+    ):
+        whole = published_config(hf_config())
+        (whole if section is None else whole[section])[name] = value
+        whose = section or "the checkpoint's config"
+        with pytest.raises(ConfigError, match=re.escape(f"{whose} has {name} = {value!r}")):
+            VisionConfig.from_hf(PlainConfig(whole))
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -274,6 +298,10 @@ def test_patches_from_elsewhere_are_checked(
     features = ImageFeatures(pixel_values=torch.zeros(shape), grid_thw=grid)
     with pytest.raises(RequestError, match=said):
         processor.check(features)
-    good = ImageFeatures(pixel_values=torch.zeros(8, 3, 14, 14), grid_thw=(1, 2, 4))
+    for largest in (255.0, -1e30):
+        bad = ImageFeatures(pixel_values=torch.full((4, 3, 14, 14), largest), grid_thw=(1, 2, 2))
+        with pytest.raises(RequestError, match="wanted colors normalized by image_mean and image_"):
+            processor.check(bad)
+    good = ImageFeatures(pixel_values=torch.ones(8, 3, 14, 14), grid_thw=(1, 2, 4))
     processor.check(good)
     assert processor.num_tokens(good.grid_thw) == 2

@@ -99,7 +99,11 @@ def test_configs_may_name_them(
 
 def test_a_checkpoint_that_names_none_is_refused(silent: Path, tmp_path: Path) -> None:
     relaxed = SpeculativeConfig(method="ngram", acceptance="relaxed")
-    with pytest.raises(ConfigError, match=r"names none: neither its configs .* nor its chat"):
+    with pytest.raises(
+        ConfigError,
+        match=r"neither its configs \(think_start_token_id with think_end_token_id\) nor its chat "
+        r"template \(<think> with </think>, a token each\)",
+    ):
         LLM(str(silent), speculative=relaxed)
     # Texts of many tokens are no tokens.
     folder = tmp_path / "it"

@@ -195,7 +195,7 @@ def test_both_spellings_of_the_options_mean_the_same() -> None:
         ({"video_attn_type": "temporal"}, "video_attn_type = 'temporal'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
         ({"rope_parameters": {"rope_theta": 1.0, "factor": 2.0}}, "rope options \\['factor'\\]"),
-        ({"merge_kernel_size": "2"}, "merge_kernel_size is '2'"),
+        ({"merge_kernel_size": "2"}, "merge_kernel_size = '2'"),
         ({"vt_num_attention_heads": 4}, "multiple of 4"),
         ({"mm_hidden_size": 48}, "for rows of 48 and the tower gives 24"),
         ({"vt_hidden_size": None}, "no vt_hidden_size"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from kimi_k25.cases import (
 from pilotfish import LLM, SamplingParams
 from pilotfish.cli import main
 from pilotfish.engine.loading import prepare_from_options
-from pilotfish.errors import ConfigError, RequestError, WeightsError
+from pilotfish.errors import ConfigError, PilotfishError, RequestError, WeightsError
 from pilotfish_kimi_k25.examples import kimi_oracle
 
 BASE = "latent queries, two groups, yarn"
@@ -194,6 +195,75 @@ def test_a_layer_of_packed_and_plain_experts_is_said_to_mix_them(
     path = with_tensors(pair[0], tmp_path / "mixed", {**mixed, name: plain[name]})
     with pytest.raises(ConfigError, match=r"layer 1 mixes packed and plain experts: .*6\.up_proj"):
         LLM(str(path))
+
+
+def test_scales_of_nan_are_an_error_of_every_request(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tensors = tensors_of(pair[0])
+    spoiled = {n: t * float("nan") if n.endswith("_scale") else t for n, t in tensors.items()}
+    path = with_tensors(pair[0], tmp_path / "nan", spoiled)
+    with LLM(str(path), dtype="float32", arithmetic="fastest") as llm:
+        (output,) = llm.generate([TOKENS])
+        assert (output.finish_reason, list(output.token_ids)) == ("error", [])
+        assert "the logits hold NaN; wanted finite numbers" in str(output.error)
+        with pytest.raises(PilotfishError, match="position 0: the logits hold NaN; wanted finite"):
+            llm.score(TOKENS)
+
+
+# A config whose parts do not belong together
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text_config": None}, "has no text_config; the config is incomplete"),
+        ({"vision_config": None}, "has no vision_config; the config is incomplete"),
+        ({"image_token_id": 96}, "placeholder of images is token id 96 and the vocabulary has 96"),
+    ],
+)
+def test_what_transformers_would_fill_in_and_what_cannot_be_used_is_refused(
+    changes: dict[str, Any], said: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = with_tensors(pair[1], tmp_path / "it", tensors_of(pair[1]), **changes)
+    options = json.loads((path / "config.json").read_text())
+    for missing in (False, True):
+        if missing and None in changes.values():
+            kept = {name: value for name, value in options.items() if name not in changes}
+            (path / "config.json").write_text(json.dumps(kept))
+        with pytest.raises(ConfigError, match=said):
+            prepare_from_options(str(path))
+
+
+# The scripts that write checkpoints to measure with
+
+
+def script(name: str) -> Any:
+    file = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_small_kimi_takes_images_and_a_draft_made_for_it(tmp_path: Path) -> None:
+    from PIL import Image
+
+    small = script("make_kimi_small")
+    small.TEXT |= {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    small.TEXT |= {"n_routed_experts": 8, "moe_intermediate_size": 32}
+    small.main(tmp_path / "target", int4=True)
+    target, draft = str(tmp_path / "target"), tmp_path / "draft"
+    script("make_dflash_draft").write(target, draft, num_layers=1, block_size=4)
+    prompt = {"prompt": [5, 16380, 6], "images": [Image.new("RGB", (30, 20))]}
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    with LLM(target, draft=str(draft), speculative="dflash", dtype="float32") as llm:
+        (output,) = llm.generate([prompt], params)
+    assert output.finish_reason == "length"
+    assert output.speculative is not None
+    assert output.speculative["drafted"] > 0
 
 
 # What it takes

@@ -241,7 +241,7 @@ def test_a_missing_option_is_named(name: str) -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers = True; wanted a whole number"),
         ({"head_dim": "x"}, "checkpoint's config has head_dim = 'x'; wanted a whole number"),
         ({"max_position_embeddings": "x"}, "max_position_embeddings = 'x'; wanted a whole number"),
-        ({"rope_theta": "x"}, "checkpoint's config has rope_theta = 'x'; wanted a number > 0"),
+        ({"rope_theta": "x"}, "checkpoint's config has rope_theta = 'x'; wanted a number > 1"),
         (rope("linear", factor=True), "factor = True; wanted a number"),
         (rope("yarn", factor=2.0, beta_fast="x"), "beta_fast = 'x'; wanted a nu"),
         (rope("yarn", factor=2.0, truncate="no"), "truncate = 'no'; wanted true"),

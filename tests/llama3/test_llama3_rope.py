@@ -143,6 +143,65 @@ def test_original_length_beside_the_options_wins() -> None:
     assert RopeParameters.from_hf(hf, HEAD_DIM).original_max_positions == 8
 
 
+YARN = {"rope_type": "yarn", "factor": 2.0}
+LLAMA = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"partial_rotary_factor": 2.0}, "partial_rotary_factor = 2.0; wanted a number > 0 and <="),
+        ({"partial_rotary_factor": -1}, "partial_rotary_factor = -1; wanted"),
+        ({"rope_theta": 0}, "rope_theta = 0; wanted"),
+        ({"rope_theta": 1}, "rope_theta = 1; wanted a number > 1"),
+        ({"rope_theta": 1e300}, r"rope_theta = 1e\+300; wanted"),
+        *(
+            ({"rope_type": name, "factor": factor}, "factor = .*; wanted a number > 0 and <= 1e")
+            for name in ("linear", "dynamic", "yarn")
+            for factor in (0, -2.0, 1e300)
+        ),
+        ({**YARN, "beta_fast": 0}, "beta_fast = 0; wanted a number > 0"),
+        ({**YARN, "beta_fast": 0, "beta_slow": -1}, "beta_fast = 0; wanted a number > 0"),
+        ({**YARN, "beta_slow": -1}, "beta_slow = -1; wanted a number > 0"),
+        ({**YARN, "beta_fast": 1, "beta_slow": 2}, "beta_fast is 1 and beta_slow 2; wanted"),
+        ({**YARN, "mscale": float("nan")}, "mscale = nan; wanted"),
+        ({**YARN, "mscale_all_dim": -20.0}, "mscale_all_dim = -20.0; wanted a number >= 0"),
+        ({**YARN, "attention_factor": 0}, "attention_factor = 0; wanted a number > 0"),
+        ({**YARN, "original_max_position_embeddings": 0}, "embeddings = 0; wanted a whole number"),
+        ({**LLAMA, "high_freq_factor": 1.0}, "low_freq_factor is 1 and high_freq_factor 1; wanted"),
+        ({**LLAMA, "low_freq_factor": 0}, "low_freq_factor = 0; wanted a number > 0"),
+        ({**LONG, "short_factor": [1.0, 1.0, 0, 1.0]}, "short_factor = 0; wanted a number > 0"),
+        ({**LONG, "long_factor": [1.0, 1.0, 1.0, -1.0]}, "long_factor = -1.0; wanted"),
+        ({**LONG, "original_max_position_embeddings": 1}, "wants at least 2"),
+    ],
+)
+def test_numbers_that_make_no_angles_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RopeParameters.from_hf(plain(rope_parameters=options), 8)
+
+
+@pytest.mark.parametrize("value", [[], [1], 5, "linear"])
+def test_rope_options_are_an_object(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"rope_scaling is .*; wanted an object of options"):
+        RopeParameters.from_hf(plain(rope_scaling=value), 8)
+
+
+def test_a_context_that_no_table_holds_is_refused() -> None:
+    options = plain(rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    options.max_position_embeddings = 10**9
+    with pytest.raises(
+        ConfigError, match="max_position_embeddings 1000000000 times factor 2 is ab"
+    ):
+        RopeParameters.from_hf(options, 8)
+
+
+def test_betas_may_be_equal_and_scales_zero() -> None:
+    """As published checkpoints have them."""
+    options = {**YARN, "beta_fast": 1.0, "beta_slow": 1.0, "mscale_all_dim": 0}
+    assert Rotary(RopeParameters.from_hf(plain(rope_parameters=options), 8)).scale > 1
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

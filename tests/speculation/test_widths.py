@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pilotfish.config import SpeculativeConfig
+from pilotfish.config.speculative import MOST
 from pilotfish.errors import ConfigError
 from pilotfish.speculation import WidthPolicy
 from pilotfish.speculation.width import AdaptiveWidth, FixedWidth, ScheduledWidth, width_policy
@@ -91,6 +92,10 @@ def test_adaptive_knows_the_width_that_a_draft_was_made_for(most: int) -> None:
     policy = AdaptiveWidth(most)
     simulate(policy, lambda _: 0.98, lambda w: 1.0, lambda w: 0.1)
     assert [policy.choose(1) for _ in range(10)].count(most) > 5
+
+
+def test_adaptive_drafts_no_more_than_a_width_may_be() -> None:
+    assert width_policy(SpeculativeConfig(method="any"), 10**12).most == MOST
 
 
 def test_schedules_and_fixed_widths() -> None:

@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add_model_flags(parser)
     parser.add_argument(
-        "--show-draft", action="store_true", help="color accepted and rejected drafts"
+        "--show-draft", action="store_true", help="mark accepted and rejected drafts"
     )
     parser.add_argument("--system", metavar="P", help="system message")
     add_sampling_flags(parser)

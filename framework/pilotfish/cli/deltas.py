@@ -1,12 +1,14 @@
 """How the deltas of a streamed answer are shown: as text, or with what the drafter got right.
 
 Knows: deltas and terminal colors. Does not know: where deltas come from.
-Accepted drafts are green, rejected ones red and struck out, the model's own tokens plain.
+On a terminal accepted drafts are green, rejected ones red and struck out, the model's own tokens
+plain. Elsewhere, and with NO_COLOR set, rejected ones stand in [- -] and nothing else is marked.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,16 +21,19 @@ if TYPE_CHECKING:
     from pilotfish.engine.outputs import Delta
     from pilotfish.engine.tokenizer import Tokenizer
 
-_ACCEPTED, _REJECTED, _PLAIN = "\x1b[32m", "\x1b[31;9m", "\x1b[0m"
+_COLORS = (("\x1b[32m", "\x1b[0m"), ("\x1b[31;9m", "\x1b[0m"))
+_MARKS = (("", ""), ("[-", "-]"))
+"""What stands around accepted drafts, and around rejected ones."""
 
 
 class DraftColors:
-    """Turns the deltas of one answer into colored text, token by token."""
+    """Turns the deltas of one answer into marked text, token by token. has_color: else in signs."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, has_color: bool) -> None:
         from pilotfish.engine.text_stream import text_stream
 
         self._tokenizer = tokenizer
+        self._accepted, self._rejected = _COLORS if has_color else _MARKS
         self._stream = text_stream(tokenizer)
 
     def render(self, delta: Delta) -> str:
@@ -37,11 +42,11 @@ class DraftColors:
         for place, token in enumerate(delta.token_ids):
             text = self._stream.push(token)
             if text and place < delta.num_accepted:
-                text = f"{_ACCEPTED}{text}{_PLAIN}"
+                text = text.join(self._accepted)
             shown.append(text)
         rejected = self._tokenizer.decode(list(delta.drafted[delta.num_accepted :]))
         if rejected:
-            shown.append(f"{_REJECTED}{rejected}{_PLAIN}")
+            shown.append(rejected.join(self._rejected))
         if delta.finish_reason is not None:
             shown.append(self._stream.finish())
         return "".join(shown)
@@ -56,7 +61,8 @@ def draft_colors(llm: LLM) -> Callable[[Delta], str]:
     """A renderer for one answer. Raises RequestError for a checkpoint without a tokenizer."""
     from pilotfish.engine.tokenizer import need_tokenizer
 
-    return DraftColors(need_tokenizer(llm.tokenizer)).render
+    has_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return DraftColors(need_tokenizer(llm.tokenizer, llm.model_path), has_color=has_color).render
 
 
 def tell_of_other_text(args: argparse.Namespace) -> None:

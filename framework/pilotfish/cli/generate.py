@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add_sampling_flags(parser)
     parser.add_argument(
-        "--show-draft", action="store_true", help="color accepted and rejected drafts"
+        "--show-draft", action="store_true", help="mark accepted and rejected drafts"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per request")
     return parser

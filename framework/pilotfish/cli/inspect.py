@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
 def describe(prepared: Prepared) -> dict[str, Any]:
     """The facts as plain data."""
     from pilotfish.engine.arithmetic import probe_arithmetic
+    from pilotfish.engine.tokenizer_files import describe_tokenizer
 
     checkpoint, route, config = prepared.checkpoint, prepared.route, prepared.model.config
     arithmetic = probe_arithmetic(prepared)
@@ -58,6 +59,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "architecture": route.hf_architecture,
         "plugin": str(route.plugin),
         "modalities": sorted(prepared.modalities),
+        "tokenizer": describe_tokenizer(checkpoint),
         "speculative": None if route.speculator is None else route.speculator.method,
         "draft": _describe_draft(prepared),
         "thinking_tokens": _thinking_tokens(prepared),
@@ -100,7 +102,8 @@ def _describe_width(draft: PreparedDraft) -> str:
     if draft.speculative.width != "adaptive":
         return f"width {most}"
     if limit is not None:
-        return f"width adaptive, to {most} tokens a step, the most that the draft was made for"
+        whose = "that the draft was made for" if limit <= MOST else "of any draft"
+        return f"width adaptive, to {most} tokens a step, the most {whose}"
     return (
         f"width adaptive, to {most} tokens a step; the draft has no limit of its own, and --width "
         f"takes up to {MOST}"

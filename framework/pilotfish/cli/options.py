@@ -146,8 +146,11 @@ def _width(text: str) -> int | str:
     except ValueError:
         width = 0
     if not 1 <= width <= MOST:
+        hint = ""
+        if ":" in text:
+            hint = "; batch sizes are Python only: SpeculativeConfig(width={1: 6})"
         raise ConfigError(
-            f"--width is {text!r}; wanted adaptive, or 1 to {MOST} drafted tokens a step"
+            f"--width is {text!r}; wanted adaptive, or 1 to {MOST} drafted tokens a step{hint}"
         )
     return width
 

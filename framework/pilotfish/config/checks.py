@@ -63,6 +63,11 @@ def number(
     return _validator(lambda v: is_number(v) and holds(v), wanted, error)
 
 
+def norm_epsilon() -> Validator:
+    """What a norm adds to a mean of squares: above 0, and far below what it is added to."""
+    return number("a number > 0 and < 1", lambda value: 0 < value < 1)
+
+
 def one_of(
     choices: Collection[Any], *, error: type[ConfigError] | type[RequestError] = ConfigError
 ) -> Validator:

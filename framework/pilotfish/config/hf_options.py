@@ -47,13 +47,28 @@ def whole_number(name: str, value: object, *, least: int = 1, whose: str = CHECK
 
 
 def real_number(
-    name: str, value: object, *, above: float | None = None, whose: str = CHECKPOINT
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    whose: str = CHECKPOINT,
 ) -> float:
-    """The value of an option that is a finite number, no bool; above: it must be greater."""
-    if is_number(value) and (above is None or value > above):
+    """The value of an option that is a finite number, no bool.
+
+    above: it must be greater. least, most: it must not be less, or greater. Raises ConfigError.
+    """
+    if (
+        is_number(value)
+        and (above is None or value > above)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+    ):
         return float(value)
-    limit = "" if above is None else f" > {above:g}"
-    raise ConfigError(f"{whose} has {name} = {value!r}; wanted a number{limit}")
+    given = ((">", above), (">=", least), ("<=", most))
+    limits = " and".join(f" {sign} {limit:g}" for sign, limit in given if limit is not None)
+    raise ConfigError(f"{whose} has {name} = {value!r}; wanted a number{limits}")
 
 
 def count(config: Any, name: str, default: int | None = None, whose: str = CHECKPOINT) -> int:
@@ -73,15 +88,25 @@ def want_counts(config: Any, names: Iterable[str], whose: str = CHECKPOINT) -> N
         count(config, name, whose=whose)
 
 
+def written(model: ModelConfig) -> Mapping[str, Any]:
+    """What config.json itself says, without the defaults of its model type.
+
+    Where there is no such file (GGUF, a config made by hand): what the config says.
+    """
+    file = Path(model.path) / "config.json"
+    if file.is_file():
+        values: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        values = vars(model.huggingface_config)
+    return values
+
+
 def want_written(model: ModelConfig, names: Iterable[str], whose: str = CHECKPOINT) -> None:
     """Raises ConfigError naming an option that config.json itself does not have.
 
     transformers fills in a default of its model type there, which belongs to another model.
     """
-    file = Path(model.path) / "config.json"
-    if not file.is_file():
-        return
-    values = json.loads(file.read_text())
+    values = written(model)
     for name in names:
         if values.get(name) is None:
             raise ConfigError(f"{whose} has no {name}; the config is incomplete")

@@ -19,3 +19,8 @@ class PipelineConfig:
     cache: CacheConfig = attrs.field(factory=CacheConfig)
     runtime: RuntimeConfig = attrs.field(factory=RuntimeConfig)
     speculative: SpeculativeConfig | None = None
+
+    @property
+    def whose_draft(self) -> str:
+        """The draft as messages name it."""
+        return "the draft" if self.draft_model is None else f"the draft {self.draft_model.model}"

@@ -17,6 +17,10 @@ MOST = 64
 """Most tokens that are drafted in a step."""
 
 
+SYNTHETIC_RATE = 0.8
+"""Share of drafts that count in a benchmark where nothing else is said."""
+
+
 def _check_method(instance: Any, attribute: Any, value: Any) -> None:
     del instance, attribute
     if not isinstance(value, str) or not value.strip():
@@ -87,9 +91,14 @@ class SpeculativeConfig:
     )
     relaxed_top: int = attrs.field(default=10, validator=int_at_least(1))
     relaxed_slack: float = attrs.field(default=0.6, validator=_check_share)
-    synthetic_rate: float = attrs.field(default=0.8, validator=_check_share)
+    synthetic_rate: float = attrs.field(default=SYNTHETIC_RATE, validator=_check_share)
 
     def __attrs_post_init__(self) -> None:
+        if self.acceptance != "synthetic" and self.synthetic_rate != SYNTHETIC_RATE:
+            raise ConfigError(
+                f"synthetic_rate is {self.synthetic_rate} and acceptance {self.acceptance!r}, "
+                "which does not read it; wanted acceptance 'synthetic' too"
+            )
         if self.acceptance != "relaxed" and self.thinking_tokens is not None:
             raise ConfigError(
                 f"thinking_tokens is {self.thinking_tokens} and acceptance {self.acceptance!r}, "

@@ -16,7 +16,7 @@ from pilotfish.config import SamplingParams
 from pilotfish.engine.detokenizer import Detokenizer
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.prompt import MultimodalPrompt, Prompt
+from pilotfish.engine.prompt import RAW, MultimodalPrompt, Prompt
 from pilotfish.engine.request import Request
 from pilotfish.engine.stopping import StopRules
 from pilotfish.engine.tokenizer import Tokenizer, need_tokenizer
@@ -31,8 +31,9 @@ class Admission:
 
     vocab_size: ids that the model knows. max_seq_len: tokens of a context, prompt and answer.
     eos_token_ids: tokens that end an answer. max_cached_tokens: rows that the whole state holds.
-    tokenizer: None for a checkpoint without one. lengths: the model's. new_counters: of a
-        request's speculation; None without. load_s: reported in each output.
+    tokenizer: None for a checkpoint without one. model_path: the checkpoint's, for messages.
+    lengths: the model's. new_counters: of a request's speculation; None without. load_s: reported
+        in each output.
     images: what images it takes; None for a model of which that is not known: text only.
     """
 
@@ -41,6 +42,7 @@ class Admission:
     eos_token_ids: tuple[int, ...]
     max_cached_tokens: int
     tokenizer: Tokenizer | None = None
+    model_path: str | None = None
     lengths: LengthRules = attrs.field(factory=LengthRules)
     new_counters: Callable[[], SpeculationCounters | None] | None = None
     load_s: float = 0.0
@@ -144,8 +146,8 @@ class Admission:
         """The prompt's ids, in a list of our own."""
         tokens: list[Any]
         if isinstance(prompt, str):
-            tokens = need_tokenizer(self.tokenizer).encode(prompt)
-        elif isinstance(prompt, Sequence):
+            tokens = need_tokenizer(self.tokenizer, self.model_path).encode(prompt)
+        elif isinstance(prompt, Sequence) and not isinstance(prompt, RAW):
             tokens = list(prompt)
         else:
             raise RequestError(

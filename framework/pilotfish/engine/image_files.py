@@ -37,7 +37,7 @@ def read_pixels(image: Any, name: str) -> torch.Tensor:
     with _opened(pil, image, name) as (opened, named):
         rgb = _decoded(pil, opened, named)
     pixels = np.asarray(rgb, dtype=np.uint8).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+    return torch.from_numpy(pixels.copy())  # pillow's own bytes are not to be written to
 
 
 def read_size(image: Any, name: str) -> tuple[int, int]:
@@ -56,10 +56,13 @@ def check_path(path: str | Path, name: str) -> Path:
         raise RequestError(f"{named} is a video, which is not served; wanted an image")
     try:
         file = Path(text).expanduser()
-        is_file = file.is_file()
+        is_there, is_file = file.exists(), file.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, not allowed
         why = getattr(error, "strerror", None) or error
         raise RequestError(f"{named} cannot be read: {why}; wanted an image file") from error
+    if is_there and not is_file:
+        what = "a directory" if file.is_dir() else "no regular file"
+        raise RequestError(f"{named} is {what}; wanted an image file")
     if not is_file:
         raise RequestError(f"{named}: no such file; wanted an image file")
     return file

@@ -5,6 +5,7 @@ Knows: placeholders, hashes and the forms of an image. Does not know: towers, fi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -14,6 +15,7 @@ import attrs
 import torch
 
 from pilotfish.batch import PlacedImage
+from pilotfish.config.checks import is_int
 from pilotfish.engine.image_files import read_pixels, read_size
 from pilotfish.engine.tokenizer import Tokenizer
 from pilotfish.errors import RequestError
@@ -99,6 +101,11 @@ class ImageAdmission:
 
         messages: as a chat template takes them.
         """
+        if not isinstance(messages, str | list | tuple):
+            raise RequestError(
+                f"messages is {type(messages).__name__}; wanted a user's message, or a list of "
+                "dicts with 'role' and 'content'"
+            )
         served = ("text",) if self.processor is None else ("text", *_IMAGE_PARTS)
         for message in () if isinstance(messages, str) else messages:
             content = message.get("content") if isinstance(message, Mapping) else None
@@ -197,23 +204,50 @@ def _from_mapping(given: Mapping[str, Any], name: str) -> ImageFeatures:
         raise RequestError(
             f"{name} has the fields {sorted(map(str, given))}; wanted {_PIXELS} and grid_thw"
         )
-    pixels, grid = given[_PIXELS], given[grids[0]]
+    grid = _grid(given[grids[0]], f"{name} has {grids[0]}")
+    return ImageFeatures(pixel_values=_pixels(given[_PIXELS], name), grid_thw=grid)
+
+
+def _grid(given: Any, named: str) -> tuple[int, int, int]:
+    """Three whole numbers, as they are or as the one row of a list, an array or a tensor."""
     try:
-        sizes = torch.as_tensor(grid).reshape(-1).tolist()
-        values = torch.as_tensor(pixels)
+        listed = given.tolist() if hasattr(given, "tolist") else list(given)
+        if len(listed) == 1 and not is_int(listed[0]):
+            listed = listed[0].tolist() if hasattr(listed[0], "tolist") else list(listed[0])
+        if any(isinstance(size, bool) for size in listed):
+            raise TypeError("a bool is no number")
+        frames, rows, columns = (operator.index(size) for size in listed)
+    except Exception as error:  # anything may be given
+        shown = " ".join(repr(given).split())
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        raise RequestError(
+            f"{named} {shown}; wanted three whole numbers: frames, rows and columns of patches of "
+            "one image"
+        ) from error
+    return frames, rows, columns
+
+
+def _pixels(given: Any, name: str) -> torch.Tensor:
+    """Finite floats in memory, float32."""
+    try:
+        values = torch.as_tensor(given)
         if values.is_meta or values.layout != torch.strided or values.is_quantized:
-            raise TypeError("not a dense tensor")
-        if values.is_floating_point():
-            values = values.detach().to("cpu", torch.float32)
+            raise TypeError("it is no dense tensor")
     except Exception as error:  # anything may be given, and torch has many exceptions
         said = str(error).partition("\n")[0]
-        raise RequestError(f"{name} has no numbers for {_PIXELS} and grid_thw: {said}") from error
-    if len(sizes) != 3 or any(type(size) is not int for size in sizes):
         raise RequestError(
-            f"{name} has grid_thw {sizes}; wanted three whole numbers: frames, rows and columns of "
-            "patches of one image"
+            f"{name} has {_PIXELS} of type {type(given).__name__} without numbers ({said}); wanted "
+            "a tensor or an array of finite floats"
+        ) from error
+    if not values.is_floating_point():
+        raise RequestError(
+            f"{name} has {_PIXELS} of {str(values.dtype).removeprefix('torch.')}; wanted finite "
+            "floats, as the image processor normalizes them: or give the image itself"
         )
-    return ImageFeatures(pixel_values=values, grid_thw=(sizes[0], sizes[1], sizes[2]))
+    values = values.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        raise RequestError(f"{name} has {_PIXELS} with NaN or infinity; wanted finite floats")
+    return values
 
 
 def _check_features(features: ImageFeatures, name: str) -> None:
@@ -228,8 +262,6 @@ def _check_features(features: ImageFeatures, name: str) -> None:
             f"{name} has pixel_values {list(pixels.shape)} for grid_thw {list(features.grid_thw)}; "
             "wanted one item for each of rows x columns patches"
         )
-    if not pixels.is_floating_point() or not bool(torch.isfinite(pixels).all()):
-        raise RequestError(f"{name} has pixel_values that are not finite floats; wanted those")
 
 
 def _counted(count: int, noun: str) -> str:

@@ -30,7 +30,7 @@ from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import prepare_from_options
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
-from pilotfish.engine.prompt import MultimodalPrompt, Prompt, given_ids
+from pilotfish.engine.prompt import RAW, MultimodalPrompt, Prompt, given_ids, listed_images
 from pilotfish.engine.request import Request
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.errors import PilotfishError, RequestError, UserError
@@ -109,6 +109,7 @@ class LLM:
             eos_token_ids=prepared.checkpoint.eos_token_ids or _eos_of(self.tokenizer),
             max_cached_tokens=prepared.memory_plan.max_cached_tokens,
             tokenizer=self.tokenizer,
+            model_path=self.model_path,
             lengths=LengthRules.of(
                 prepared.model.config, None if prepared.draft is None else prepared.draft.config
             ),
@@ -261,7 +262,7 @@ class LLM:
         """
         assert self._admission.images is not None
         self._admission.images.check_parts(messages)
-        return need_tokenizer(self.tokenizer).encode_chat(messages, **variables)
+        return need_tokenizer(self.tokenizer, self.model_path).encode_chat(messages, **variables)
 
     def image_chat_prompt(
         self,
@@ -275,7 +276,7 @@ class LLM:
         has its own parts {"type": "image"}, one for each image. Raises as `chat_prompt`.
         """
         if isinstance(messages, str):
-            parts = [{"type": "image"} for _ in images]
+            parts = [{"type": "image"} for _ in listed_images(images)]
             content: Any = [*parts, {"type": "text", "text": messages}] if parts else messages
             messages = [{"role": "user", "content": content}]
         return MultimodalPrompt(prompt=self.chat_prompt(messages, **variables), images=images)
@@ -372,7 +373,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One text or one list of ids becomes a list of one."""
     if isinstance(prompts, str | Mapping | MultimodalPrompt):
         return [prompts]
-    if not isinstance(prompts, Sequence):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, RAW):
         raise RequestError(
             f"prompts is {type(prompts).__name__}; wanted a text, a list of token ids, a record "
             "with images, or a list of these"

@@ -184,6 +184,7 @@ def prepare(
     model_config = checkpoint.model_config(max_length)
     draft_checkpoint = None if draft_path is None else open_checkpoint(draft_path, registry)
     route = _route(registry, model_config, options, draft_checkpoint)
+    checkpoint = attrs.evolve(checkpoint, tiktoken=route.architecture.tiktoken)
     if options is not None:
         options = with_thinking_tokens(options, checkpoint)
     weights = checkpoint.weights()
@@ -214,6 +215,12 @@ def prepare(
     processor = None
     if processor_class is not None:
         processor = processor_class.from_checkpoint(config, checkpoint.path)
+        if processor is not None and not 0 <= processor.placeholder_token_id < vocab_size:
+            raise ConfigError(
+                f"{model}: the placeholder of images is token id {processor.placeholder_token_id} "
+                f"and the vocabulary has {vocab_size} ids; wanted one of them, or no image could "
+                "ever be given: check the placeholder's id in config.json"
+            )
     hidden: dict[str, Any] = {}
     if prepared_draft is not None:
         hidden = {
@@ -278,7 +285,7 @@ def _route(
     if route.needs_draft and draft is None:
         raise ConfigError(
             f"the method {method!r} needs a draft and none was given; wanted a checkpoint of "
-            f"{_named(route.draft_architectures)}: give --draft"
+            f"{_named(route.draft_architectures)}: give one: --draft, or draft= in Python"
         )
     return route
 

@@ -13,11 +13,14 @@ import attrs
 from pilotfish.errors import RequestError
 from pilotfish.nearest import did_you_mean
 
+RAW = (bytes, bytearray, memoryview)
+"""Sequences of whole numbers that are no token ids."""
 _FIELDS = ("prompt", "images")
 _UNSERVED = ("video", "videos", "audio", "audios")
 
 
-def _listed(value: Any) -> tuple[Any, ...]:
+def listed_images(value: Any) -> tuple[Any, ...]:
+    """Images as a tuple. Raises RequestError for anything but a list or a tuple."""
     if not isinstance(value, list | tuple):
         raise RequestError(f"images is {type(value).__name__}; wanted a list of images")
     return tuple(value)
@@ -34,7 +37,7 @@ class MultimodalPrompt:
     """
 
     prompt: str | Sequence[int]
-    images: Sequence[Any] = attrs.field(default=(), converter=_listed)
+    images: Sequence[Any] = attrs.field(default=(), converter=listed_images)
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.prompt, MultimodalPrompt | Mapping):

@@ -6,6 +6,7 @@ Axis letters: B requests, R rows of logits, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import attrs
@@ -162,12 +163,24 @@ def pass_inputs(
     return model.prepare_initial_token_inputs([contexts], kv_inputs, num_logit_rows)
 
 
+def _unusable(logits: torch.Tensor, first: int) -> PilotfishError | None:
+    """What is wrong with rows of logits, from position `first` on; None where nothing is."""
+    for place, value in enumerate(logits.amax(-1).tolist()):
+        if math.isnan(value) or value == math.inf:
+            what = "NaN" if math.isnan(value) else "+inf"
+            return PilotfishError(
+                f"position {first + place}: the logits hold {what}; wanted finite numbers or -inf: "
+                "check the weights, or run in float32"
+            )
+    return None
+
+
 def _with_prompt_rows(request: Request, result: StepResult, logits: torch.Tensor) -> StepResult:
     """Adds what the request wants of its prompt's rows; logits: the last rows of its chunk."""
     context = request.context
     first = context.num_computed + context.num_scheduled - logits.shape[0]
     if request.keeps_logits:
-        return attrs.evolve(result, kept_logits=logits)
+        return attrs.evolve(result, kept_logits=logits, error=_unusable(logits, first))
     num_top = request.params.prompt_logprobs
     assert num_top is not None
     prompt_ids = context.tokens[: request.num_prompt_tokens]

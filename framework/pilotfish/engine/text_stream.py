@@ -13,19 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pilotfish.engine.tokenizer import Tokenizer
+from pilotfish.weights.byte_letters import BYTE_LETTERS
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_PLAIN_BYTES = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-
-
-def _byte_letters() -> dict[str, int]:
-    """Letter -> byte. Printable Latin-1 letters stand for themselves, the others follow at 256."""
-    others = iter(range(256, 512))
-    return {chr(b) if b in _PLAIN_BYTES else chr(next(others)): b for b in range(256)}
-
-
-BYTE_LETTERS: Mapping[str, int] = _byte_letters()
-"""The letters that stand for bytes in a byte-level vocabulary."""
 
 
 class TextStream(Protocol):

@@ -31,8 +31,9 @@ def with_thinking_tokens(options: SpeculativeConfig, checkpoint: Checkpoint) -> 
     if found is None:
         raise ConfigError(
             "acceptance 'relaxed' applies to a thinking phase only, thinking_tokens is None, and "
-            f"{checkpoint.model} names none: neither its configs ({_FIELDS[0][0]}) nor its chat "
-            f"template ({_TEXTS[0][0]}); wanted the token ids that start and end one: (start, end)"
+            f"{checkpoint.model} names none: neither its configs ({' with '.join(_FIELDS[0])}) nor "
+            f"its chat template ({' with '.join(_TEXTS[0])}, a token each); wanted the token ids "
+            "that start and end one: (start, end)"
         )
     return attrs.evolve(options, thinking_tokens=found)
 

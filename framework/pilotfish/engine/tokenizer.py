@@ -12,14 +12,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pilotfish.config.hf_options import option, text_config
 from pilotfish.engine.chat_template import ChatTemplate
+from pilotfish.engine.tokenizer_files import (
+    file_read,
+    is_tiktoken,
+    reader_of,
+    template_in,
+    unread_file,
+    what_to_do,
+)
 from pilotfish.errors import CheckpointError, RequestError
-from pilotfish.weights import Checkpoint, GGUFFile, PreTokenizer
+from pilotfish.weights import Checkpoint, GGUFFile, PreTokenizer, TiktokenRules
+from pilotfish.weights.tiktoken_file import TIKTOKEN_FILE, read_tiktoken
 
 if TYPE_CHECKING:
     import tokenizers
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 _GGUF_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}
 """Name of a special token -> how GGUF spells it."""
 
@@ -76,17 +85,21 @@ class Tokenizer:
     ) -> Tokenizer | None:
         """The tokenizer of a Hugging Face directory, as transformers reads it; None without one.
 
-        Raises CheckpointError when its files cannot be read.
+        Code in the directory is never run. Raises CheckpointError when its files cannot be read.
         """
         directory = Path(directory)
-        if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        name = file_read(directory)
+        if name is None:
             return None
-        from transformers import AutoTokenizer
-
         try:
-            found = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            found = reader_of(directory).from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # every tokenizer class has its own exceptions
-            raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{directory / name}: the tokenizer cannot be read: "
+                f"{' '.join(str(error).split()):.200}{what_to_do(name)}"
+            ) from error
         special = {key: str(value) for key, value in found.special_tokens_map.items()}
         source = _template_of(found)
         backend = getattr(found, "backend_tokenizer", None)
@@ -99,6 +112,36 @@ class Tokenizer:
             eos_token_ids=eos_token_ids or _eos_of(found.eos_token_id),
             chat_template=ChatTemplate(source, special) if source else None,
             plain_decoding=_decodes_plainly(found, backend),
+        )
+
+    @classmethod
+    def from_tiktoken(
+        cls,
+        directory: str | Path,
+        rules: TiktokenRules,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...] = (),
+    ) -> Tokenizer:
+        """The tokenizer of a directory with a `tiktoken.model`; no token is added to a text.
+
+        vocab_size: ids that the model knows. Raises CheckpointError when its files cannot be right.
+        """
+        from pilotfish.engine.tokenizer_tiktoken import build_backend
+
+        directory = Path(directory)
+        vocabulary = read_tiktoken(directory, vocab_size)
+        backend = build_backend(vocabulary, rules, vocab_size)
+        special = vocabulary.special_tokens
+        source = template_in(directory, vocabulary.config)
+        return cls(
+            _BackendCodec(backend),
+            backend,
+            vocab_size=backend.get_vocab_size(with_added_tokens=True),
+            special_tokens=special,
+            special_ids=_special(backend),
+            eos_token_ids=eos_token_ids
+            or _eos_of(backend.token_to_id(special.get("eos_token", ""))),
+            chat_template=ChatTemplate(source, special) if source else None,
         )
 
     @classmethod
@@ -201,14 +244,35 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
         return Tokenizer.from_gguf(
             checkpoint.gguf, checkpoint.pretokenizers, checkpoint.eos_token_ids
         )
+    if checkpoint.tiktoken is not None and is_tiktoken(checkpoint.path):
+        return Tokenizer.from_tiktoken(
+            checkpoint.path, checkpoint.tiktoken, _vocab_size(checkpoint), checkpoint.eos_token_ids
+        )
     return Tokenizer.from_directory(checkpoint.path, checkpoint.eos_token_ids)
 
 
-def need_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
-    """The tokenizer, for a prompt of text. Raises RequestError when there is none."""
+def need_tokenizer(tokenizer: Tokenizer | None, path: str | Path | None = None) -> Tokenizer:
+    """The tokenizer, for a prompt of text. path: the checkpoint's, to say what lies there.
+
+    Raises RequestError when there is none.
+    """
     if tokenizer is None:
-        raise RequestError("the checkpoint has no tokenizer; pass token ids")
+        unread = None if path is None else unread_file(Path(path))
+        if unread is None:
+            raise RequestError("the checkpoint has no tokenizer; pass token ids")
+        raise RequestError(f"the checkpoint has no tokenizer that is read: {unread}")
     return tokenizer
+
+
+def _vocab_size(checkpoint: Checkpoint) -> int:
+    config = checkpoint.huggingface_config
+    found = option(text_config(config), "vocab_size", option(config, "vocab_size"))
+    if not isinstance(found, int):
+        raise CheckpointError(
+            f"{checkpoint.path}: {TIKTOKEN_FILE} and a config with vocab_size {found!r}; wanted "
+            "the number of token ids"
+        )
+    return found
 
 
 class _BackendCodec:

@@ -41,6 +41,12 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
 }
+_THETA_MOST = 1e30
+"""Far above what any checkpoint has; with `_FACTOR_MOST` the longest wave stays within float32."""
+_FACTOR_MOST = 1e6
+_TABLE_MOST = 1 << 27
+"""Longest context in tokens of a type that keeps one number for each length."""
+_MAY_BE_ZERO = ("mscale", "mscale_all_dim")
 _KNOWN = frozenset(
     {
         *("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"),
@@ -91,10 +97,7 @@ class RopeParameters:
         for name in _NEEDED.get(self.rope_type, ()):
             if getattr(self, name) is None:
                 raise ConfigError(f"rope_type {self.rope_type!r} needs {name}, which is not given")
-        if self.rope_type == "dynamic" and self.rotary_dim < 4:
-            raise ConfigError(
-                f"the rotary width is {self.rotary_dim}; rope_type 'dynamic' wants at least 4"
-            )
+        self._want_order()
         for name in ("short_factor", "long_factor"):
             factors = getattr(self, name)
             if factors is not None and len(factors) != self.rotary_dim // 2:
@@ -102,6 +105,33 @@ class RopeParameters:
                     f"{name} has {len(factors)} entries; wanted {self.rotary_dim // 2}, one for "
                     "each rotating pair"
                 )
+
+    def _want_order(self) -> None:
+        """What one type wants of several numbers together."""
+        if self.rope_type == "dynamic" and self.rotary_dim < 4:
+            raise ConfigError(
+                f"the rotary width is {self.rotary_dim}; rope_type 'dynamic' wants at least 4"
+            )
+        if self.rope_type == "dynamic" and self.length_limit > _TABLE_MOST:
+            raise ConfigError(
+                f"max_position_embeddings {self.max_positions} times factor {self.factor:g} is "
+                f"above {_TABLE_MOST}, the longest context of rope_type 'dynamic'; lower one"
+            )
+        if self.rope_type == "yarn" and self.beta_fast < self.beta_slow:
+            raise ConfigError(
+                f"beta_fast is {self.beta_fast:g} and beta_slow {self.beta_slow:g}; wanted "
+                "beta_fast >= beta_slow: check the rope options"
+            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and low >= high:
+            raise ConfigError(
+                f"low_freq_factor is {low:g} and high_freq_factor {high:g}; wanted "
+                "high_freq_factor > low_freq_factor: check the rope options"
+            )
+        if self.rope_type == "longrope" and self.original_max_positions < 2:
+            raise ConfigError(
+                "original_max_position_embeddings is 1; rope_type 'longrope' wants at least 2"
+            )
 
     @classmethod
     def from_hf(
@@ -122,7 +152,7 @@ class RopeParameters:
         """
         config = huggingface_config
         owner = whose.removesuffix(" config")
-        options = _rope_options(config)
+        options = _rope_options(config, owner)
         _want_one_set(options, owner)
         given = str(options.get("rope_type") or options.get("type") or "default")
         rope_type = (aliases or {}).get(given, given)
@@ -139,9 +169,9 @@ class RopeParameters:
         partial = options.get("partial_rotary_factor")
         if partial is None:
             partial = getattr(config, "partial_rotary_factor", None)
-        share = (
-            1.0 if partial is None else real_number("partial_rotary_factor", partial, whose=whose)
-        )
+        share = 1.0
+        if partial is not None:
+            share = real_number("partial_rotary_factor", partial, above=0, most=1, whose=whose)
         theta = options.get("rope_theta")
         if theta is None:
             theta = getattr(config, "rope_theta", None)
@@ -152,7 +182,7 @@ class RopeParameters:
             rope_type=rope_type,
             theta=default_theta
             if theta is None
-            else real_number("rope_theta", theta, above=0, whose=whose),
+            else real_number("rope_theta", theta, above=1, most=_THETA_MOST, whose=whose),
             rotary_dim=int(head_dim * share),
             max_positions=max_positions,
             original_max_positions=_original_length(
@@ -199,9 +229,16 @@ class RopeParameters:
         return b"length %d" % num_prompt_tokens
 
 
-def _rope_options(config: Any) -> dict[str, Any]:
+def _rope_options(config: Any, owner: str) -> dict[str, Any]:
     """The rope options that are set, as a flat dict of our own."""
-    raw = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    raw: Any = {}
+    for name in ("rope_parameters", "rope_scaling"):  # the second wins, unless it is empty
+        given = getattr(config, name, None)
+        if given is None:
+            continue
+        if not isinstance(given, Mapping) and not hasattr(given, "__dict__"):
+            raise ConfigError(f"{owner} {name} is {given!r}; wanted an object of options")
+        raw = given or raw
     if not isinstance(raw, Mapping):
         raw = vars(raw)
     return {key: value for key, value in raw.items() if value is not None}
@@ -221,7 +258,9 @@ def _original_length(
 ) -> int:
     """Tokens before scaling; the option beside the rope options wins where both are given."""
     name = "original_max_position_embeddings"
-    found = getattr(config, name, None) or options.get(name)
+    found = getattr(config, name, None)
+    if found is None:
+        found = options.get(name)
     if rope_type not in ("yarn", "llama3", "longrope") or found is None:
         return limit
     return whole_number(name, found, whose=whose)
@@ -237,14 +276,12 @@ def _scaling(options: dict[str, Any], rope_type: str, whose: str) -> dict[str, A
         "yarn": ["beta_fast", "beta_slow"],
     }.get(rope_type, [])
     found: dict[str, Any] = {
-        name: real_number(name, options[name], whose=whose) for name in names if name in options
+        name: _scaling_number(name, options[name], whose) for name in names if name in options
     }
     for name in ("short_factor", "long_factor"):
         if rope_type == "longrope" and name in options:
             found[name] = _factors(name, options[name], whose)
     if rope_type == "yarn":
-        found["beta_fast"] = found.get("beta_fast") or 32.0
-        found["beta_slow"] = found.get("beta_slow") or 1.0
         found["truncate"] = options.get("truncate", True)
         if not isinstance(found["truncate"], bool):
             raise ConfigError(f"{whose} has truncate = {found['truncate']!r}; wanted true or false")
@@ -254,4 +291,10 @@ def _scaling(options: dict[str, Any], rope_type: str, whose: str) -> dict[str, A
 def _factors(name: str, value: object, whose: str) -> tuple[float, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ConfigError(f"{whose} has {name} = {value!r}; wanted a list of numbers")
-    return tuple(real_number(name, item, whose=whose) for item in value)
+    return tuple(_scaling_number(name, item, whose) for item in value)
+
+
+def _scaling_number(name: str, value: object, whose: str) -> float:
+    """A number of a type's scaling; outside these limits angles are no angles, or not finite."""
+    least, above = (0, None) if name in _MAY_BE_ZERO else (None, 0)
+    return real_number(name, value, least=least, above=above, most=_FACTOR_MOST, whose=whose)

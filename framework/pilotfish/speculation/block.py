@@ -91,7 +91,7 @@ class BlockProposer:
     leaf: its paged leaf. device: of its tensors. mask_token_id: what the rows after the first read.
     samples_anchor: see above. max_positions: rows past it are never run: drafting pauses there.
     keeps_laws: whether proposals say which law each token was drawn from ("residual" acceptance
-    needs it).
+    needs it). whose: draft, for messages.
     """
 
     config_class: ClassVar[type[Any]]
@@ -105,13 +105,14 @@ class BlockProposer:
         samples_anchor: bool = False,
         max_positions: int | None = None,
         keeps_laws: bool = False,
+        whose: str = "the draft",
     ) -> None:
         self.leaf = leaf
         self.device = device
         self.mask_token_id = mask_token_id
         self.max_positions = max_positions
         self.num_silent_rows = 0 if samples_anchor else 1
-        self._chooser = TokenChooser(keeps_laws=keeps_laws)
+        self._chooser = TokenChooser(keeps_laws=keeps_laws, whose=whose)
 
     def take_in(self, rows: ContextRows) -> None:
         """Writes the rows' keys and values."""

@@ -6,6 +6,8 @@ Axis letters: R rows of logits, V vocabulary of the target.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,11 +34,14 @@ class TokenChooser:
     """Chooses one token a row with the target's own noise of that position (Gumbel coupling).
 
     Where the draft's law is close to the target's the same token wins, at every temperature.
-    keeps_laws: whether the law is kept, which "residual" acceptance needs.
+    keeps_laws: whether the law is kept, which "residual" acceptance needs. whose: draft, for the
+        one RuntimeWarning where its logits are not finite.
     """
 
-    def __init__(self, *, keeps_laws: bool = False) -> None:
+    def __init__(self, *, keeps_laws: bool = False, whose: str = "the draft") -> None:
         self.keeps_laws = keeps_laws
+        self.whose = whose
+        self._has_warned = False
         self._sampler = Sampler()
 
     def choose(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Chosen | None]:
@@ -50,6 +55,20 @@ class TokenChooser:
             found.append(Chosen(token=token, law=law))
         return found
 
+    def _warn(self, logits: torch.Tensor) -> None:
+        """Says once that a draft is broken; a row that is masked whole is nothing to say."""
+        largest = float(logits.amax())
+        if self._has_warned or largest < math.inf:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{self.whose} computed numbers that are not finite, so nothing is drafted there: the "
+            "text is right and no faster than without; check the draft's weights and config, or "
+            "run in float32",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
     def _law(self, logits: torch.Tensor, rows: Sequence[SamplingRow], index: int) -> torch.Tensor:
         one = slice(index, index + 1)
         return self._sampler.process_logits(logits[one], rows[one]).softmax(-1)[0]
@@ -59,6 +78,7 @@ class TokenChooser:
             return list(self._sampler.sample(logits, rows).token_ids.tolist())
         except PilotfishError:
             if len(rows) == 1:
+                self._warn(logits)
                 return [None]
             singles = [self._sample(logits[i : i + 1], [row]) for i, row in enumerate(rows)]
             return [single[0] for single in singles]

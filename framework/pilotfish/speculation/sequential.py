@@ -84,7 +84,7 @@ class SequentialProposer:
 
     leaf: its paged leaf. shift: see above. max_positions: rows past it are never run: drafting
     pauses there. device: of its tensors. keeps_laws: whether proposals say which law each token
-    was drawn from ("residual" acceptance needs it).
+    was drawn from ("residual" acceptance needs it). whose: draft, for messages.
     """
 
     shift: ClassVar[int]
@@ -97,11 +97,12 @@ class SequentialProposer:
         device: torch.device,
         max_positions: int | None = None,
         keeps_laws: bool = False,
+        whose: str = "the draft",
     ) -> None:
         self.leaf = leaf
         self.device = device
         self.max_positions = max_positions
-        self._chooser = TokenChooser(keeps_laws=keeps_laws)
+        self._chooser = TokenChooser(keeps_laws=keeps_laws, whose=whose)
 
     def forward(self, rows: DraftRows) -> DraftOutputs:
         """One pass: writes the rows' keys and values, returns logits for the next tokens."""

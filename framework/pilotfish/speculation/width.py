@@ -12,6 +12,7 @@ from typing import Protocol
 import attrs
 
 from pilotfish.config import SpeculativeConfig
+from pilotfish.config.speculative import MOST
 from pilotfish.errors import ConfigError
 
 DEFAULT_MOST = 8
@@ -71,7 +72,7 @@ def width_policy(config: SpeculativeConfig, max_width: int | None) -> WidthPolic
         return FixedWidth(width)
     if isinstance(width, Mapping):
         return ScheduledWidth(width)
-    return AdaptiveWidth(DEFAULT_MOST if max_width is None else max_width)
+    return AdaptiveWidth(DEFAULT_MOST if max_width is None else min(max_width, MOST))
 
 
 class ScheduledWidth:

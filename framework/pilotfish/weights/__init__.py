@@ -6,7 +6,12 @@ from pilotfish.weights.experts import expert_rules
 from pilotfish.weights.gguf import GGUFFile
 from pilotfish.weights.int4 import check_int4
 from pilotfish.weights.loading import LoadPlan, LoadStep, execute_load, plan_load, without_ignored
-from pilotfish.weights.pretokenizer import PreTokenizer, case_split, contraction_split
+from pilotfish.weights.pretokenizer import (
+    PreTokenizer,
+    TiktokenRules,
+    case_split,
+    contraction_split,
+)
 from pilotfish.weights.rules import Piece, Rule, Transform, WeightRules
 from pilotfish.weights.safetensors import SafetensorsSource
 from pilotfish.weights.source import TensorInfo, WeightSource
@@ -23,6 +28,7 @@ __all__ = [
     "Rule",
     "SafetensorsSource",
     "TensorInfo",
+    "TiktokenRules",
     "Transform",
     "WeightRules",
     "WeightSource",

@@ -15,12 +15,13 @@ import attrs
 from pilotfish.config.model import ModelConfig, WeightFormat
 from pilotfish.errors import CheckpointError
 from pilotfish.weights import safetensors, torch_bin
+from pilotfish.weights.config_values import check_values
 from pilotfish.weights.demo import find_demo
 from pilotfish.weights.gguf import GGUFFile
 from pilotfish.weights.hf_config import PlainConfig, read_config
 from pilotfish.weights.hub import fetch_from_hub, looks_like_hub_id
 from pilotfish.weights.json_file import read_json_object
-from pilotfish.weights.pretokenizer import PRE_TOKENIZERS, PreTokenizer
+from pilotfish.weights.pretokenizer import PRE_TOKENIZERS, PreTokenizer, TiktokenRules
 from pilotfish.weights.source import WeightSource
 
 DEMO = "demo"
@@ -61,7 +62,8 @@ class Checkpoint:
     huggingface_config: attribute access to the config; not to be changed.
     generation_config: the values of generation_config.json; empty without one.
     gguf: the open file of a GGUF checkpoint, for its metadata.
-    pretokenizers: how a GGUF file's text is cut, by the name it gives.
+    pretokenizers: how a GGUF file's text is cut, by the name it gives. tiktoken: how the text of a
+        `tiktoken.model` is; None until the architecture's plugin is known, or where it has none.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Checkpoint:
     generation_config: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
     gguf: GGUFFile | None = attrs.field(default=None, repr=False)
     pretokenizers: Mapping[str, PreTokenizer] = attrs.field(factory=dict, repr=False)
+    tiktoken: TiktokenRules | None = attrs.field(default=None, repr=False)
 
     def model_config(self, max_length: int | None = None) -> ModelConfig:
         """The record that a PipelineConfig takes. max_length: the user's limit in tokens."""
@@ -173,6 +176,7 @@ def _open_gguf(model: str, path: Path, registry: GGUFRegistry | None) -> Checkpo
     pretokenizers = dict(PRE_TOKENIZERS)
     if registry is not None:
         config = registry.gguf_config(architecture)(file.metadata)
+        check_values(config, str(path))
         pretokenizers.update(registry.architecture_for_gguf(architecture).gguf_pretokenizers)
     return Checkpoint(
         model=model,

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pilotfish.config.checks import is_int
 from pilotfish.errors import CheckpointError, ConfigError
+from pilotfish.weights.config_values import check_values
 from pilotfish.weights.json_file import read_json_object
 
 CONFIG_FILE = "config.json"
@@ -57,12 +59,13 @@ def read_config(directory: Path) -> Any:
 
     A transformers config where transformers has a class for `model_type`, which fills in that
     type's defaults; else a PlainConfig. Raises CheckpointError when config.json is missing, is no
-    JSON object, or has values that its model type does not take.
+    JSON object, or has values that cannot be right or that its model type does not take.
     """
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(_no_config(directory))
     values = read_json_object(path)
+    check_values(values, str(path))
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
         return PlainConfig(values)
@@ -79,23 +82,53 @@ def config_of_type(model_type: str, values: Mapping[str, Any], whose: str) -> An
     What transformers warns of is left out: what we do not understand is refused where it is read.
     Raises CheckpointError, with `whose` in front, for values that the type does not take.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.utils import logging as hf_logging
 
+    check_values(values, whose)
+    kind = CONFIG_MAPPING[model_type]
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity(logging.CRITICAL)
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(values))
-    except Exception as error:  # each class has its own checks and its own exceptions
-        said: object = error
-        if isinstance(error, ZeroDivisionError):  # which says of nothing what it is
-            zeros = [name for name, value in values.items() if value == 0 and value is not False]
-            said = f"{' and '.join(zeros)} is 0; wanted a whole number >= 1"
+        return kind.from_dict(_with_floats(kind, values))
+    except (StrictDataclassError, *_REFUSALS) as error:
         raise CheckpointError(
-            f"{whose}: transformers refuses it as a {model_type} config: {said}"
+            f"{whose}: transformers refuses it as a {model_type} config: "
+            f"{_reason(error, values)}; set it as it was published"
         ) from error
     finally:
         hf_logging.set_verbosity(level)
+
+
+_REFUSALS = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    NotImplementedError,
+)
+"""What config classes raise for values they do not take; an alarm or a full memory is none."""
+
+
+def _reason(error: Exception, values: Mapping[str, Any]) -> str:
+    """What a config class said, on one line; the exception's name where that says nothing."""
+    if isinstance(error, ZeroDivisionError):
+        zeros = [name for name, value in values.items() if value == 0 and value is not False]
+        return f"{' and '.join(zeros)} is 0; wanted a whole number >= 1"
+    said = " ".join(str(error).split()).rstrip(".;")
+    if not said or isinstance(error, LookupError | AttributeError):
+        return f"{type(error).__name__} {said}".strip()
+    return said
+
+
+def _with_floats(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, whole numbers as floats where the class wants floats and would refuse them."""
+    found = dict(values)
+    for name, field in getattr(kind, "__dataclass_fields__", {}).items():
+        if field.type in (float, "float", "float | None") and is_int(found.get(name)):
+            try:
+                found[name] = float(found[name])
+            except OverflowError:  # it is refused as it stands
+                continue
+    return found
 
 
 def config_of_section(options: Any, name: str, model_types: Sequence[str], whose: str) -> Any:
@@ -106,7 +139,9 @@ def config_of_section(options: Any, name: str, model_types: Sequence[str], whose
     `config_of_type`.
     """
     section = getattr(options, name, None)
-    if not isinstance(section, Mapping):
+    if section is not None and not isinstance(section, Mapping):
+        raise ConfigError(f"{whose} {name} is {section!r:.60}; wanted an object of options")
+    if section is None:
         raise ConfigError(f"{whose} config has no {name}, which its format needs; it is incomplete")
     kind = section.get("model_type", model_types[0])
     if kind not in model_types:

@@ -21,6 +21,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); get the file again") from error
+    except RecursionError as error:
+        raise CheckpointError(
+            f"{path}: nests more deeply than can be read; wanted a JSON object: get the file again"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}; wanted a JSON object")
     return value

@@ -1,7 +1,7 @@
-"""How text is cut before byte-level merging, by the name a GGUF file gives it.
+"""How text is cut before byte-level merging: by the name a GGUF file gives it, or by a plugin.
 
 Knows: split patterns of common vocabularies. Does not know: vocabularies, or any architecture:
-plugins bring further names in `ArchitectureSpec.gguf_pretokenizers`. Import-light: no torch.
+plugins bring theirs in `ArchitectureSpec` (`gguf_pretokenizers`, `tiktoken`). No torch here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,20 @@ class PreTokenizer:
 
     pattern: str | None = None
     add_bos: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class TiktokenRules:
+    """What a `tiktoken.model` leaves to the code beside it.
+
+    pattern: regular expression whose matches are merged separately; it must match any text.
+    num_reserved: ids behind those of the file that are tokens of their own, named or not.
+    reserved_name: text of one that tokenizer_config.json does not name; `{id}` is its id.
+    """
+
+    pattern: str
+    num_reserved: int = 0
+    reserved_name: str = "<|reserved_token_{id}|>"
 
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -1,6 +1,6 @@
 """Token texts: which text each id of a checkpoint's tokenizer stands for, from its files alone.
 
-Knows: tokenizer.json and a GGUF file's list. Does not know: how text is cut into tokens.
+Knows: tokenizer.json, tiktoken.model and a GGUF file's list. Does not know: how text is cut.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any
 
 from pilotfish.config.model import ModelConfig
 from pilotfish.errors import CheckpointError
+from pilotfish.weights.byte_letters import letters_of
 from pilotfish.weights.gguf import GGUFFile
 from pilotfish.weights.json_file import read_json_object
+from pilotfish.weights.tiktoken_file import TIKTOKEN_FILE, read_tiktoken
 
 TOKENIZER_FILE = "tokenizer.json"
 _SPACE = "\u2581"
@@ -24,14 +26,13 @@ def token_texts(model: ModelConfig) -> dict[int, str] | None:
     """id -> text, added tokens included; None for a checkpoint that has none of these files.
 
     Spaces are spelled one way, so that texts of both formats compare.
-    Raises CheckpointError for a tokenizer.json that is not one.
+    Raises CheckpointError for a file that is not what its name says.
     """
     path = Path(model.path)
     if model.weight_format == "gguf":
         found = _of_gguf(GGUFFile(path).metadata)
     else:
-        file = path / TOKENIZER_FILE
-        found = _of_json(file) if file.is_file() else None
+        found = _of_directory(path)
     if found is None:
         return None
     return {token: text.replace(_SPACE, " ") for token, text in found.items()}
@@ -44,6 +45,15 @@ def first_difference(
     for token in sorted(ours.keys() & theirs.keys()):
         if ours[token] != theirs[token]:
             return token, ours[token], theirs[token]
+    return None
+
+
+def _of_directory(path: Path) -> dict[int, str] | None:
+    if (path / TOKENIZER_FILE).is_file():
+        return _of_json(path / TOKENIZER_FILE)
+    if (path / TIKTOKEN_FILE).is_file():
+        vocabulary = read_tiktoken(path)
+        return dict(enumerate(map(letters_of, vocabulary.tokens))) | dict(vocabulary.names)
     return None
 
 

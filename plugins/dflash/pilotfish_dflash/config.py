@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
-from pilotfish.config.checks import int_at_least, number, one_of
+from pilotfish.config.checks import int_at_least, norm_epsilon, one_of
 from pilotfish.config.hf_options import (
     count,
     option,
@@ -22,6 +22,7 @@ from pilotfish.config.hf_options import (
     want_value,
     want_written,
     whole_number,
+    written,
 )
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
@@ -44,7 +45,8 @@ LEAF = "draft"
 """The paged leaf with the draft's keys and values."""
 
 NEEDED = (
-    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
+    *("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("num_hidden_layers", "intermediate_size"),
     *("vocab_size", "max_position_embeddings"),
 )
 NEEDED_OF_TARGET = ("hidden_size", "vocab_size", "num_hidden_layers")
@@ -86,7 +88,7 @@ class DFlashConfig:
     head_dim: int = attrs.field(validator=int_at_least(2))
     intermediate_size: int = attrs.field(validator=_count)
     num_hidden_layers: int = attrs.field(validator=_count)
-    rms_norm_eps: float = attrs.field(validator=number("a number > 0", lambda value: value > 0))
+    rms_norm_eps: float = attrs.field(validator=norm_epsilon())
     sights: tuple[LayerSight, ...]
     rope: RopeParameters
     max_position: int = attrs.field(validator=_count)
@@ -138,18 +140,23 @@ class DFlashConfig:
         del registry
         model = model_config or pipeline_config.draft_model
         if model is None:
-            raise ConfigError("the method dflash needs a draft and got none; give --draft")
+            raise ConfigError(
+                "the method dflash needs a draft and got none; give one: --draft, or draft= in "
+                "Python"
+            )
         if model.weight_format != "safetensors":
             raise ConfigError(
                 f"the draft {model.model} is a {model.weight_format} file; the method dflash reads "
                 "a directory with config.json and safetensors"
             )
-        draft = read_format(model.huggingface_config)
+        said = written(model)
+        draft = read_format(model.huggingface_config, said)
         if draft.name != SPECULATORS:  # that format leaves defaults out
             want_written(model, NEEDED, WHOSE)
         dtype = draft.option("dtype") or draft.option("torch_dtype") or "auto"
         want_value("torch_dtype", str(dtype).removeprefix("torch."), DTYPES, WHOSE)
-        return _from_format(cls, draft, pipeline_config, run_dtype(pipeline_config, model))
+        sights = read_sights(draft, said)
+        return _from_format(cls, draft, pipeline_config, run_dtype(pipeline_config, model), sights)
 
     def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
         """Reads what only the tensors' names can tell.
@@ -246,7 +253,11 @@ Made = TypeVar("Made", bound=DFlashConfig)
 
 
 def _from_format(
-    cls: type[Made], draft: DraftFormat, pipeline_config: PipelineConfig, dtype: str
+    cls: type[Made],
+    draft: DraftFormat,
+    pipeline_config: PipelineConfig,
+    dtype: str,
+    sights: tuple[LayerSight, ...],
 ) -> Made:
     layer = draft.layer
     want_counts(layer, NEEDED, WHOSE)
@@ -257,7 +268,6 @@ def _from_format(
     head_dim = count(layer, "head_dim", layer.hidden_size // heads, WHOSE)
     rope = RopeParameters.from_hf(layer, head_dim, whose=WHOSE)
     embedding, logits = _factors(draft, target)
-    softcap = draft.factor("final_logit_softcapping")
     draft_vocab_size = draft.option("draft_vocab_size")
     if draft_vocab_size is None:
         draft_vocab_size = layer.vocab_size
@@ -279,14 +289,14 @@ def _from_format(
         intermediate_size=layer.intermediate_size,
         num_hidden_layers=layer.num_hidden_layers,
         rms_norm_eps=option(layer, "rms_norm_eps", 1e-6),
-        sights=read_sights(draft),
+        sights=sights,
         rope=rope,
         max_position=rope.length_limit,
         dtype=dtype,
         attention_bias=boolean("attention_bias", getattr(layer, "attention_bias", None)),
         embedding_factor=embedding,
         logit_factor=logits,
-        logit_softcap=softcap if softcap is not None and softcap > 0 else None,
+        logit_softcap=draft.softcap,
     )
 
 
@@ -305,15 +315,16 @@ def _target_config(huggingface_config: Any) -> Any:
 
 def _want_same(draft: DraftFormat, target: Any) -> None:
     """Raises ConfigError when the draft says that it was made for another target."""
-    for name, said, has in (
-        ("hidden_size", draft.option("target_hidden_size"), target.hidden_size),
-        ("vocab_size", draft.layer.vocab_size, target.vocab_size),
-        ("num_hidden_layers", draft.option("num_target_layers"), target.num_hidden_layers),
+    for name, said, of_target in (
+        ("target_hidden_size", draft.option("target_hidden_size"), "hidden_size"),
+        ("vocab_size", draft.layer.vocab_size, "vocab_size"),
+        ("num_target_layers", draft.option("num_target_layers"), "num_hidden_layers"),
     ):
+        has = getattr(target, of_target)
         if said is not None and whole_number(name, said, whose=WHOSE) != has:
             raise ConfigError(
-                f"the draft was made for a target with {name} {said} and this one has {has}; give "
-                "the draft of this target"
+                f"the draft was made for a target with {of_target} {said} and this one has {has}; "
+                "give the draft of this target"
             )
 
 

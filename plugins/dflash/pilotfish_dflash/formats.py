@@ -5,7 +5,7 @@ Knows: what a format says and how it spells it. Does not know: tensors; imports 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,7 +14,7 @@ from pilotfish.config.hf_options import option, real_number, whole_number
 from pilotfish.errors import ConfigError
 from pilotfish.weights.hf_config import config_of_section
 from pilotfish_dflash.options import WHOSE, boolean, section
-from pilotfish_dflash.unread import refuse_other_methods, refuse_unread
+from pilotfish_dflash.unread import refuse_other_methods, refuse_unknown, refuse_unread
 
 DRAFT_ARCHITECTURES = ("DFlashDraftModel", "DFlashSpeculator")
 
@@ -25,6 +25,9 @@ _OVERRIDE = "hidden_state_boundaries"
 _LAYER_IDS = {DFLASH: "target_layer_ids", SPECULATORS: "aux_hidden_state_layer_ids"}
 _BLOCK_SIZE = {DFLASH: 16, SPECULATORS: 8}
 """Defaults of the formats' own code."""
+
+MOST_BLOCK = 1024
+"""Longest block: published ones have 16 rows or fewer, and no step drafts more than 64 tokens."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -53,19 +56,32 @@ class DraftFormat:
     options: Any = attrs.field(repr=False)
 
     def option(self, name: str) -> Any:
-        """An option inside `dflash_config`, else beside it, else of the layers; None if nowhere."""
+        """An option inside `dflash_config`, else beside it, else of the layers; None if nowhere.
+
+        Raises ConfigError where the first two are given and differ.
+        """
         nested = section(self.options, "dflash_config").get(name)
-        if nested is not None:
-            return nested
         found = option(self.options, name)
-        return option(self.layer, name) if found is None else found
+        if nested is None:
+            return option(self.layer, name) if found is None else found
+        if found is not None and found != nested:
+            raise ConfigError(
+                f"the draft's dflash_config has {name} = {nested!r} and its config.json {found!r} "
+                "beside it; wanted one: take out the wrong one"
+            )
+        return nested
 
     @property
     def block_size(self) -> int:
         """Rows of a block, the anchor included."""
         given = self.option("block_size")
         given = _BLOCK_SIZE[self.name] if given is None else given
-        return whole_number("block_size", given, whose=WHOSE)
+        size = whole_number("block_size", given, whose=WHOSE)
+        if size > MOST_BLOCK:
+            raise ConfigError(
+                f"{WHOSE} has block_size = {size}; wanted at most {MOST_BLOCK}, the rows of a block"
+            )
+        return size
 
     @property
     def mask_token_id(self) -> int:
@@ -84,21 +100,29 @@ class DraftFormat:
         return boolean("sample_from_anchor", self.option("sample_from_anchor"))
 
     def factor(self, name: str) -> float | None:
-        """A factor of the maths; None where the config does not give one."""
+        """A factor of the maths, above 0; None where the config does not give one."""
         given = self.option(name)
-        return None if given is None else real_number(name, given, whose=WHOSE)
+        return None if given is None else real_number(name, given, above=0, whose=WHOSE)
+
+    @property
+    def softcap(self) -> float | None:
+        """c of `c tanh(logits / c)`; None where the config has none, or 0, which is off."""
+        name = "final_logit_softcapping"
+        return real_number(name, self.option(name) or 0, least=0, whose=WHOSE) or None
 
 
-def read_format(options: Any) -> DraftFormat:
+def read_format(options: Any, written: Mapping[str, Any]) -> DraftFormat:
     """Finds the format of a draft. Raises ConfigError naming what is not understood.
 
-    options: the draft's Hugging Face config; never changed.
+    options: the draft's Hugging Face config; never changed. written: what its file says, without
+        defaults.
     """
     refuse_other_methods(options)
     if option(options, "speculators_model_type") is not None:
         layer = config_of_section(
             options, "transformer_layer_config", ("qwen3", "llama"), "the draft's"
         )
+        refuse_unknown(written)
         found = DraftFormat(name=SPECULATORS, layer=layer, options=options)
     else:
         names = tuple(option(options, "architectures") or ("",))
@@ -106,6 +130,10 @@ def read_format(options: Any) -> DraftFormat:
             raise ConfigError(
                 f"the draft's architecture is {names[0]!r}; the method dflash reads "
                 f"{', '.join(DRAFT_ARCHITECTURES)}"
+            )
+        if len(set(names)) > 1:
+            raise ConfigError(
+                f"the draft's architectures are {list(names)}; wanted one: take out the wrong ones"
             )
         found = DraftFormat(name=DFLASH, layer=options, options=options)
     refuse_unread(found.layer, found.options)
@@ -142,8 +170,8 @@ def read_taps(draft: DraftFormat, num_target_layers: int) -> tuple[tuple[int, ..
     return taps, source
 
 
-def read_sights(draft: DraftFormat) -> tuple[LayerSight, ...]:
-    """What each layer sees.
+def read_sights(draft: DraftFormat, written: Mapping[str, Any]) -> tuple[LayerSight, ...]:
+    """What each layer sees. written: as `read_format`: a window by default is another model's.
 
     Full layers see the whole block, sliding ones are causal in it, unless the config says
     otherwise: `is_causal` or `dflash_config.causal` for all layers, `sliding_window_non_causal`
@@ -164,19 +192,27 @@ def read_sights(draft: DraftFormat) -> tuple[LayerSight, ...]:
     for given in (nested.get("causal"), option(draft.options, "is_causal")):
         if given is not None:
             causal = [boolean("is_causal", given)] * count
-    window = nested.get("swa_window_size")
-    if window is None:
-        window = option(draft.layer, "sliding_window")
-    if window is not None:
-        window = whole_number("sliding_window", window, whose=WHOSE)
-    elif nested.get("use_swa"):
-        raise ConfigError(
-            "the draft's dflash_config has use_swa and no swa_window_size, nor has the config a "
-            "sliding_window; wanted one of them"
-        )
+    window = _window(draft, nested, written) if SLIDING in kinds else None
     return tuple(
         LayerSight(window=window if kind == SLIDING else None, is_causal=is_causal)
         for kind, is_causal in zip(kinds, causal, strict=True)
+    )
+
+
+def _window(draft: DraftFormat, nested: Mapping[str, Any], written: Mapping[str, Any]) -> int:
+    """Keys that a sliding layer sees, itself included."""
+    given = nested.get("swa_window_size")
+    if given is not None:
+        return whole_number("swa_window_size", given, whose="the draft's dflash_config")
+    if draft.name == SPECULATORS:
+        written = section(draft.options, "transformer_layer_config")
+    given = option(draft.layer, "sliding_window")
+    if written.get("sliding_window") is not None and given is not None:
+        return whole_number("sliding_window", given, whose=WHOSE)
+    off = "" if written.get("sliding_window") is None else ", with use_sliding_window true"
+    raise ConfigError(
+        "the draft has sliding layers (layer_types, or use_swa) and no window; wanted "
+        f"sliding_window in its config.json{off}, or swa_window_size in its dflash_config"
     )
 
 

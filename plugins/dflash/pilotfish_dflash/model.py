@@ -37,6 +37,7 @@ class DFlashProposer(BlockProposer):
         speculative = setup.pipeline_config.speculative
         super().__init__(
             leaf=LEAF,
+            whose=setup.pipeline_config.whose_draft,
             device=torch.device(setup.device),
             mask_token_id=config.mask_token_id,
             samples_anchor=config.samples_anchor,
@@ -67,7 +68,7 @@ class DFlashProposer(BlockProposer):
         Raises WeightsError naming missing, extra and misshapen tensors before any is read.
         """
         if weights is None:
-            raise WeightsError("the method dflash got no weights; wanted the draft's: give --draft")
+            raise WeightsError("the method dflash got no weights; wanted the draft's")
         plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
         execute_load(
             plan,

@@ -60,6 +60,7 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
     "logits_scaling": (None, 1.0),
     "logit_scale": (None, 1.0),
     "attn_logit_softcapping": (None,),
+    **dict.fromkeys(("logit_softcap", "logits_soft_cap", "logit_softcapping"), (None, 0)),
     "query_pre_attn_scalar": (None,),
     "clip_qkv": (None,),
     "mlp_bias": (None, False),
@@ -120,13 +121,13 @@ def refuse_unread(layer: Any, options: Any) -> None:
         if name not in _READ_INSIDE:
             allowed = _INSIDE_NEUTRAL.get(name, (None, False))
             want_value(name, value, allowed, "the draft's dflash_config")
-    if option(options, "speculators_model_type") is not None:
-        _refuse_unknown(options)
 
 
-def _refuse_unknown(options: Any) -> None:
-    """The speculators format: its options are off by default, so one that is set matters."""
-    values = options.to_dict() if hasattr(options, "to_dict") else vars(options)
+def refuse_unknown(values: Mapping[str, Any]) -> None:
+    """The speculators format: its options are off by default, so one that is set matters.
+
+    values: what stands at the top of the file. Raises ConfigError naming what is not read.
+    """
     unknown = sorted(
         name
         for name, value in values.items()

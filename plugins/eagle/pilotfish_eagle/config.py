@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
-from pilotfish.config.checks import int_at_least, number, one_of
+from pilotfish.config.checks import int_at_least, norm_epsilon, one_of
 from pilotfish.config.hf_options import (
     count,
     option,
@@ -22,6 +22,7 @@ from pilotfish.config.hf_options import (
     want_value,
     want_written,
     whole_number,
+    written,
 )
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
@@ -87,7 +88,7 @@ class EagleConfig:
     head_dim: int = attrs.field(validator=int_at_least(2))
     intermediate_size: int = attrs.field(validator=_count)
     num_hidden_layers: int = attrs.field(validator=_count)
-    rms_norm_eps: float = attrs.field(validator=number("a number > 0", lambda value: value > 0))
+    rms_norm_eps: float = attrs.field(validator=norm_epsilon())
     rope: RopeParameters
     max_position: int = attrs.field(validator=_count)
     dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
@@ -147,13 +148,16 @@ class EagleConfig:
         del registry
         model = model_config or pipeline_config.draft_model
         if model is None:
-            raise ConfigError("the method eagle needs a draft and got none; give --draft")
+            raise ConfigError(
+                "the method eagle needs a draft and got none; give one: --draft, or draft= in "
+                "Python"
+            )
         if model.weight_format != "safetensors":
             raise ConfigError(
                 f"the draft {model.model} is a {model.weight_format} file; the method eagle reads "
                 "a directory with config.json and safetensors or pytorch_model.bin"
             )
-        draft = read_format(model.huggingface_config)
+        draft = read_format(model.huggingface_config, written(model))
         if draft.name != SPECULATORS:  # that format leaves defaults out
             want_written(model, NEEDED_IN_FILE, WHOSE)
         try:

@@ -112,10 +112,11 @@ class DraftFormat:
         return _option(self.layer, name) if found is None else found
 
 
-def read_format(options: Any) -> DraftFormat:
+def read_format(options: Any, written: Mapping[str, Any]) -> DraftFormat:
     """Finds version and format of a draft. Raises ConfigError naming what is not understood.
 
-    options: the draft's Hugging Face config; never changed.
+    options: the draft's Hugging Face config; never changed. written: what its file says, without
+        defaults.
     """
     kind = _option(options, "speculators_model_type")
     if kind is not None:
@@ -123,7 +124,7 @@ def read_format(options: Any) -> DraftFormat:
             raise ConfigError(
                 f"the draft's speculators_model_type is {kind!r}; the method eagle reads 'eagle3'"
             )
-        _refuse_unknown_speculators(options)
+        _refuse_unknown_speculators(written)
         layer = config_of_section(options, "transformer_layer_config", ("llama",), "the draft's")
         found = DraftFormat(version=3, name=SPECULATORS, layer=layer, options=options)
     else:
@@ -210,9 +211,8 @@ def _version(options: Any) -> Version:
     )
 
 
-def _refuse_unknown_speculators(options: Any) -> None:
+def _refuse_unknown_speculators(values: Mapping[str, Any]) -> None:
     """Options are off by default there: an unknown one that is set changes something."""
-    values = options.to_dict() if hasattr(options, "to_dict") else vars(options)
     unknown = sorted(
         name for name, value in values.items() if value and name not in _SPECULATORS_KNOWN
     )

@@ -41,6 +41,7 @@ class EagleModel(SequentialProposer):
         speculative = setup.pipeline_config.speculative
         super().__init__(
             leaf=LEAF,
+            whose=setup.pipeline_config.whose_draft,
             device=torch.device(setup.device),
             max_positions=config.max_position,
             keeps_laws=speculative is not None and speculative.acceptance == "residual",
@@ -73,7 +74,7 @@ class EagleModel(SequentialProposer):
         Raises WeightsError naming missing, extra and misshapen tensors before any is read.
         """
         if weights is None:
-            raise WeightsError("the method eagle got no weights; wanted the draft's: give --draft")
+            raise WeightsError("the method eagle got no weights; wanted the draft's")
         plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
         execute_load(
             plan,

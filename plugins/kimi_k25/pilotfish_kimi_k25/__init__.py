@@ -7,6 +7,7 @@ from typing import Any
 
 from pilotfish.hookspecs import hookimpl
 from pilotfish.registry import ArchitectureSpec
+from pilotfish_kimi_k25.tokenizer import TIKTOKEN
 
 
 @hookimpl
@@ -30,6 +31,7 @@ def _spec(*names: str, **fields: Any) -> ArchitectureSpec:
         model="pilotfish_kimi_k25.model:KimiK25Model",
         capabilities=frozenset({"verify", "taps", "embed", "lm_head"}),
         examples="pilotfish_kimi_k25.examples:examples",
+        tiktoken=TIKTOKEN,
         verified_against="transformers: logits and greedy tokens",
         **fields,
     )

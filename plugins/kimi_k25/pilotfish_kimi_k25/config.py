@@ -13,12 +13,22 @@ from typing import Any, Self
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
-from pilotfish.config.checks import boolean, int_at_least, number, one_of, optional_int_at_least
+from pilotfish.config.checks import (
+    boolean,
+    int_at_least,
+    norm_epsilon,
+    number,
+    one_of,
+    optional_int_at_least,
+)
 from pilotfish.config.hf_options import (
+    count,
     option,
+    real_number,
     run_dtype,
     text_config,
     want_options,
+    want_written,
     whole_number,
 )
 from pilotfish.errors import ConfigError
@@ -26,11 +36,22 @@ from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ImageMemory, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import LatentCacheParams, StateSpec
 from pilotfish.state.specs import DTYPE_BYTES
-from pilotfish_kimi_k25.options import NEEDED_BY_EXPERTS, check_quantization, refuse_unread, rope_of
+from pilotfish_kimi_k25.options import (
+    MAX_SCALE,
+    NEEDED_BY_EXPERTS,
+    check_quantization,
+    mtp_layers_of,
+    refuse_unread,
+    rope_of,
+    switch,
+)
 from pilotfish_kimi_k25.vision.config import VisionConfig
 from pilotfish_kimi_k25.vision.processor import KimiImageProcessor
 
 _EXPERT = re.compile(r"\.(\d+)\.mlp\.experts\.\d+\.(\w+)\.(weight|weight_packed)$")
+
+_SECTIONS = ("text_config", "vision_config")
+"""Of Kimi K2.5's config; transformers fills in the published sizes where one is missing."""
 
 _positive = number("a number > 0", lambda value: value > 0)
 
@@ -78,14 +99,16 @@ class ExpertsConfig:
         """
         want_options(text, NEEDED_BY_EXPERTS)
         return cls(
-            num_experts=text.n_routed_experts,
-            intermediate_size=text.moe_intermediate_size,
-            num_shared=text.n_shared_experts,
-            top_k=text.num_experts_per_tok,
-            num_groups=text.n_group,
-            top_groups=text.topk_group,
-            normalize=text.norm_topk_prob,
-            scale=text.routed_scaling_factor,
+            num_experts=count(text, "n_routed_experts"),
+            intermediate_size=count(text, "moe_intermediate_size"),
+            num_shared=whole_number("n_shared_experts", text.n_shared_experts, least=0),
+            top_k=count(text, "num_experts_per_tok"),
+            num_groups=count(text, "n_group"),
+            top_groups=count(text, "topk_group"),
+            normalize=switch(text, "norm_topk_prob", True),
+            scale=real_number(
+                "routed_scaling_factor", text.routed_scaling_factor, above=0, most=MAX_SCALE
+            ),
         )
 
 
@@ -120,7 +143,7 @@ class KimiK25Config:
     rope: RopeParameters
     rope_interleave: bool = attrs.field(default=True, validator=boolean())
     attention_bias: bool = attrs.field(default=False, validator=boolean())
-    norm_eps: float = attrs.field(default=1e-6, validator=_positive)
+    norm_eps: float = attrs.field(default=1e-6, validator=norm_epsilon())
     experts: ExpertsConfig | None = None
     dense_layers: frozenset[int]
     num_mtp_layers: int = attrs.field(default=0, validator=int_at_least(0))
@@ -142,7 +165,9 @@ class KimiK25Config:
         Raises ConfigError naming any option that changes the maths and is not understood.
         """
         model = model_config or pipeline_config.model
-        text = text_config(model.huggingface_config)
+        hf = model.huggingface_config
+        want_written(model, [name for name in _SECTIONS if getattr(hf, name, None) is not None])
+        text = text_config(hf)
         refuse_unread(text)
         check_quantization(model.huggingface_config)
         rope = rope_of(text)
@@ -154,20 +179,22 @@ class KimiK25Config:
             intermediate_size=text.intermediate_size,
             vocab_size=text.vocab_size,
             max_seq_len=rope.context_length(model.max_length),
-            q_lora_rank=getattr(text, "q_lora_rank", None),
+            q_lora_rank=None if option(text, "q_lora_rank") is None else count(text, "q_lora_rank"),
             kv_lora_rank=text.kv_lora_rank,
             qk_nope_head_dim=text.qk_nope_head_dim,
             qk_rope_head_dim=text.qk_rope_head_dim,
             v_head_dim=text.v_head_dim,
             rope=rope,
-            rope_interleave=bool(option(text, "rope_interleave", True)),
-            attention_bias=bool(getattr(text, "attention_bias", False)),
-            norm_eps=option(text, "rms_norm_eps", 1e-6),
+            rope_interleave=switch(text, "rope_interleave", True),
+            attention_bias=switch(text, "attention_bias", False),
+            norm_eps=real_number(
+                "rms_norm_eps", option(text, "rms_norm_eps", 1e-6), above=0, most=1
+            ),
             experts=None if len(dense) == text.num_hidden_layers else ExpertsConfig.from_hf(text),
             dense_layers=dense,
-            num_mtp_layers=option(text, "num_nextn_predict_layers", 0),
+            num_mtp_layers=mtp_layers_of(text),
             dtype=run_dtype(pipeline_config, model),
-            tie_word_embeddings=bool(option(text, "tie_word_embeddings", False)),
+            tie_word_embeddings=switch(text, "tie_word_embeddings", False),
             image_processor=KimiImageProcessor.of_model(model),
         )
 
@@ -251,11 +278,7 @@ def dense_layers_of(text: Any) -> frozenset[int]:
         return frozenset(layers)
     want_options(text, ["first_k_dense_replace"])
     first = whole_number("first_k_dense_replace", text.first_k_dense_replace, least=0)
-    every = option(text, "moe_layer_freq", 1)
-    if not isinstance(every, int) or every < 1:
-        raise ConfigError(
-            f"the checkpoint's config has moe_layer_freq = {every!r}; wanted a whole number >= 1"
-        )
+    every = whole_number("moe_layer_freq", option(text, "moe_layer_freq", 1))
     return frozenset(layer for layer in layers if layer < first or layer % every)
 
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pilotfish.config.hf_options import (
+    CHECKPOINT,
     option,
     text_config,
     want_options,
     want_value,
     want_values,
+    whole_number,
 )
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
@@ -24,11 +26,18 @@ NEEDED = (
     *("intermediate_size", "max_position_embeddings"),
     *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
 )
+"""Whole numbers >= 1."""
 
 NEEDED_BY_EXPERTS = (
     *("moe_intermediate_size", "num_experts_per_tok", "n_shared_experts", "n_group", "topk_group"),
     *("norm_topk_prob", "routed_scaling_factor"),
 )
+
+MAX_SCALE = 10_000
+"""Of `routed_scaling_factor`; published ones are 1 to 16. A far larger one overflows."""
+
+MAX_MTP_LAYERS = 100
+"""Of `num_nextn_predict_layers`, whose tensors are left out name by name; published ones have 1."""
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "hidden_act": (None, "silu", "swish"),
@@ -36,6 +45,10 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "topk_method": (None, "noaux_tc"),
     "partial_rotary_factor": (None, 1.0),
     "sliding_window": (None,),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "expert_bias": (None, False),
+    "swiglu_limit": (None,),
     "mlp_bias": (None, False),
     "index_topk": (None,),
     "final_logit_softcapping": (None,),
@@ -47,6 +60,8 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
 }
 """Options that would change the maths and are not read: values that change nothing."""
 
+FLOATS = ("bfloat16", "float16", "float32")
+
 INT4: Mapping[str, tuple[object, ...]] = {
     "num_bits": (4,),
     "type": ("int",),
@@ -57,22 +72,67 @@ INT4: Mapping[str, tuple[object, ...]] = {
     "actorder": (None, False),
     "block_structure": (None,),
     "zp_dtype": (None,),
+    "scale_dtype": (None, *(f"{t}{d}" for t in ("", "torch.") for d in FLOATS)),
 }
 """What a group of packed weights must say: four bits, symmetric, a scale for every 32 inputs."""
+
+
+INT4_OF_NO_MATTER = ("observer", "observer_kwargs")
+"""How the weights were packed, once."""
 
 
 def refuse_unread(text: Any) -> None:
     """Raises ConfigError naming a missing option, or one that changes the maths and is not read."""
     want_options(text, NEEDED)
     want_values(text, REFUSED)
-    heads = text.num_attention_heads
+    for name in NEEDED:
+        whole_number(name, getattr(text, name))
+    heads, turning = text.num_attention_heads, text.qk_rope_head_dim
+    if turning % 2:
+        raise ConfigError(
+            f"{CHECKPOINT} has qk_rope_head_dim = {turning}; wanted an even number: dimensions "
+            "turn in pairs"
+        )
     want_value("num_key_value_heads", option(text, "num_key_value_heads"), (None, heads))
-    want_value("head_dim", option(text, "head_dim"), (None, text.qk_rope_head_dim))
+    want_value("head_dim", option(text, "head_dim"), (None, turning))
+    whole = text.qk_nope_head_dim + turning
+    want_value("qk_head_dim", option(text, "qk_head_dim"), (None, whole))
+    layer_types = option(text, "layer_types")
+    if layer_types is not None and not (
+        _are_names(layer_types) and set(layer_types) == {"full_attention"}
+    ):
+        raise ConfigError(
+            f"{CHECKPOINT} has layer_types = {layer_types!r:.80}, which is not served; wanted it "
+            "absent or 'full_attention' everywhere"
+        )
+
+
+def switch(config: Any, name: str, default: bool) -> bool:
+    """An option that is true or false, or the default where it is absent or null."""
+    found = option(config, name, default)
+    if isinstance(found, bool):
+        return found
+    raise ConfigError(f"{CHECKPOINT} has {name} = {found!r:.60}; wanted true or false")
+
+
+def mtp_layers_of(text: Any) -> int:
+    """Layers after the last, which predict further tokens."""
+    name = "num_nextn_predict_layers"
+    found = whole_number(name, option(text, name, 0), least=0)
+    if found > MAX_MTP_LAYERS:
+        raise ConfigError(f"{CHECKPOINT} has {name} = {found}; wanted at most {MAX_MTP_LAYERS}")
+    return found
 
 
 def rope_of(text: Any) -> RopeParameters:
     """Rotary positions of the part of a head that turns; only plain and YaRN ones are known."""
     rope = RopeParameters.from_hf(text, text.qk_rope_head_dim)
+    if rope.rotary_dim != text.qk_rope_head_dim:
+        raise ConfigError(
+            f"{CHECKPOINT} has a partial_rotary_factor by which {rope.rotary_dim} of "
+            f"qk_rope_head_dim = {text.qk_rope_head_dim} dimensions turn, which is not served; "
+            "wanted it absent or 1.0"
+        )
     if rope.rope_type not in ("default", "yarn"):
         raise ConfigError(
             f"the checkpoint's rope_type is {rope.rope_type!r}; wanted 'default' or 'yarn', as "
@@ -110,14 +170,37 @@ def check_quantization(huggingface_config: Any) -> None:
         weights = _section(group.get("weights") or {}, f"{where}.weights")
         for kind, allowed in INT4.items():
             want_value(f"{where}.weights.{kind}", weights.get(kind), allowed)
+        for kind in (kind for kind in weights if kind not in (*INT4, *INT4_OF_NO_MATTER)):
+            want_value(f"{where}.weights.{kind}", weights[kind], (None,))
+        _check_targets(f"{where}.targets", group.get("targets"))
     if not groups:
         raise ConfigError(
             "the checkpoint's quantization_config has no config_groups; wanted one that says how "
             "weights are packed"
         )
+    ignored = options.get("ignore")
+    if ignored is not None and not _are_names(ignored):
+        raise ConfigError(
+            f"{CHECKPOINT} has quantization_config.ignore = {ignored!r:.60}; wanted a list of names"
+        )
     want_value("quantization_config.kv_cache_scheme", options.get("kv_cache_scheme"), (None, {}))
     want_value("quantization_config.sparsity_config", options.get("sparsity_config"), (None, {}))
     want_value("quantization_config.transform_config", options.get("transform_config"), (None, {}))
+
+
+def _check_targets(where: str, targets: Any) -> None:
+    """Raises ConfigError for targets that are no linear layers; None: it is not said."""
+    if targets is None:
+        return
+    if not _are_names(targets) or not targets:
+        raise ConfigError(f"{CHECKPOINT} has {where} = {targets!r:.60}; wanted a list of names")
+    for target in targets:  # a class of modules, a module's name, or "re:" and a pattern
+        if target.isidentifier() and target[0].isupper():
+            want_value(where, target, ("Linear",))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
 
 def _section(value: Any, name: str) -> Mapping[str, Any]:

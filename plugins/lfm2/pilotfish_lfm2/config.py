@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
-from pilotfish.config.checks import boolean, int_at_least, number, one_of
+from pilotfish.config.checks import boolean, int_at_least, norm_epsilon, one_of
 from pilotfish.config.hf_options import count, run_dtype
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
@@ -22,7 +22,6 @@ from pilotfish_lfm2.options import intermediate_size_of, layer_types_of, refuse_
 
 DEFAULT_THETA = 1000000.0
 CONV_STATE = "conv"
-_positive = number("a number > 0", lambda value: value > 0)
 
 
 @attrs.frozen(kw_only=True)
@@ -51,7 +50,7 @@ class LFM2Config:
     layer_types: tuple[str, ...]
     conv_L_cache: int = attrs.field(default=3, validator=int_at_least(1))
     conv_bias: bool = attrs.field(default=False, validator=boolean())
-    norm_eps: float = attrs.field(default=1e-5, validator=_positive)
+    norm_eps: float = attrs.field(default=1e-5, validator=norm_epsilon())
     tie_word_embeddings: bool = attrs.field(default=True, validator=boolean())
     rows_in_place: int = attrs.field(default=32, validator=int_at_least(1))
     return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN

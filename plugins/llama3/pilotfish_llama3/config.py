@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
-from pilotfish.config.checks import boolean, int_at_least, number, one_of
+from pilotfish.config.checks import boolean, int_at_least, norm_epsilon, number, one_of
 from pilotfish.config.hf_options import (
     count,
     option,
@@ -68,7 +68,9 @@ class Llama3Config:
     norm_method: NormMethod = attrs.field(
         default="rms_norm", validator=one_of(("rms_norm", "layer_norm"))
     )
-    rms_norm_eps: float | None = attrs.field(default=None, validator=_optional_positive)
+    rms_norm_eps: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(norm_epsilon())
+    )
     norm_elementwise_affine: bool = attrs.field(default=True, validator=boolean())
     attention_multiplier: float = attrs.field(validator=_positive)
     embedding_multiplier: float = attrs.field(default=1.0, validator=_positive)

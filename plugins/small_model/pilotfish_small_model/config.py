@@ -45,7 +45,9 @@ class SmallModelConfig:
         """
         draft = model_config or pipeline_config.draft_model
         if draft is None or registry is None:
-            raise ConfigError("the method 'small_model' needs a draft; give --draft")
+            raise ConfigError(
+                "the method 'small_model' needs a draft; give one: --draft, or draft= in Python"
+            )
         route = registry.route(draft.architecture)
         target = pipeline_config.model
         ours, theirs = _vocab_size(draft), _vocab_size(target)

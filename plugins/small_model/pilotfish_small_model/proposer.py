@@ -28,6 +28,7 @@ class SmallModelProposer(SequentialProposer):
         speculative = setup.pipeline_config.speculative
         super().__init__(
             leaf=LEAF,
+            whose=setup.pipeline_config.whose_draft,
             device=setup.device,
             max_positions=config.draft.get_max_seq_len(),
             keeps_laws=speculative is not None and speculative.acceptance == "residual",

@@ -10,8 +10,15 @@ from typing import Any, Self
 
 import attrs
 
-from pilotfish.config.checks import int_at_least, is_int, number
-from pilotfish.config.hf_options import want_value, want_values
+from pilotfish.config.checks import int_at_least, is_int, norm_epsilon, number
+from pilotfish.config.hf_options import (
+    CHECKPOINT,
+    real_number,
+    text_config,
+    want_value,
+    want_values,
+    whole_number,
+)
 from pilotfish.errors import ConfigError
 
 _ABSENT = object()
@@ -57,8 +64,8 @@ class VisionConfig:
     merge_rows: int = attrs.field(default=2, validator=int_at_least(1))
     merge_columns: int = attrs.field(default=2, validator=int_at_least(1))
     rope_theta: float = attrs.field(default=10000.0, validator=_positive)
-    norm_eps: float = attrs.field(default=1e-5, validator=_positive)
-    projector_eps: float = attrs.field(default=1e-5, validator=_positive)
+    norm_eps: float = attrs.field(default=1e-5, validator=norm_epsilon())
+    projector_eps: float = attrs.field(default=1e-5, validator=norm_epsilon())
     text_hidden_size: int = attrs.field(validator=int_at_least(1))
     image_token_id: int = attrs.field(validator=int_at_least(0))
     video_token_id: int | None = None
@@ -86,8 +93,11 @@ class VisionConfig:
                     f"vision_config has {name} = {value!r}; wanted {' or '.join(map(repr, known))}"
                 )
         want_values(vision, _UNREAD, "vision_config")
+        for name in ("projection_hidden_act", "projector_hidden_act"):
+            want_value(name, getattr(hf, name, None), (None, "gelu"))
+        _count(vision, "init_pos_emb_time", "pos_emb_time", default=4)  # of video, not read
         rows, columns = _pair(_first(vision, "merge_kernel_size", default=(2, 2)))
-        width = _first(vision, "vt_hidden_size", "hidden_size")
+        width = _count(vision, "vt_hidden_size", "hidden_size", least=4)
         given = _first(vision, "mm_hidden_size", default=None)
         if given is None and _first(vision, "vt_hidden_size", default=None) is None:
             given = getattr(hf, "projection_hidden_size", None)
@@ -98,18 +108,20 @@ class VisionConfig:
             )
         return cls(
             hidden_size=width,
-            num_heads=_first(vision, "vt_num_attention_heads", "num_attention_heads"),
-            num_layers=_first(vision, "vt_num_hidden_layers", "num_hidden_layers"),
-            intermediate_size=_first(vision, "vt_intermediate_size", "intermediate_size"),
-            patch_size=_first(vision, "patch_size", default=14),
-            position_rows=_first(vision, "init_pos_emb_height", "pos_emb_height", default=64),
-            position_columns=_first(vision, "init_pos_emb_width", "pos_emb_width", default=64),
+            num_heads=_count(vision, "vt_num_attention_heads", "num_attention_heads"),
+            num_layers=_count(vision, "vt_num_hidden_layers", "num_hidden_layers", least=0),
+            intermediate_size=_count(vision, "vt_intermediate_size", "intermediate_size"),
+            patch_size=_count(vision, "patch_size", default=14),
+            position_rows=_count(vision, "init_pos_emb_height", "pos_emb_height", default=64),
+            position_columns=_count(vision, "init_pos_emb_width", "pos_emb_width", default=64),
             merge_rows=rows,
             merge_columns=columns,
             rope_theta=_rope_theta(vision),
             projector_eps=_projector_eps(hf, vision),
-            text_hidden_size=hf.text_config.hidden_size,
-            image_token_id=_first(hf, "media_placeholder_token_id", "image_token_id"),
+            text_hidden_size=text_config(hf).hidden_size,
+            image_token_id=_count(
+                hf, "media_placeholder_token_id", "image_token_id", least=0, whose=CHECKPOINT
+            ),
             video_token_id=_first(hf, "video_token_id", default=None),
         )
 
@@ -160,12 +172,26 @@ def _first(section: Any, *names: str, default: Any = _ABSENT) -> Any:
     return default
 
 
+def _count(
+    section: Any,
+    *names: str,
+    default: Any = _ABSENT,
+    least: int = 1,
+    whose: str = "vision_config",
+) -> int:
+    """As `_first`, a whole number, under the name that the checkpoint has for it."""
+    value = _first(section, *names, default=default)
+    there = [name for name in names if getattr(section, name, None) is not None]
+    return whole_number((there or names)[0], value, least=least, whose=whose)
+
+
 def _pair(value: Any) -> tuple[int, int]:
-    if is_int(value):
-        return value, value
-    if isinstance(value, list | tuple) and len(value) == 2 and all(map(is_int, value)):
-        return value[0], value[1]
-    raise ConfigError(f"merge_kernel_size is {value!r}; wanted two whole numbers")
+    rows, columns = value if isinstance(value, list | tuple) and len(value) == 2 else (value,) * 2
+    if is_int(rows) and is_int(columns) and min(rows, columns) >= 1:
+        return rows, columns
+    raise ConfigError(
+        f"vision_config has merge_kernel_size = {value!r}; wanted two whole numbers >= 1"
+    )
 
 
 def _rope_theta(vision: Any) -> float:
@@ -177,10 +203,16 @@ def _rope_theta(vision: Any) -> float:
     unknown = sorted(set(rope) - {"rope_type", "rope_theta"})
     if unknown:
         raise ConfigError(f"vision_config has rope options {unknown}; wanted rope_theta only")
-    return float(rope.get("rope_theta", 10000.0))
+    theta = rope.get("rope_theta")
+    return real_number(
+        "rope_theta", 10000.0 if theta is None else theta, above=0, whose="vision_config"
+    )
 
 
 def _projector_eps(hf: Any, vision: Any) -> float:
     """The published name is beside the tower's options, transformers' at the top."""
-    published = _first(vision, "projector_ln_eps", default=None)
-    return float(published or _first(hf, "projection_layer_norm_eps", default=1e-5))
+    eps = _first(vision, "projector_ln_eps", default=None)
+    if eps is not None:
+        return real_number("projector_ln_eps", eps, above=0, most=1, whose="vision_config")
+    name = "projection_layer_norm_eps"
+    return real_number(name, _first(hf, name, default=1e-5), above=0, most=1)

@@ -55,6 +55,9 @@ _OF_NO_MATTER = (
 )
 """Options of video, of how the published code is found, and of how it runs."""
 
+_SLACK = 16
+"""How far beyond the colors of pictures preprocessed pixels may go; 0 to 255 as they are do not."""
+
 
 @attrs.frozen(kw_only=True)
 class KimiImageProcessor:
@@ -155,6 +158,12 @@ class KimiImageProcessor:
             math.prod(sides), self.max_patches + (2 + 2 * most) * self.max_side + (most + 2) ** 2
         )
 
+    @property
+    def _largest_pixel(self) -> float:
+        """What no normalized color reaches, with some slack."""
+        pairs = zip(self.mean, self.std, strict=True)
+        return _SLACK * max(max(abs(mean), abs(1 - mean)) / std for mean, std in pairs)
+
     def memory(self, itemsize: int) -> ImageMemory:
         """What images take; itemsize: bytes of a number of the run's dtype."""
         vision, num_patches = self.vision, self.largest_image
@@ -224,6 +233,12 @@ class KimiImageProcessor:
             raise RequestError(
                 f"grid_thw is {list(features.grid_thw)}; wanted rows in multiples of "
                 f"{vision.merge_rows} and columns of {vision.merge_columns}"
+            )
+        largest = float(features.pixel_values.abs().amax())
+        if largest > self._largest_pixel:
+            raise RequestError(
+                f"pixel_values go to {largest:g}; wanted colors normalized by image_mean and "
+                f"image_std, which go to {self._largest_pixel / _SLACK:g}"
             )
         if rows * columns > self.largest_image:
             raise RequestError(
