@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 
 from pilotfish.bench import BenchReport, BenchRow, run_suite
 from pilotfish.bench.measure import alternate
+from pilotfish.bench.peer_process import PeerProcess
 from pilotfish.bench.peers import PilotfishSide, TransformersSide
 from pilotfish.bench.suite import compare_tokens
 from pilotfish.bench.workloads import QUOTED, TEXTS, TokenIds, Workload
-from pilotfish.errors import ConfigError
+from pilotfish.errors import ConfigError, PilotfishError
 
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11], [4]]
 
@@ -50,6 +52,44 @@ class Liar:
 def test_other_tokens_are_not_called_equal(tiny_checkpoint: Path) -> None:
     ours = PilotfishSide(str(tiny_checkpoint), dtype="float32")
     assert compare_tokens(ours, Liar(), PROMPTS, num_tokens=8) is False
+
+
+def exits(directory: str, *, dtype: str) -> Liar:
+    os._exit(3)
+
+
+class Breaks(Liar):
+    """A side that fails at work."""
+
+    name = "breaks"
+
+    def __init__(self, directory: str, *, dtype: str) -> None:
+        if dtype != "float32":
+            raise TypeError(f"no {dtype}")
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        raise RuntimeError(f"{num_tokens} are too many")
+
+
+def test_a_side_in_a_process_of_its_own_gives_the_same_tokens(tiny_checkpoint: Path) -> None:
+    ours = PilotfishSide(str(tiny_checkpoint), dtype="float32")
+    with PeerProcess(TransformersSide, str(tiny_checkpoint), dtype="float32") as theirs:
+        assert theirs.name == "transformers"
+        assert compare_tokens(ours, theirs, PROMPTS, num_tokens=8) is True
+    with pytest.raises(OSError, match="closed"):
+        theirs.generate(PROMPTS, 1)
+
+
+def test_what_fails_in_the_other_process_is_told() -> None:
+    with pytest.raises(PilotfishError, match="breaks: TypeError: no bfloat16"):
+        PeerProcess(Breaks, "", dtype="bfloat16")
+    with (
+        PeerProcess(Breaks, "", dtype="float32") as side,
+        pytest.raises(PilotfishError, match="breaks: RuntimeError: 2 are too many"),
+    ):
+        side.generate(PROMPTS, 2)
+    with pytest.raises(PilotfishError, match="ended with exit code 3; wanted an answer"):
+        PeerProcess(exits, "", dtype="float32")
 
 
 def test_an_unknown_peer_is_refused() -> None:

@@ -70,9 +70,8 @@ def latent_norm_with_the_configs_eps(patch: pytest.MonkeyPatch) -> None:
 def key_not_turned(patch: pytest.MonkeyPatch) -> None:
     real = LatentAttention._turn
 
-    def turn(self: LatentAttention, heads: torch.Tensor, run: Any) -> None:
-        if heads.shape[1] != 1:
-            real(self, heads, run)
+    def turn(self: LatentAttention, q: torch.Tensor, row: torch.Tensor, run: Any) -> torch.Tensor:
+        return real(self, q, row.clone(), run)
 
     patch.setattr(LatentAttention, "_turn", turn)
 
@@ -145,11 +144,14 @@ def test_a_form_chosen_by_the_batch_is_noticed(path: Path, monkeypatch: pytest.M
     """Expanded prefill beside absorbed decode is right and not invariant."""
     real = LatentAttention._attend
 
-    def attend(self: LatentAttention, q: torch.Tensor, cache: torch.Tensor, run: Any) -> Any:
+    def attend(
+        self: LatentAttention, q: torch.Tensor, turned: torch.Tensor, cache: torch.Tensor, run: Any
+    ) -> Any:
         if q.shape[0] < 16:
-            return real(self, q, cache, run)
+            return real(self, q, turned, cache, run)
+        whole = torch.cat((q[..., : self.plain_width], turned), -1)
         return mla.attend_expanded(
-            q, cache, run.plan, self.kv_b.heads, scale=self.scale, backend=run.backend
+            whole, cache, run.plan, self.kv_b.heads, scale=self.scale, backend=run.backend
         )
 
     monkeypatch.setattr(LatentAttention, "_attend", attend)

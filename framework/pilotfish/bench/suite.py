@@ -13,6 +13,7 @@ import attrs
 
 from pilotfish.bench.measure import alternate, timed
 from pilotfish.bench.memory import peak_memory_row
+from pilotfish.bench.peer_process import PeerProcess
 from pilotfish.bench.peers import (
     PilotfishSide,
     Side,
@@ -37,7 +38,7 @@ def run_suite(
     prefills: Sequence[int] = PREFILLS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
-    """Runs every row; peers are measured in alternation with us, in this process.
+    """Runs every row; peers are measured in alternation with us, in processes of their own.
 
     model: as for `LLM`. against: names of peers, see PEERS. rounds: of which a row is the median.
     prefills: lengths of prompts whose prefill is timed. progress: told what is measured next.
@@ -65,9 +66,9 @@ def run_suite(
         if "transformers" in against:
             directory = as_safetensors_directory(ours.llm.model_path, dtype, scratch)
             twin = PilotfishSide(directory, dtype=dtype)
-            theirs = TransformersSide(directory, dtype=dtype)
-            rows += suite.speed_rows(twin, theirs)
-            del twin, theirs
+            with PeerProcess(TransformersSide, directory, dtype=dtype) as theirs:
+                rows += suite.speed_rows(twin, theirs)
+            del twin
             rows += suite.load_rows(directory, dtype)
     fastest = PilotfishSide(model, dtype=dtype, arithmetic="fastest")
     short = attrs.evolve(suite, prefills=suite.prefills[:1])

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pilotfish.engine.engine import Engine
+from pilotfish.engine.host_memory import keep_freed_memory
 from pilotfish.engine.runner import Runner
 from pilotfish.engine.scheduler import Scheduler
 from pilotfish.engine.speculative import SpeculativeRunner
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 def make_engine(prepared: Prepared, state: StateManager, proposer: Proposer | None) -> Engine:
     """An engine without requests. proposer: loaded; None for plain decoding."""
+    if prepared.device.type == "cpu":
+        keep_freed_memory()
     runtime = prepared.pipeline_config.runtime
     runner = _runner(prepared, state, proposer)
 

@@ -171,10 +171,14 @@ class MixtureOfExperts(Layer):
             choice, self.experts.num_experts, backend=backend, row_multiple=run.row_multiple
         )
         routed = self.experts(x.index_select(0, groups.rows), groups, backend)
-        shared = None if self.shared is None else self.shared(x, run)[:num_rows]
-        out = combine_rows(routed, groups.places, weights, shared, backend=backend)
-        short = x.shape[0] - num_rows
-        return torch.nn.functional.pad(out, (0, 0, 0, short)) if short else out
+        shared = None if self.shared is None else self.shared(x, run)
+        last = None if shared is None else shared[:num_rows]
+        out = combine_rows(routed, groups.places, weights, last, backend=backend)
+        if out.shape == x.shape:
+            return out
+        padded = torch.zeros_like(x) if shared is None else shared
+        padded[:num_rows] = out
+        return padded
 
 
 def _shapes(part: str, rows: int, columns: int, group_size: int | None) -> dict[str, Shape]:

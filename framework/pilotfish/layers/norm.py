@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.constant import constant
 from pilotfish.kernels.rms_norm import Cast, add_rms_norm, rms_norm
 from pilotfish.layers.layer import Layer
 
@@ -118,5 +119,5 @@ def add_scaled(
     if multiplier == 1.0:
         return torch.add(stream, x, out=out)
     # torch.add(alpha=...) rounds alpha * x to bfloat16, except in a row's last few elements.
-    one = torch.scalar_tensor(1.0, dtype=x.dtype, device=x.device)
+    one = constant(1.0, dtype=x.dtype, device=x.device)
     return torch.addcmul(stream, x, one, value=multiplier, out=out)

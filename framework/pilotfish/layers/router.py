@@ -14,6 +14,7 @@ import torch
 
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.constant import constant
 from pilotfish.layers.linear import Linear
 
 Scoring: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -22,8 +23,7 @@ Scoring: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 def sigmoid_scores(logits: torch.Tensor) -> torch.Tensor:
     """`1 / (1 + exp(-x))`; torch.sigmoid rounds an array's last elements by other code."""
-    one = torch.scalar_tensor(1.0, device=logits.device)
-    return torch.div(one, logits.neg().exp_().add_(one))
+    return logits.neg().exp_().add_(constant(1.0, device=logits.device)).reciprocal_()
 
 
 @attrs.frozen(kw_only=True)
@@ -80,7 +80,7 @@ class Routing:
         choice = biased.topk(self.num_chosen, dim=-1, sorted=False).indices.sort(dim=-1).values
         weights = scores.gather(1, choice)
         if self.normalize:
-            weights = weights.div_(_sum_of_columns(weights).add_(1e-20).unsqueeze(1))
+            weights = weights.div_(_row_sums(weights).add_(1e-20))
         return choice, weights if self.scale == 1.0 else weights.mul_(self.scale)
 
     def _without_other_groups(self, biased: torch.Tensor) -> torch.Tensor:
@@ -123,10 +123,6 @@ class Router(Linear):
         return self.routing(self(x.float(), backend)[:num_rows], self.correction)
 
 
-def _sum_of_columns(x: torch.Tensor) -> torch.Tensor:
-    """[T, S] -> [T], added from left to right: torch.sum chooses its own order."""
-    first, *rest = x.unbind(1)
-    total = first.clone()
-    for column in rest:
-        total += column
-    return total
+def _row_sums(x: torch.Tensor) -> torch.Tensor:
+    """[T, S] -> [T, 1], added from left to right: torch.sum chooses its own order."""
+    return x.cumsum(1)[:, -1:]

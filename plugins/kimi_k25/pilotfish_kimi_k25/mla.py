@@ -99,11 +99,10 @@ class LatentAttention(PagedAttentionLayer):
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> [T, D]. Writes this pass's rows into the layer's pages."""
         q, row = self._project(x, run.backend)
-        self._turn(q[..., self.plain_width :], run)
-        self._turn(row[:, None, self.latent :], run)
+        turned = self._turn(q, row, run)
         cache = run.caches[self.layer]
         write_kv(row, cache, run.write_slots, backend=run.backend)
-        seen = self._attend(q, cache, run)
+        seen = self._attend(q, turned, cache, run)
         return self.out(seen.reshape(-1, self.out_width), run.backend)
 
     def _project(
@@ -120,15 +119,25 @@ class LatentAttention(PagedAttentionLayer):
         latent.copy_(self.kv_norm(latent, backend))
         return q.view(q.shape[0], self.num_heads, -1), row
 
-    def _turn(self, heads: torch.Tensor, run: ForwardPass) -> None:
-        apply_rope(heads, run.cos, run.sin, interleaved=self.interleaved, backend=run.backend)
+    def _turn(self, q: torch.Tensor, row: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        """Turns the cache's rows in place; returns the turned part of q, [T, N, R - C].
 
-    def _attend(self, q: torch.Tensor, cache: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        Both at once: with few rows the number of calls is the time.
+        """
+        turned = torch.cat((q[..., self.plain_width :], row[:, None, self.latent :]), dim=1)
+        apply_rope(turned, run.cos, run.sin, interleaved=self.interleaved, backend=run.backend)
+        row[:, self.latent :] = turned[:, -1]
+        return turned[:, :-1]
+
+    def _attend(
+        self, q: torch.Tensor, turned: torch.Tensor, cache: torch.Tensor, run: ForwardPass
+    ) -> torch.Tensor:
         """[T, N, V]. One form for all rows where bits matter: the two round differently."""
         backend, heads = run.backend, self.kv_b.heads
+        plain = q[..., : self.plain_width]
         if not backend.invariant and is_expanded_cheaper(run.plan, heads, self.row_width):
-            return attend_expanded(q, cache, run.plan, heads, scale=self.scale, backend=backend)
-        plain, turned = q.tensor_split([self.plain_width], dim=2)
+            whole = torch.cat((plain, turned), -1)
+            return attend_expanded(whole, cache, run.plan, heads, scale=self.scale, backend=backend)
         absorbed = torch.cat((head_linear(plain, self.kv_b.absorb, backend=backend), turned), -1)
         seen = attend_absorbed(
             absorbed,

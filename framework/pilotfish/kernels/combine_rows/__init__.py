@@ -25,7 +25,7 @@ def combine_rows(
     """Return `sum_s weights[t, s] * x[places[t, s]] + last[t]`: float32, s ascending, one rounding.
 
     x: [R, D] float; places: [T, S] int64; weights: [T, S] float32; last: [T, D] of x's dtype, or
-    None. Every product is rounded to float32 and then added. Returns a new [T, D] of x's dtype.
+    None. On torch a product may be fused with its sum. Returns a new [T, D] of x's dtype.
     A row's bits depend on that row's own terms only.
     """
     if backend.name == "triton":

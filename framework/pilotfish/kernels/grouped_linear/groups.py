@@ -77,15 +77,17 @@ def _few_on_host(choice: list[list[int]], row_multiple: int) -> RowGroups:
             members.setdefault(group, []).append((row, column))
     rows: list[int] = []
     spans: list[tuple[int, int, int]] = []
-    places = [[0] * len(groups) for groups in choice]
+    num_columns = len(choice[0])
+    places = [0] * (len(choice) * num_columns)
     for group in sorted(members):
         start = len(rows)
         for row, column in members[group]:
-            places[row][column] = len(rows)
+            places[row * num_columns + column] = len(rows)
             rows.append(row)
         rows += [0] * (-(len(rows) - start) % row_multiple)
         spans.append((group, start, len(rows)))
-    return RowGroups(rows=torch.tensor(rows), places=torch.tensor(places), spans=tuple(spans))
+    row_t, place_t = torch.split(torch.tensor(rows + places), [len(rows), len(places)])
+    return RowGroups(rows=row_t, places=place_t.view(len(choice), -1), spans=tuple(spans))
 
 
 def _on_device(choice: torch.Tensor, num_groups: int) -> RowGroups:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.kernels.constant import constant
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, cast: str) -> torch.Tensor:
     """x: [..., D]; weight: [D] or None; returns a new tensor, as the public function."""
     x_f32 = x.float()
     # A sum in cascade errs less than vector_norm does (1.5 against 5 roundings at D = 8192).
     total = (x_f32 * x_f32).sum(-1, True)
-    # scalar_tensor: adding a Python number costs twice as much.
-    mean = torch.add(torch.scalar_tensor(eps, device=x.device), total, alpha=1 / x.shape[-1])
+    mean = torch.add(constant(eps, device=x.device), total, alpha=1 / x.shape[-1])
     scale = mean.rsqrt_()
     # float() does not copy a float32 x, so it may not be written.
     normed = x_f32 * scale if x_f32 is x else x_f32.mul_(scale)
@@ -41,6 +42,6 @@ def add_rms_norm(
         residual.add_(x)
     else:
         # add_(x, alpha=...) rounds alpha * x in bfloat16, and not so for the last elements.
-        one = torch.scalar_tensor(1.0, dtype=x.dtype, device=x.device)
+        one = constant(1.0, dtype=x.dtype, device=x.device)
         residual.addcmul_(x, one, value=multiplier)
     return rms_norm(residual, weight, eps, cast), residual

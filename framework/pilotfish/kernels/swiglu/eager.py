@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.kernels.constant import constant
+
 
 def swiglu(gate_up: torch.Tensor, *, invariant: bool) -> torch.Tensor:
     """gate_up: [T, 2I]; returns [T, I], as the public function."""
@@ -23,5 +25,4 @@ def _silu_elementwise(gate: torch.Tensor) -> torch.Tensor:
     the last bit), and where the tail lies depends on the number of rows. `torch.exp` has no such
     seam; the other operations here are exact. In the 16-bit types all 65536 values agree.
     """
-    one = torch.scalar_tensor(1.0, device=gate.device)
-    return torch.div(gate, gate.neg().exp_().add_(one))
+    return torch.div(gate, gate.neg().exp_().add_(constant(1.0, device=gate.device)))

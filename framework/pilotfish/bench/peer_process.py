@@ -1,0 +1,91 @@
+"""A side in a process of its own, as its users run it.
+
+Knows: processes and what is sent between them. Does not know: systems, or what is timed.
+
+In one process the sides would share what one of them tells the allocator, and its threads.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pilotfish.bench.peers import Side
+from pilotfish.bench.workloads import TokenIds
+from pilotfish.errors import PilotfishError
+
+
+class PeerProcess:
+    """A Side whose maker is called in a new process, with as many threads as this one.
+
+    make: a function or class that can be pickled; called with directory and dtype.
+    Raises PilotfishError with what the other process raised, or its exit code. A context manager.
+    """
+
+    def __init__(self, make: Callable[..., Side], directory: str, *, dtype: str) -> None:
+        import torch
+
+        context = get_context("spawn")
+        self.name = getattr(make, "name", "the peer")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve,
+            args=(theirs, make, directory, dtype, torch.get_num_threads()),
+            daemon=True,
+        )
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        """See Side."""
+        self._pipe.send((list(prompts), num_tokens))
+        rows: list[TokenIds] = self._answer()
+        return rows
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.terminate()
+        self._process.join()
+
+    def __enter__(self) -> PeerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self) -> Any:
+        try:
+            has_failed, value = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            raise PilotfishError(
+                f"the process of {self.name} ended with exit code {self._process.exitcode}; wanted "
+                "an answer: is there memory for both sides?"
+            ) from error
+        if has_failed:
+            raise PilotfishError(f"{self.name}: {value}")
+        return value
+
+
+def _serve(
+    pipe: Connection, make: Callable[..., Side], directory: str, dtype: str, num_threads: int
+) -> None:
+    """Answers until the other end is closed."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started this ends it
+    torch.set_num_threads(num_threads)
+    try:
+        side = make(directory, dtype=dtype)
+        pipe.send((False, None))
+        while True:
+            pipe.send((False, side.generate(*pipe.recv())))
+    except (EOFError, ConnectionError):
+        return
+    except Exception as error:  # whatever a system may raise
+        pipe.send((True, f"{type(error).__name__}: {error}"))

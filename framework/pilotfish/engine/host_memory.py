@@ -1,0 +1,35 @@
+"""Host memory: what a pass frees stays with the process, for the next pass.
+
+Knows: glibc's malloc. Does not know: plans or passes.
+
+A pass on a CPU makes and drops the same arrays in every layer. glibc returns large ones to the
+system at once, and takes them back page by page at the first touch: up to 40 % of a prefill's time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+KEPT_BYTES = 256 << 20
+"""Free memory at the heap's end that is kept; more is returned."""
+LARGEST = 32 << 20
+"""Arrays above this are always mapped and returned, as without us: their time is elsewhere."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> bool:
+    """Tells malloc so, for the whole process. Returns whether it took it.
+
+    Nothing is done where the user has set malloc's thresholds (MALLOC_TRIM_THRESHOLD_,
+    MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES), or where the C library is another one.
+    """
+    if any(name in os.environ for name in _SETTINGS):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    took_mmap = mallopt(_M_MMAP_THRESHOLD, LARGEST)
+    return bool(took_mmap and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))

@@ -1,0 +1,58 @@
+"""What a pass frees stays with the process: counted in page faults, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import torch
+from pilotfish.engine.host_memory import keep_freed_memory
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    arrays = [torch.ones(1 << 20) for _ in range(4)]  # 4 MiB each
+torch.set_num_threads(1)
+took = keep_freed_memory()
+for _ in range(4):
+    use()
+before = faults()
+for _ in range(8):
+    use()
+print(int(took), faults() - before)
+"""
+PAGES_OF_A_USE = 4 * (4 << 20) // os.sysconf("SC_PAGESIZE")
+
+
+def run(**environment: str) -> tuple[bool, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    took, faults = done.stdout.split()
+    return took == "1", int(faults)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.confstr("CS_GNU_LIBC_VERSION") is None,
+    reason="another malloc than glibc's",
+)
+def test_memory_is_not_taken_page_by_page_again() -> None:
+    took, faults = run()
+    assert took
+    assert faults < PAGES_OF_A_USE
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_the_users_own_settings_stand(name: str) -> None:
+    value = "glibc.malloc.trim_threshold=65536" if name == "GLIBC_TUNABLES" else "65536"
+    took, faults = run(**{name: value})
+    assert not took
+    assert faults > PAGES_OF_A_USE
