@@ -18,6 +18,9 @@ from pilotfish.bench.workloads import TokenIds
 from pilotfish.errors import PilotfishError
 
 
+_SECONDS_TO_END = 30
+
+
 class PeerProcess:
     """A Side whose maker is called in a new process, with as many threads as this one.
 
@@ -49,6 +52,7 @@ class PeerProcess:
     def close(self) -> None:
         """Ends the process."""
         self._pipe.close()
+        self._process.join(_SECONDS_TO_END)  # it ends by itself once it has answered
         self._process.terminate()
         self._process.join()
 
