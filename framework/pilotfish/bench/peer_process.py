@@ -17,7 +17,6 @@ from pilotfish.bench.peers import Side
 from pilotfish.bench.workloads import TokenIds
 from pilotfish.errors import PilotfishError
 
-
 _SECONDS_TO_END = 30
 
 
