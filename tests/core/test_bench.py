@@ -71,6 +71,15 @@ class Breaks(Liar):
         raise RuntimeError(f"{num_tokens} are too many")
 
 
+class Ends(Breaks):
+    """A side whose process ends at work."""
+
+    name = "ends"
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        os._exit(4)
+
+
 def test_a_side_in_a_process_of_its_own_gives_the_same_tokens(tiny_checkpoint: Path) -> None:
     ours = PilotfishSide(str(tiny_checkpoint), dtype="float32")
     with PeerProcess(TransformersSide, str(tiny_checkpoint), dtype="float32") as theirs:
@@ -85,10 +94,15 @@ def test_what_fails_in_the_other_process_is_told() -> None:
         PeerProcess(Breaks, "", dtype="bfloat16")
     with (
         PeerProcess(Breaks, "", dtype="float32") as side,
-        pytest.raises(PilotfishError, match="breaks: RuntimeError: 2 are too many"),
+        PeerProcess(Ends, "", dtype="float32") as ended,
     ):
-        side.generate(PROMPTS, 2)
-    with pytest.raises(PilotfishError, match="ended with exit code 3; wanted an answer"):
+        for count in (2, 3):
+            with pytest.raises(PilotfishError, match=f"breaks: RuntimeError: {count} are too many"):
+                side.generate(PROMPTS, count)
+        for _ in range(2):
+            with pytest.raises(PilotfishError, match="process of ends ended with exit code 4; "):
+                ended.generate(PROMPTS, 2)
+    with pytest.raises(PilotfishError, match=r"ended with exit code 3; wanted an answer$"):
         PeerProcess(exits, "", dtype="float32")
 
 

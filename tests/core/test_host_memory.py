@@ -50,6 +50,39 @@ def test_memory_is_not_taken_page_by_page_again() -> None:
     assert faults < PAGES_OF_A_USE
 
 
+CLOSING = """
+from pathlib import Path
+import torch
+from pilotfish.engine.host_memory import keep_freed_memory, return_freed_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+assert keep_freed_memory()
+start = resident()
+arrays, small = [], []
+for _ in range(300):
+    arrays.append(torch.ones(1 << 18))
+    small.append(torch.ones(16))
+most = resident()
+del arrays
+kept = resident()
+return_freed_memory()
+print((most - start) // 100, (kept - start) // 100, (resident() - start) // 100)
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.confstr("CS_GNU_LIBC_VERSION") is None,
+    reason="another malloc than glibc's",
+)
+def test_what_lies_below_memory_in_use_is_returned_when_asked() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSING], capture_output=True, text=True, check=True
+    )
+    most, kept, after = map(int, done.stdout.split())
+    assert kept > most // 2
+    assert after < most // 4
+
+
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_the_users_own_settings_stand(name: str) -> None:
     value = "glibc.malloc.trim_threshold=65536" if name == "GLIBC_TUNABLES" else "65536"

@@ -288,14 +288,14 @@ def test_what_transformers_says_of_a_config_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(str(path))
     assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("; set it as it was published")
+    assert str(caught.value).endswith("; check it against the published file")
 
 
 @pytest.mark.parametrize(
     ("raised", "wanted", "said"),
     [
-        (ValueError(), CheckpointError, "as a qwen3 config: ValueError; set it"),
-        (KeyError("x"), CheckpointError, "as a qwen3 config: KeyError 'x'; set it"),
+        (ValueError(), CheckpointError, "as a qwen3 config: ValueError; check it"),
+        (KeyError("x"), CheckpointError, "as a qwen3 config: KeyError 'x'; check it"),
         (TimeoutError("alarm"), TimeoutError, "alarm"),
         (MemoryError(), MemoryError, "^$"),
     ],

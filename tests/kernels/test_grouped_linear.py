@@ -295,6 +295,23 @@ def test_rows_are_combined_in_float32_in_order(
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("width", [1, 7, 64, 512])
+def test_terms_are_added_in_their_order_and_the_last_one_last(
+    backend: KernelBackend, width: int
+) -> None:
+    """Large ones that cancel swallow a small one added between them, and keep one added after."""
+    x = torch.tensor([1e9, 1.0, -1e9]).unsqueeze(1).expand(3, width).contiguous()
+    places = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [2, 0, 1]])
+    got = combine_rows(x, places, torch.ones(4, 3), backend=backend)
+    assert got[:, -1].tolist() == [0.0, 1.0, 0.0, 1.0]
+    got = combine_rows(
+        x, places[:, ::2].contiguous(), torch.ones(4, 2), x[1:2].expand(4, -1), backend=backend
+    )
+    assert got[0, 0].item() == 1.0
+    assert torch.equal(got, got[:, :1].expand_as(got))
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 def test_a_combined_rows_bits_are_its_own(backend: KernelBackend) -> None:
     x, weights = torch.randn(60, 33), torch.rand(20, 3)
     places = torch.randperm(60).view(20, 3)

@@ -23,7 +23,8 @@ _SECONDS_TO_END = 30
 class PeerProcess:
     """A Side whose maker is called in a new process, with as many threads as this one.
 
-    make: a function or class that can be pickled; called with directory and dtype.
+    make: a function or class that can be pickled; called with directory and dtype. A program that
+    makes one guards its main part (`if __name__ == "__main__"`), since the new process imports it.
     Raises PilotfishError with what the other process raised, or its exit code. A context manager.
     """
 
@@ -40,35 +41,42 @@ class PeerProcess:
         )
         self._process.start()
         theirs.close()
-        self._answer()
+        try:
+            self._ask(None)
+        except BaseException:
+            self.close(at_once=True)
+            raise
 
     def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
         """See Side."""
-        self._pipe.send((list(prompts), num_tokens))
-        rows: list[TokenIds] = self._answer()
+        rows: list[TokenIds] = self._ask((list(prompts), num_tokens))
         return rows
 
-    def close(self) -> None:
-        """Ends the process."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Ends the process, which ends by itself when it is not at work."""
         self._pipe.close()
-        self._process.join(_SECONDS_TO_END)  # it ends by itself once it has answered
+        self._process.join(0 if at_once else _SECONDS_TO_END)
         self._process.terminate()
         self._process.join()
 
     def __enter__(self) -> PeerProcess:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(at_once=kind is not None)
 
-    def _answer(self) -> Any:
+    def _ask(self, request: tuple[list[TokenIds], int] | None) -> Any:
+        """None asks whether the side is made."""
         try:
+            if request is not None:
+                self._pipe.send(request)
             has_failed, value = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             self._process.join()
+            code = self._process.exitcode
+            hint = ": is there memory for both sides?" if code == -signal.SIGKILL else ""
             raise PilotfishError(
-                f"the process of {self.name} ended with exit code {self._process.exitcode}; wanted "
-                "an answer: is there memory for both sides?"
+                f"the process of {self.name} ended with exit code {code}; wanted an answer{hint}"
             ) from error
         if has_failed:
             raise PilotfishError(f"{self.name}: {value}")
@@ -83,12 +91,18 @@ def _serve(
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started this ends it
     torch.set_num_threads(num_threads)
-    try:
-        side = make(directory, dtype=dtype)
-        pipe.send((False, None))
-        while True:
-            pipe.send((False, side.generate(*pipe.recv())))
-    except (EOFError, ConnectionError):
-        return
-    except Exception as error:  # whatever a system may raise
-        pipe.send((True, f"{type(error).__name__}: {error}"))
+    side = None
+    while True:
+        try:
+            if side is None:
+                side = make(directory, dtype=dtype)
+                answer: tuple[bool, Any] = (False, None)
+            else:
+                answer = (False, side.generate(*pipe.recv()))
+        except (EOFError, ConnectionError):
+            return
+        except Exception as error:  # whatever a system may raise
+            answer = (True, f"{type(error).__name__}: {error}")
+        pipe.send(answer)
+        if side is None:
+            return

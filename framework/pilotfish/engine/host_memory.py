@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 KEPT_BYTES = 256 << 20
-"""Free memory at the heap's end that is kept; more is returned."""
+"""Free memory at the heap's end that is kept; more is returned. Free memory that lies below memory
+in use is kept whatever its size."""
 LARGEST = 32 << 20
 """Arrays above this are always mapped and returned, as without us: their time is elsewhere."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed_memory() -> bool:
@@ -26,10 +28,22 @@ def keep_freed_memory() -> bool:
     Nothing is done where the user has set malloc's thresholds (MALLOC_TRIM_THRESHOLD_,
     MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES), or where the C library is another one.
     """
-    if any(name in os.environ for name in _SETTINGS):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc." in tunables or any(name in os.environ for name in _SETTINGS):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    mallopt = _of_libc("mallopt")
     if mallopt is None:
         return False
     took_mmap = mallopt(_M_MMAP_THRESHOLD, LARGEST)
     return bool(took_mmap and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def return_freed_memory() -> None:
+    """Gives all free memory back to the system, whatever is kept; for when a model is closed."""
+    trim = _of_libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_libc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

@@ -25,6 +25,7 @@ from pilotfish.config.runtime import Arithmetic, BackendName
 from pilotfish.engine.admission import Admission
 from pilotfish.engine.assembly import counters_for, make_engine
 from pilotfish.engine.engine import Engine, step_and_warn
+from pilotfish.engine.host_memory import return_freed_memory
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import prepare_from_options
@@ -293,6 +294,8 @@ class LLM:
         self.proposer = None
         if engine is not None:
             engine.abort((*engine.scheduler.running, *engine.scheduler.waiting))
+            del engine
+            return_freed_memory()
 
     def __enter__(self) -> Self:
         return self

@@ -12,4 +12,5 @@ def constant(
     value: float, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """A tensor without dimensions, shared by all who ask: never to be written."""
-    return torch.scalar_tensor(value, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # who asks first may be in it, and others not
+        return torch.scalar_tensor(value, dtype=dtype, device=device)

@@ -80,7 +80,7 @@ class Routing:
         choice = biased.topk(self.num_chosen, dim=-1, sorted=False).indices.sort(dim=-1).values
         weights = scores.gather(1, choice)
         if self.normalize:
-            weights = weights.div_(_row_sums(weights).add_(1e-20))
+            weights = weights.div_(_sum_of_columns(weights).add_(1e-20).unsqueeze(1))
         return choice, weights if self.scale == 1.0 else weights.mul_(self.scale)
 
     def _without_other_groups(self, biased: torch.Tensor) -> torch.Tensor:
@@ -123,6 +123,13 @@ class Router(Linear):
         return self.routing(self(x.float(), backend)[:num_rows], self.correction)
 
 
-def _row_sums(x: torch.Tensor) -> torch.Tensor:
-    """[T, S] -> [T, 1], added from left to right: torch.sum chooses its own order."""
-    return x.cumsum(1)[:, -1:]
+def _sum_of_columns(x: torch.Tensor) -> torch.Tensor:
+    """[T, S] -> [T], added from left to right.
+
+    torch.sum chooses its own order, and on a GPU so does cumsum, one for a single row.
+    """
+    first, *rest = x.unbind(1)
+    total = first.clone()
+    for column in rest:
+        total += column
+    return total

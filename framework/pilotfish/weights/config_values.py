@@ -53,7 +53,7 @@ def _walk(value: Any, whose: str, section: str, depth: int) -> None:
 def _check(name: str, value: Any, named: str) -> None:
     if _COUNTS.fullmatch(name) and _is_above(value, MOST):
         raise CheckpointError(
-            f"{named} is {_shown(value)}; wanted at most {MOST}: set it as it was published"
+            f"{named} is {_shown(value)}; wanted at most {MOST}: check the published file"
         )
     if name in _ROPE and value is not None and not isinstance(value, Mapping):
         raise CheckpointError(f"{named} is {_shown(value)}; wanted an object of options, or null")

@@ -95,7 +95,7 @@ def config_of_type(model_type: str, values: Mapping[str, Any], whose: str) -> An
     except (StrictDataclassError, *_REFUSALS) as error:
         raise CheckpointError(
             f"{whose}: transformers refuses it as a {model_type} config: "
-            f"{_reason(error, values)}; set it as it was published"
+            f"{_reason(error, values)}; check it against the published file"
         ) from error
     finally:
         hf_logging.set_verbosity(level)
@@ -103,7 +103,7 @@ def config_of_type(model_type: str, values: Mapping[str, Any], whose: str) -> An
 
 _REFUSALS = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
-    NotImplementedError,
+    *(RuntimeError, ImportError),
 )
 """What config classes raise for values they do not take; an alarm or a full memory is none."""
 

@@ -9,7 +9,7 @@ def combine_rows(
     x: torch.Tensor, places: torch.Tensor, weights: torch.Tensor, last: torch.Tensor | None
 ) -> torch.Tensor:
     """As the public function: a row's terms are a bag of embeddings, which torch adds in order."""
-    bags = torch.arange(0, places.numel(), places.shape[1])
+    bags = torch.arange(0, places.numel(), places.shape[1], device=places.device)
     total: torch.Tensor = torch.embedding_bag(
         x.float(),
         places.flatten(),
