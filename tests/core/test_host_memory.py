@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another malloc than glibc's"
+)
+
 PROGRAM = """
 import resource
 import torch
@@ -40,10 +44,6 @@ def run(**environment: str) -> tuple[bool, int]:
     return took == "1", int(faults)
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.confstr("CS_GNU_LIBC_VERSION") is None,
-    reason="another malloc than glibc's",
-)
 def test_memory_is_not_taken_page_by_page_again() -> None:
     took, faults = run()
     assert took
@@ -70,10 +70,6 @@ print((most - start) // 100, (kept - start) // 100, (resident() - start) // 100)
 """
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.confstr("CS_GNU_LIBC_VERSION") is None,
-    reason="another malloc than glibc's",
-)
 def test_what_lies_below_memory_in_use_is_returned_when_asked() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CLOSING], capture_output=True, text=True, check=True

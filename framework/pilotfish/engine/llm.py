@@ -31,7 +31,13 @@ from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import prepare_from_options
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
-from pilotfish.engine.prompt import RAW, MultimodalPrompt, Prompt, given_ids, listed_images
+from pilotfish.engine.prompt import (
+    MultimodalPrompt,
+    Prompt,
+    given_ids,
+    listed_images,
+    listed_prompts,
+)
 from pilotfish.engine.request import Request
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.errors import PilotfishError, RequestError, UserError
@@ -186,7 +192,7 @@ class LLM:
         A list of params of another length than prompts always raises. Any other exception, an
         interrupt included, gives back what the requests hold and is raised; the LLM stays usable.
         """
-        listed = _as_list(prompts)
+        listed = listed_prompts(prompts)
         each = _params_for(listed, params)
         with self._lock:
             return self._generate(listed, each, progress)
@@ -370,21 +376,6 @@ def _terminal(request: Request) -> RequestOutput:
     output = request.outbox[-1].output
     assert output is not None, "a request that ended has an output"
     return output
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One text or one list of ids becomes a list of one."""
-    if isinstance(prompts, str | Mapping | MultimodalPrompt):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, RAW):
-        raise RequestError(
-            f"prompts is {type(prompts).__name__}; wanted a text, a list of token ids, a record "
-            "with images, or a list of these"
-        )
-    listed: list[Any] = list(prompts)
-    if listed and all(type(item) is int for item in listed):
-        return [listed]
-    return listed
 
 
 def _params_for(prompts: Sequence[Prompt], params: Params) -> list[SamplingParams]:

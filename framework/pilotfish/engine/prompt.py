@@ -76,3 +76,18 @@ def given_ids(prompt: Any) -> Sequence[int]:
     elif isinstance(prompt, Mapping):
         prompt = prompt.get("prompt")
     return prompt if isinstance(prompt, list | tuple) else ()
+
+
+def listed_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One text or one list of ids becomes a list of one. Raises RequestError for another kind."""
+    if isinstance(prompts, str | Mapping | MultimodalPrompt):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, RAW):
+        raise RequestError(
+            f"prompts is {type(prompts).__name__}; wanted a text, a list of token ids, a record "
+            "with images, or a list of these"
+        )
+    listed: list[Any] = list(prompts)
+    if listed and all(type(item) is int for item in listed):
+        return [listed]
+    return listed

@@ -133,16 +133,8 @@ class Tokenizer:
         backend = build_backend(vocabulary, rules, vocab_size)
         special = vocabulary.special_tokens
         source = template_in(directory, vocabulary.config)
-        return cls(
-            _BackendCodec(backend),
-            backend,
-            vocab_size=backend.get_vocab_size(with_added_tokens=True),
-            special_tokens=special,
-            special_ids=_special(backend),
-            eos_token_ids=eos_token_ids
-            or _eos_of(backend.token_to_id(special.get("eos_token", ""))),
-            chat_template=ChatTemplate(source, special) if source else None,
-        )
+        eos_token_ids = eos_token_ids or _eos_of(backend.token_to_id(special.get("eos_token", "")))
+        return cls._of_backend(backend, special, eos_token_ids, source)
 
     @classmethod
     def from_gguf(
@@ -167,6 +159,17 @@ class Tokenizer:
             if index is not None and 0 <= index < len(tokens):
                 special[f"{name}_token"] = tokens[index]
         source = file.metadata.get("tokenizer.chat_template")
+        return cls._of_backend(backend, special, eos_token_ids, source)
+
+    @classmethod
+    def _of_backend(
+        cls,
+        backend: tokenizers.Tokenizer,
+        special: Mapping[str, str],
+        eos_token_ids: tuple[int, ...],
+        template: str | None,
+    ) -> Tokenizer:
+        """special: "bos_token", ... -> text. template: the chat template's source."""
         return cls(
             _BackendCodec(backend),
             backend,
@@ -174,7 +177,7 @@ class Tokenizer:
             special_tokens=special,
             special_ids=_special(backend),
             eos_token_ids=eos_token_ids,
-            chat_template=ChatTemplate(source, special) if source else None,
+            chat_template=ChatTemplate(template, special) if template else None,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
