@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pilotfish import openmp
 from pilotfish.bench import BenchReport, BenchRow, run_suite
 from pilotfish.bench.measure import alternate
 from pilotfish.bench.peer_process import PeerProcess
@@ -87,6 +88,27 @@ def test_a_side_in_a_process_of_its_own_gives_the_same_tokens(tiny_checkpoint: P
         assert compare_tokens(ours, theirs, PROMPTS, num_tokens=8) is True
     with pytest.raises(OSError, match="closed"):
         theirs.generate(PROMPTS, 1)
+
+
+class TellsSpinCount(Breaks):
+    """A side whose token is how long its OpenMP threads spin; 0: as torch has it."""
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        return [[int(os.environ.get("GOMP_SPINCOUNT", "0"))]]
+
+
+@pytest.mark.parametrize(("of_the_user", "ours", "theirs"), [(None, 5000, 0), ("77", 77, 77)])
+def test_a_peer_does_not_run_with_what_we_set_for_our_own_threads(
+    monkeypatch: pytest.MonkeyPatch, of_the_user: str | None, ours: int, theirs: int
+) -> None:
+    monkeypatch.setattr(openmp, "_set_here", set())
+    monkeypatch.setenv("GOMP_SPINCOUNT", of_the_user or "0")
+    if of_the_user is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    openmp.spin_briefly()
+    with PeerProcess(TellsSpinCount, "", dtype="float32") as peer:
+        assert peer.generate([], 1) == [[theirs]]
+    assert int(os.environ["GOMP_SPINCOUNT"]) == ours
 
 
 def test_what_fails_in_the_other_process_is_told() -> None:

@@ -484,7 +484,7 @@ def places_shifted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         moe,
         "combine_rows",
-        lambda x, places, *rest, backend: combine(x, places.roll(1, 1), *rest, backend=backend),
+        lambda x, places, *rest, **kw: combine(x, places.roll(1, 1), *rest, **kw),
     )
 
 
@@ -553,6 +553,26 @@ def _ordered_by_the_pass(combine: Callable[..., torch.Tensor]) -> Callable[..., 
         return combine(x, places.roll(turn, 1), weights.roll(turn, 1), *rest, **kw)
 
     return wrong
+
+
+@pytest.mark.parametrize("num_chosen", [3, 6, 8, 13, 16, 33])
+def test_a_rows_weights_do_not_depend_on_the_other_rows(num_chosen: int) -> None:
+    """Their sum has one order: alone, in small passes, and in one that two threads share."""
+    routing = Routing(num_experts=64, num_chosen=num_chosen)
+    num_rows = 12_000  # times num_chosen above what torch leaves to one thread, 32768
+    logits = torch.randn(num_rows, 64) * 3
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        choice, weights = routing(logits, None)
+    finally:
+        torch.set_num_threads(num_threads)
+    for size in (1, 2, 3, 17, 700):
+        for start in (0, 5, num_rows - size):
+            part = slice(start, start + size)
+            alone = routing(logits[part].clone(), None)
+            assert torch.equal(alone[0], choice[part])
+            assert torch.equal(alone[1], weights[part])
 
 
 def test_the_router_is_float32_in_every_run() -> None:

@@ -129,7 +129,7 @@ def attend(
     seed: int = 0,
     padding: int = 0,
 ) -> list[torch.Tensor]:
-    """Runs one pass and returns each request's rows [n, N, H]; checks that padding gives zeros."""
+    """Runs one pass and returns each request's rows [n, N, H]."""
     made = make_pass(rows, page_size=page_size, seed=seed, padding=padding, backend=backend)
     scale = made.q.shape[2] ** -0.5
     out = paged_attention(
@@ -138,7 +138,6 @@ def attend(
     num_rows = sum(r.count for r in rows)
     assert out.shape == made.q.shape
     assert out.is_contiguous()
-    assert not out[num_rows:].any()
     return list(out[:num_rows].split([r.count for r in rows]))
 
 

@@ -261,11 +261,12 @@ def test_only_groups_with_rows_are_read(backend: KernelBackend) -> None:
 
 
 @given(
-    num_rows=st.integers(1, 9),
+    num_rows=st.integers(0, 9),
     num_terms=st.integers(1, 5),
     width=st.integers(1, 70),
     dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
     has_last=st.booleans(),
+    padding=st.integers(0, 3),
 )
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 @settings(max_examples=25)
@@ -277,19 +278,23 @@ def test_rows_are_combined_in_float32_in_order(
     width: int,
     dtype: torch.dtype,
     has_last: bool,
+    padding: int,
 ) -> None:
     torch.manual_seed(width)
     x = torch.randn(num_rows * num_terms + 2, width).to(dtype)
     before = x.clone()
     places = torch.randperm(x.shape[0])[: num_rows * num_terms].view(num_rows, num_terms)
     weights = torch.rand(num_rows, num_terms)
-    last = torch.randn(num_rows, width).to(dtype) if has_last else None
-    got = combine_rows(x, places, weights, last, backend=backend)
-    wanted = combine_reference.combine_rows(x, places, weights, last)
+    padded = num_rows + padding
+    last = torch.randn(padded, width).to(dtype) if has_last else None
+    got = combine_rows(x, places, weights, last, num_rows=padded, backend=backend)
+    wanted = combine_reference.combine_rows(x, places, weights, last, padded)
     assert torch.equal(x, before)
-    assert got.shape == (num_rows, width)
+    assert got.shape == (padded, width)
+    assert torch.equal(got[num_rows:], wanted[num_rows:])
     # Product and sum may be fused, the interpreter truncates: one unit of the result's type.
-    size = (x[places].float().abs() * weights.unsqueeze(-1)).sum(1)
+    size = torch.zeros(padded, width)
+    size[:num_rows] = (x[places].float().abs() * weights.unsqueeze(-1)).sum(1)
     limit = torch.finfo(dtype).eps * wanted.float().abs() + num_terms * 2**-24 * size + 1e-30
     assert ((got.float() - wanted.float()).abs() <= limit).all()
 

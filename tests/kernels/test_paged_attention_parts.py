@@ -110,6 +110,20 @@ def test_any_row_multiple_is_right(row_multiple: int) -> None:
         assert (result.double() - exact(r, None, "causal")).abs().max() < 3e-6
 
 
+def test_calls_of_one_plan_may_have_other_padding() -> None:
+    """What the first one laid out is not what the next one gets."""
+    request = Request.draw(140, Heads(6, 2, 16), torch.float32, 0)
+    for counts in ((1, 3), (1, 60)):
+        made = make_pass([Rows(request, 50, n) for n in counts], page_size=16)
+        for padding in (0, 3, 1, 0):
+            q = torch.cat((made.q, torch.full((padding, *made.q.shape[1:]), torch.nan)))
+            out = paged_attention(q, made.cache, made.plan, scale=0.25, backend=TORCH)
+            assert out.shape == q.shape
+            for result, n in zip(out[: sum(counts)].split(list(counts)), counts, strict=True):
+                wanted = exact(Rows(request, 50, n), None, "causal")
+                assert (result.double() - wanted).abs().max() < 3e-6
+
+
 def test_few_rows_together_are_few_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request.draw(700, Heads(9, 3, 64), torch.bfloat16, 0)
     rows = [Rows(request, 680, 16), Rows(request, 120, 9), Rows(request, 300, 12)]

@@ -70,8 +70,15 @@ def latent_norm_with_the_configs_eps(patch: pytest.MonkeyPatch) -> None:
 def key_not_turned(patch: pytest.MonkeyPatch) -> None:
     real = LatentAttention._turn
 
-    def turn(self: LatentAttention, q: torch.Tensor, row: torch.Tensor, run: Any) -> torch.Tensor:
-        return real(self, q, row.clone(), run)
+    def turn(
+        self: LatentAttention,
+        q: torch.Tensor,
+        latent: torch.Tensor,
+        turning: torch.Tensor,
+        run: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        turned, _ = real(self, q, latent, turning, run)
+        return turned, torch.cat((latent, turning), 1)
 
     patch.setattr(LatentAttention, "_turn", turn)
 
@@ -145,11 +152,15 @@ def test_a_form_chosen_by_the_batch_is_noticed(path: Path, monkeypatch: pytest.M
     real = LatentAttention._attend
 
     def attend(
-        self: LatentAttention, q: torch.Tensor, turned: torch.Tensor, cache: torch.Tensor, run: Any
+        self: LatentAttention,
+        plain: torch.Tensor,
+        turned: torch.Tensor,
+        cache: torch.Tensor,
+        run: Any,
     ) -> Any:
-        if q.shape[0] < 16:
-            return real(self, q, turned, cache, run)
-        whole = torch.cat((q[..., : self.plain_width], turned), -1)
+        if plain.shape[0] < 16:
+            return real(self, plain, turned, cache, run)
+        whole = torch.cat((plain, turned), -1)
         return mla.attend_expanded(
             whole, cache, run.plan, self.kv_b.heads, scale=self.scale, backend=run.backend
         )

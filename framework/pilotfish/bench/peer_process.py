@@ -2,7 +2,8 @@
 
 Knows: processes and what is sent between them. Does not know: systems, or what is timed.
 
-In one process the sides would share what one of them tells the allocator, and its threads.
+In one process the sides would share what one of them tells the allocator, and its threads. What
+the command line sets for our own threads is not set there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pilotfish import openmp
 from pilotfish.bench.peers import Side
 from pilotfish.bench.workloads import TokenIds
 from pilotfish.errors import PilotfishError
@@ -39,7 +41,8 @@ class PeerProcess:
             args=(theirs, make, directory, dtype, torch.get_num_threads()),
             daemon=True,
         )
-        self._process.start()
+        with openmp.as_the_user_set_it():
+            self._process.start()
         theirs.close()
         try:
             self._ask(None)

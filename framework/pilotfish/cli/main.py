@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import pilotfish
+from pilotfish import openmp
 from pilotfish.cli.parser import Parser, UsageError
 from pilotfish.errors import UserError
 from pilotfish.nearest import did_you_mean
@@ -38,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None or sys.stderr is None:
         return USERS  # started without them: there is nowhere to say so
-    # Threads of torch's OpenMP that wait give up their core soon: otherwise a busy neighbour makes
-    # a decode step several times as long. Must be set before torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    openmp.spin_briefly()  # before torch is imported
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -165,20 +165,16 @@ class MixtureOfExperts(Layer):
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> a new [T, D]; padding rows of the pass go to no routed expert."""
-        backend, num_rows = run.backend, run.num_rows
-        choice, weights = self.router.choose(x, backend, num_rows)
+        backend = run.backend
+        choice, weights = self.router.choose(x, backend, run.num_rows)
         groups = group_rows(
             choice, self.experts.num_experts, backend=backend, row_multiple=run.row_multiple
         )
         routed = self.experts(x.index_select(0, groups.rows), groups, backend)
         shared = None if self.shared is None else self.shared(x, run)
-        last = None if shared is None else shared[:num_rows]
-        out = combine_rows(routed, groups.places, weights, last, backend=backend)
-        if out.shape == x.shape:
-            return out
-        padded = torch.zeros_like(x) if shared is None else shared
-        padded[:num_rows] = out
-        return padded
+        return combine_rows(
+            routed, groups.places, weights, shared, num_rows=x.shape[0], backend=backend
+        )
 
 
 def _shapes(part: str, rows: int, columns: int, group_size: int | None) -> dict[str, Shape]:

@@ -80,7 +80,7 @@ class Routing:
         choice = biased.topk(self.num_chosen, dim=-1, sorted=False).indices.sort(dim=-1).values
         weights = scores.gather(1, choice)
         if self.normalize:
-            weights = weights.div_(_sum_of_columns(weights).add_(1e-20).unsqueeze(1))
+            weights = weights.div_(_sum_of_columns(weights).add_(1e-20))
         return choice, weights if self.scale == 1.0 else weights.mul_(self.scale)
 
     def _without_other_groups(self, biased: torch.Tensor) -> torch.Tensor:
@@ -124,12 +124,15 @@ class Router(Linear):
 
 
 def _sum_of_columns(x: torch.Tensor) -> torch.Tensor:
-    """[T, S] -> [T], added from left to right.
+    """[T, S] contiguous -> [T, 1], each row in an order that does not depend on T.
 
-    torch.sum chooses its own order, and on a GPU so does cumsum, one for a single row.
+    On a CPU torch.sum takes contiguous rows one by one. On a GPU it chooses its order by T, and so
+    does cumsum: there columns are added from left to right.
     """
+    if x.device.type == "cpu":
+        return x.sum(1, keepdim=True)
     first, *rest = x.unbind(1)
     total = first.clone()
     for column in rest:
         total += column
-    return total
+    return total.unsqueeze(1)

@@ -76,7 +76,8 @@ class LatentAttention(PagedAttentionLayer):
         self.layer = layer
         self.scale = scale
         self.num_heads = c.num_attention_heads
-        self.plain_width = c.qk_nope_head_dim
+        self.q_parts = (c.qk_nope_head_dim, c.qk_rope_head_dim)
+        self.row_parts = (c.kv_lora_rank, c.qk_rope_head_dim)
         self.latent = c.kv_lora_rank
         self.row_width = c.latent_width
         self.interleaved = c.rope_interleave
@@ -98,43 +99,44 @@ class LatentAttention(PagedAttentionLayer):
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> [T, D]. Writes this pass's rows into the layer's pages."""
-        q, row = self._project(x, run.backend)
-        turned = self._turn(q, row, run)
+        q, latent, turning = self._project(x, run.backend)
+        plain, q_turning = q.split_with_sizes(self.q_parts, -1)
+        turned, row = self._turn(q_turning, latent, turning, run)
         cache = run.caches[self.layer]
         write_kv(row, cache, run.write_slots, backend=run.backend)
-        seen = self._attend(q, turned, cache, run)
+        seen = self._attend(plain, turned, cache, run)
         return self.out(seen.reshape(-1, self.out_width), run.backend)
 
     def _project(
         self, x: torch.Tensor, backend: KernelBackend
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns q [T, N, Q + R - C] and the cache's rows [T, R], nothing turned yet."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q [T, N, Q + R - C], the latent [T, C] and what is to be turned beside it [T, R - C]."""
         if self.q_rank is None:
-            q, row = self.q(x, backend), self.kv_a(x, backend)
+            q = self.q(x, backend)
+            latent, turning = self.kv_a(x, backend).split_with_sizes(self.row_parts, -1)
         else:
-            both = self.qkv_a(x, backend)
-            row = both[:, self.q_rank :]
-            q = self.q_b(self.q_norm(both[:, : self.q_rank], backend), backend)
-        latent = row[:, : self.latent]
-        latent.copy_(self.kv_norm(latent, backend))
-        return q.view(q.shape[0], self.num_heads, -1), row
+            parts = self.qkv_a(x, backend).split_with_sizes((self.q_rank, *self.row_parts), -1)
+            q_latent, latent, turning = parts
+            q = self.q_b(self.q_norm(q_latent, backend), backend)
+        return q.view(q.shape[0], self.num_heads, -1), self.kv_norm(latent, backend), turning
 
-    def _turn(self, q: torch.Tensor, row: torch.Tensor, run: ForwardPass) -> torch.Tensor:
-        """Turns the cache's rows in place; returns the turned part of q, [T, N, R - C].
+    def _turn(
+        self, q: torch.Tensor, latent: torch.Tensor, turning: torch.Tensor, run: ForwardPass
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """q: [T, N, R - C]. Returns it turned, and the cache's rows [T, R].
 
         Both at once: with few rows the number of calls is the time.
         """
-        turned = torch.cat((q[..., self.plain_width :], row[:, None, self.latent :]), dim=1)
+        turned = torch.cat((q, turning.unsqueeze(1)), 1)
         apply_rope(turned, run.cos, run.sin, interleaved=self.interleaved, backend=run.backend)
-        row[:, self.latent :] = turned[:, -1]
-        return turned[:, :-1]
+        row = torch.cat((latent, turned.select(1, self.num_heads)), 1)
+        return turned.narrow(1, 0, self.num_heads), row
 
     def _attend(
-        self, q: torch.Tensor, turned: torch.Tensor, cache: torch.Tensor, run: ForwardPass
+        self, plain: torch.Tensor, turned: torch.Tensor, cache: torch.Tensor, run: ForwardPass
     ) -> torch.Tensor:
         """[T, N, V]. One form for all rows where bits matter: the two round differently."""
         backend, heads = run.backend, self.kv_b.heads
-        plain = q[..., : self.plain_width]
         if not backend.invariant and is_expanded_cheaper(run.plan, heads, self.row_width):
             whole = torch.cat((plain, turned), -1)
             return attend_expanded(whole, cache, run.plan, heads, scale=self.scale, backend=backend)

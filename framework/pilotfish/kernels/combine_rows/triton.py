@@ -10,13 +10,14 @@ import triton.language as tl
 BLOCK_COLUMNS = 1024
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_filled"])  # type: ignore[untyped-decorator]
 def _combine_kernel(  # noqa: PLR0917
     p_x: tl.tensor,
     p_places: tl.tensor,
     p_weights: tl.tensor,
     p_last: tl.tensor,
     p_out: tl.tensor,
+    num_filled: int,
     num_terms: int,
     width: int,
     stride_x: int,
@@ -28,7 +29,7 @@ def _combine_kernel(  # noqa: PLR0917
     i_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = i_d < width
     total = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for s in range(num_terms):
+    for s in range(tl.where(i_t < num_filled, num_terms, 0)):
         place = tl.load(p_places + i_t * num_terms + s)
         factor = tl.load(p_weights + i_t * num_terms + s)
         total += factor * tl.load(p_x + place * stride_x + i_d, mask=m_d, other=0.0).to(tl.float32)
@@ -38,10 +39,14 @@ def _combine_kernel(  # noqa: PLR0917
 
 
 def combine_rows(
-    x: torch.Tensor, places: torch.Tensor, weights: torch.Tensor, last: torch.Tensor | None
+    x: torch.Tensor,
+    places: torch.Tensor,
+    weights: torch.Tensor,
+    last: torch.Tensor | None,
+    num_rows: int,
 ) -> torch.Tensor:
     """As the public function; x and last contiguous in D."""
-    num_rows, num_terms = places.shape
+    num_filled, num_terms = places.shape
     out = torch.empty((num_rows, x.shape[1]), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
@@ -52,6 +57,7 @@ def combine_rows(
         weights.contiguous(),
         x if last is None else last,
         out,
+        num_filled,
         num_terms,
         x.shape[1],
         x.stride(0),

@@ -5,6 +5,9 @@ Knows: when packing is possible and how its operator is called. Does not know: T
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 
 from pilotfish.kernels.linear import int4
@@ -38,12 +41,16 @@ def prepare(weight: torch.Tensor, bias: torch.Tensor | None, *, keep_plain: bool
     return plain.packed_as(packed)
 
 
+@cache
+def _packed_linear() -> Any:
+    """The operator itself: finding it by name, and then its overload, costs 2 us a call."""
+    return torch.ops.mkldnn._linear_pointwise.default
+
+
 def linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     """x: [T, K]; returns a new [T, O], as the public function."""
     if weight.kind == "packed":
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, weight.weight, weight.bias, "none", [], ""
-        )
+        out: torch.Tensor = _packed_linear()(x, weight.weight, weight.bias, "none", [], "")
         return out
     if weight.scale is not None:
         return int4.linear(x, weight)

@@ -62,7 +62,7 @@ def paged_attention(
     j <= p, and with a window W only j > p - W: W keys, itself included. With mode "block" every
     row sees all keys of its request, this pass's included; with a window those with |p - j| < W.
     value_width: V, the first columns of a value that are wanted; None means H.
-    Returns a new contiguous [T', N, V] of q's dtype; rows past T are zeros. Sums are float32.
+    Returns a new contiguous [T', N, V] of q's dtype; rows past T mean nothing. Sums are float32.
     A row's bits depend on its q, on the keys and values it sees, their positions, and the scale,
     window and mode; not on batch mates, on how many rows a pass has, nor on where pages lie. Slots
     that no row of the pass may see are never used: they may hold NaN.

@@ -58,19 +58,21 @@ def paged_attention(
         q = q.float()
     shared = cache.ndim == 3
     row = RowKind(1 if shared else cache.shape[3], q.shape[2], q.dtype, shared)
-    work = plan.recall(("work", q.shape[1], row, sight), lambda: _lay_out(plan, q, row, sight))
+    work = plan.recall(("work", q.shape[:2], row, sight), lambda: _lay_out(plan, q, row, sight))
     num_rows = q.shape[0]
     if work.alone and num_rows < plan.num_padded_rows:
         q = functional.pad(q, (0, 0, 0, 0, 0, plan.num_padded_rows - num_rows))
     row_shape = (1, cache.shape[2]) if shared else cache.shape[2:]
-    return _attend(q, cache.view(-1, *row_shape), work, scale, value_width)[:num_rows].to(dtype)
+    out = _attend(q, cache.view(-1, *row_shape), work, scale, value_width)
+    out = out if out.shape[0] == num_rows else out[:num_rows]
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def _attend(
     q: torch.Tensor, cache_rows: torch.Tensor, work: Work, scale: float, value_width: int
 ) -> torch.Tensor:
     together = work.together
-    if together and not work.alone and together.num_rows == q.shape[0]:
+    if together and not work.alone:
         return few_rows.attend(q, cache_rows, together, scale, value_width=value_width, out=None)
     out = torch.zeros((*q.shape[:2], value_width), dtype=q.dtype)
     if together:
@@ -86,8 +88,12 @@ def _lay_out(plan: AttentionPlan, q: torch.Tensor, row: RowKind, sight: Sight) -
     few = [b for b, count in enumerate(plan.row_counts) if 0 < count <= limit]
     many = [b for b, count in enumerate(plan.row_counts) if count > limit]
     tiles = [tile for b in many for tile in _tiles(plan, b, sight)]
+    together = None
+    if few:
+        num_rows = None if many else q.shape[0]
+        together = few_rows.make_together(plan, few, num_heads, row, sight, num_rows=num_rows)
     return Work(
-        together=few_rows.make_together(plan, few, num_heads, row, sight) if few else None,
+        together=together,
         alone=tuple((tile, _gathers(plan, tile, row)) for tile in tiles),
     )
 

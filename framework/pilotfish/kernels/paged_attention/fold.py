@@ -22,14 +22,14 @@ class Fold:
 
     num_folded: M. group: G.
     q_index: [R*K*M] int64; padding repeats the request's first row.
-    out_index: [t*N] int64. rows: [t] int64 packed rows; None when they are 0..T.
+    out_index: [t*N] int64. rows: [t] int64 packed rows.
     """
 
     num_folded: int
     group: int
     q_index: torch.Tensor
     out_index: torch.Tensor
-    rows: torch.Tensor | None
+    rows: torch.Tensor
 
 
 def make_fold(
@@ -49,11 +49,10 @@ def make_fold(
     kv_head_N, group_N = np.divmod(np.arange(num_heads), group)
     run_tN = request_t[:, None] * num_kv_heads + kv_head_N
     out_index = run_tN * num_folded + i_t[:, None] * group + group_N
-    everything = len(request_t) == plan.num_rows
     return Fold(
         num_folded=num_folded,
         group=group,
         q_index=torch.from_numpy(q_index.ravel()),
         out_index=torch.from_numpy(out_index.ravel()),
-        rows=None if everything else torch.from_numpy(start_R[request_t] + i_t),
+        rows=torch.from_numpy(start_R[request_t] + i_t),
     )

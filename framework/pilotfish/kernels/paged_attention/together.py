@@ -21,18 +21,31 @@ from pilotfish.kernels.paged_attention.sight import Sight
 
 @attrs.frozen(kw_only=True)
 class Together:
-    """What every layer with this row and sight needs; gathers: one a call; num_rows: t."""
+    """What every layer with this row and sight needs; gathers: one a call.
+
+    out_index: the fold's, or [T'*N] where nothing is computed alone; num_rows: t, or T'.
+    """
 
     fold: Fold
+    out_index: torch.Tensor
     calls: Calls
     gathers: tuple[Gather, ...]
     num_rows: int
 
 
 def make_together(
-    plan: AttentionPlan, requests: Sequence[int], num_heads: int, row: RowKind, sight: Sight
+    plan: AttentionPlan,
+    requests: Sequence[int],
+    num_heads: int,
+    row: RowKind,
+    sight: Sight,
+    *,
+    num_rows: int | None,
 ) -> Together:
-    """requests: indices of the requests that are computed together, in order."""
+    """requests: indices of the requests that are computed together, in order.
+
+    num_rows: T', if they are all that have rows; padding rows then repeat the first result.
+    """
     fold = plan.recall(
         ("fold", num_heads, row.num_kv_heads),
         lambda: make_fold(plan, requests, num_heads, row.num_kv_heads),
@@ -41,11 +54,15 @@ def make_together(
         ("calls", fold.group, sight), lambda: make_calls(plan, requests, fold, sight)
     )
     gathers = (Gather.make(plan, c.slots, c.mask.shape[0], row) for c in calls.calls)
+    own_rows = sum(plan.row_counts[b] for b in requests)
+    num_rows = own_rows if num_rows is None else num_rows
+    padding = fold.out_index.new_zeros((num_rows - own_rows) * num_heads)
     return Together(
         fold=fold,
+        out_index=torch.cat((fold.out_index, padding)) if len(padding) else fold.out_index,
         calls=calls,
         gathers=tuple(gathers),
-        num_rows=sum(plan.row_counts[b] for b in requests),
+        num_rows=num_rows,
     )
 
 
@@ -62,7 +79,7 @@ def attend(
 
     Only the first value_width columns of the values are merged; out: [T', N, value_width].
 
-    out may be None when they are all rows of q: then a new tensor is made without filling it first.
+    out is None when nothing is computed alone: then a new tensor is made without filling it first.
     """
     _, num_heads, width = q.shape
     fold, calls = together.fold, together.calls
@@ -76,16 +93,11 @@ def attend(
         parts.append(part_IKMH[..., :value_width])
         lses.append(lse_IKM)
     result = parts[0] if calls.num_partitions == len(parts) == 1 else _merge(parts, lses, calls)
-    flat = result.to(q.dtype).reshape(-1, value_width)
+    flat = (result if result.dtype == q.dtype else result.to(q.dtype)).reshape(-1, value_width)
     shape = (together.num_rows, num_heads, value_width)
     if out is None:
-        return flat.index_select(0, fold.out_index).view(shape)
-    if fold.rows is None:
-        place = out[: together.num_rows].view(-1, value_width)
-        torch.index_select(flat, 0, fold.out_index, out=place)
-    else:
-        out.index_copy_(0, fold.rows, flat.index_select(0, fold.out_index).view(shape))
-    return out
+        return flat.index_select(0, together.out_index).view(shape)
+    return out.index_copy_(0, fold.rows, flat.index_select(0, together.out_index).view(shape))
 
 
 def _merge(parts: list[torch.Tensor], lses: list[torch.Tensor], calls: Calls) -> torch.Tensor:

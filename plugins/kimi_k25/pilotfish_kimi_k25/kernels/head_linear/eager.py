@@ -7,4 +7,4 @@ import torch
 
 def head_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x: [T, N, K]; weight: [N, O, K]; returns [T, N, O], a view of [N, T, O]."""
-    return torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+    return torch.bmm(x.transpose(0, 1), weight.mT).transpose(0, 1)

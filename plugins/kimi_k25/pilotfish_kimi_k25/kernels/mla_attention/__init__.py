@@ -47,7 +47,7 @@ def attend_absorbed(
     q: [T', N, R], queries brought to the latent's space, rows past T are padding. cache: [P, S, R]
     contiguous, q's dtype, this pass's rows already written. latent_width: C; the row's other
     numbers are the turned part of the keys and no part of the values.
-    Returns [T', N, C] of q's dtype, contiguous in C; rows past T are zeros. Sums are float32.
+    Returns [T', N, C] of q's dtype, contiguous in C; rows past T mean nothing. Sums are float32.
     A row's bits depend on its q, the rows it sees, their positions, and the scale.
     Raises ValueError when shapes or dtypes do not fit.
     Source: DeepSeek-AI 2024 (DeepSeek-V2), section 2.1 and appendix C, with the up-projections
@@ -77,7 +77,7 @@ def attend_expanded(
     """The same attention with every head's keys and values made first: less work for many rows.
 
     q: [T', N, Q + R - C], a head's plain part and then its turned one. cache: as above.
-    Returns [T', N, V] of q's dtype, contiguous in V; rows past T are zeros.
+    Returns [T', N, V] of q's dtype, contiguous in V; rows past T mean nothing.
     Rounds elsewhere than the absorbed form, so the two differ in their last bits. A row's bits
     depend on what they depend on there, on triton; on torch also on the number of keys.
     """
