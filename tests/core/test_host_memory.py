@@ -79,6 +79,39 @@ def test_what_lies_below_memory_in_use_is_returned_when_asked() -> None:
     assert after < most // 4
 
 
+SMALL_PIECES = """
+import ctypes
+from pilotfish.engine.host_memory import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    _fields_ = [("fields", ctypes.c_size_t * 10)]
+libc.mallinfo2.restype = Info
+def kept_apart():
+    for piece in [libc.malloc(24) for _ in range(60)]:
+        libc.free(piece)
+    return libc.mallinfo2().fields[6]
+before = kept_apart()
+keep_freed_memory()
+print(before, kept_apart())
+"""
+
+
+def test_small_pieces_are_not_kept_apart() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_PIECES], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert before > 40 * 24
+    assert after == 0
+
+
+def test_another_tunable_of_the_users_changes_nothing() -> None:
+    took, faults = run(GLIBC_TUNABLES="glibc.malloc.arena_max=8")
+    assert took
+    assert faults < PAGES_OF_A_USE
+
+
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_the_users_own_settings_stand(name: str) -> None:
     value = "glibc.malloc.trim_threshold=65536" if name == "GLIBC_TUNABLES" else "65536"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import attrs
@@ -420,18 +420,17 @@ def test_only_the_experts_in_use_are_multiplied(monkeypatch: pytest.MonkeyPatch)
     layer = build(shape, tensors_of(shape.oracle(), torch.float32), TORCH)
     multiple = multiple_of(layer, TORCH)
     rows: list[int] = []
-    multiply = grouped.eager.linear
+    multiply = grouped.eager.linear_each
 
-    def counted(x: torch.Tensor, weight: Any) -> torch.Tensor:
-        rows.append(x.shape[0])
-        return multiply(x, weight)
+    def counted(xs: Sequence[torch.Tensor], weights: Sequence[Any]) -> list[torch.Tensor]:
+        rows.extend(x.shape[0] for x in xs)
+        return multiply(xs, weights)
 
     run = types.SimpleNamespace(backend=TORCH, row_multiple=multiple, num_rows=1)
     x = torch.nn.functional.pad(torch.randn(1, shape.width), (0, 0, 0, multiple - 1))
-    monkeypatch.setattr(grouped.eager, "linear", counted)
+    monkeypatch.setattr(grouped.eager, "linear_each", counted)
     layer(x, cast(ForwardPass, run))
-    # The router and the shared experts are three more, of the whole pass.
-    assert rows == [multiple] * (6 + 3)
+    assert rows == [multiple] * 6
 
 
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -61,7 +61,7 @@ def mixtures(draw: st.DrawFn, starts: tuple[int, ...], counts: tuple[int, ...]) 
 
 @settings(max_examples=30)
 @given(
-    rows=mixtures((0, 1, 60, 127, 128, 300, 511, 600, 1100), (1, 1, 2, 5, 17, 70, 129)),
+    rows=mixtures((0, 1, 60, 111, 127, 128, 300, 511, 600, 1100), (1, 1, 2, 5, 17, 70, 128, 129)),
     window=windows(),
     mode=MODES,
     page_size=PAGE_SIZES,
@@ -91,6 +91,22 @@ def test_triton_is_right(
     )
     for result, its_rows in zip(results, rows, strict=True):
         check(result, its_rows, window, mode)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("start", "count"), [(0, 127), (0, 128), (0, 129), (60, 68), (111, 17), (0, 256), (200, 56)]
+)
+def test_rows_that_end_with_a_partition(
+    start: int, count: int, dtype: torch.dtype, window: int | None
+) -> None:
+    """The last row sees all of the partition and needs no mask, the rows before it do."""
+    prompt = Rows(Request.draw(start + count, Heads(6, 2, 16), dtype, 0), start, count)
+    decode = Rows(Request.draw(128, Heads(6, 2, 16), dtype, 1), 127, 1)
+    for rows in ([prompt], [decode, prompt]):
+        for out, one in zip(attend(rows, window=window), rows, strict=True):
+            check(out, one, window, "causal")
 
 
 @pytest.mark.parametrize("backend", [TORCH, TRITON], ids=lambda b: b.name)

@@ -83,6 +83,7 @@ def test_an_unseen_partition_changes_no_bit() -> None:
         assert torch.equal(more_weights[:3], weights)
         assert not more_weights[3:].any()
     assert (merge_weights(torch.cat([lse[:1], unseen]))[0] == 1).all()
+    assert (merge_weights(lse[:1].clone()) == 1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

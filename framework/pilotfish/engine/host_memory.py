@@ -18,24 +18,30 @@ in use is kept whatever its size."""
 LARGEST = 32 << 20
 """Arrays above this are always mapped and returned, as without us: their time is elsewhere."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = 1, -1, -3
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+_TUNABLES = ("glibc.malloc.trim_threshold", "glibc.malloc.mmap_threshold")
 
 
 def keep_freed_memory() -> bool:
     """Tells malloc so, for the whole process. Returns whether it took it.
 
     Nothing is done where the user has set malloc's thresholds (MALLOC_TRIM_THRESHOLD_,
-    MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES), or where the C library is another one.
+    MALLOC_MMAP_THRESHOLD_, or in GLIBC_TUNABLES), or where the C library is another one.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc." in tunables or any(name in os.environ for name in _SETTINGS):
+    if any(name in tunables for name in _TUNABLES) or any(n in os.environ for n in _SETTINGS):
         return False
     mallopt = _of_libc("mallopt")
     if mallopt is None:
         return False
     took_mmap = mallopt(_M_MMAP_THRESHOLD, LARGEST)
-    return bool(took_mmap and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+    if not (took_mmap and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)):
+        return False
+    if "glibc.malloc.mxfast" not in tunables:
+        # Small free pieces are otherwise kept apart, and all joined whenever an array is made.
+        mallopt(_M_MXFAST, 0)
+    return True
 
 
 def return_freed_memory() -> None:

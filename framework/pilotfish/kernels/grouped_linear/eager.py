@@ -16,9 +16,7 @@ def grouped_linear(x: torch.Tensor, weight: GroupedWeight, groups: RowGroups) ->
     """x: [R, K]; returns a new [R, O], as the public function."""
     if not groups.spans:
         return x.new_empty((0, weight.out_features))
-    rows = torch.split(x, [end - start for _, start, end in groups.spans])
-    parts = [
-        eager.linear(part, weight.separate[group])
-        for part, (group, _, _) in zip(rows, groups.spans, strict=True)
-    ]
+    rows = x.split_with_sizes([end - start for _, start, end in groups.spans])
+    separate = weight.separate
+    parts = eager.linear_each(rows, [separate[group] for group, _, _ in groups.spans])
     return parts[0] if len(parts) == 1 else torch.cat(parts)

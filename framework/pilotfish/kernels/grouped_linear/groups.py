@@ -6,6 +6,9 @@ Letters: T rows of a pass, S groups of a row, R sorted rows, E groups, B blocks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import attrs
 import torch
 
@@ -86,8 +89,26 @@ def _few_on_host(choice: list[list[int]], row_multiple: int) -> RowGroups:
             rows.append(row)
         rows += [0] * (-(len(rows) - start) % row_multiple)
         spans.append((group, start, len(rows)))
-    row_t, place_t = torch.split(torch.tensor(rows + places), [len(rows), len(places)])
+    if len(choice) == 1:
+        row_t, place_t = _indices_of_one_row(tuple(rows), tuple(places))
+    else:
+        row_t, place_t = _indices(rows, places)
     return RowGroups(rows=row_t, places=place_t.view(len(choice), -1), spans=tuple(spans))
+
+
+def _indices(rows: Sequence[int], places: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    both = torch.tensor([*rows, *places])
+    return both.split_with_sizes((len(rows), len(places)))
+
+
+@lru_cache(maxsize=64)
+def _indices_of_one_row(rows: tuple[int, ...], places: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Whatever groups one row chooses in ascending order, its indices are the same.
+
+    Shared by all who ask: never to be written.
+    """
+    with torch.inference_mode(False):  # who asks first may be in it, and others not
+        return _indices(rows, places)
 
 
 def _on_device(choice: torch.Tensor, num_groups: int) -> RowGroups:

@@ -5,6 +5,7 @@ Knows: when packing is possible and how its operator is called. Does not know: T
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from pilotfish.kernels.linear import int4
 from pilotfish.kernels.linear.weight import LinearWeight
+from pilotfish.kernels.operators import bare
 
 # The number of rows oneDNN is told to expect. Measured over 1 to 512 rows: 2 to 512 give one
 # speed, 1 is up to 2.5 times slower at 8 rows and more, and no hint is slow at 512.
@@ -42,9 +44,8 @@ def prepare(weight: torch.Tensor, bias: torch.Tensor | None, *, keep_plain: bool
 
 
 @cache
-def _packed_linear() -> Any:
-    """The operator itself: finding it by name, and then its overload, costs 2 us a call."""
-    return torch.ops.mkldnn._linear_pointwise.default
+def _packed_linear() -> Callable[..., Any]:
+    return bare(torch.ops.mkldnn._linear_pointwise.default)
 
 
 def linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
@@ -55,3 +56,14 @@ def linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     if weight.scale is not None:
         return int4.linear(x, weight)
     return torch.nn.functional.linear(x, weight.weight, weight.bias)
+
+
+def linear_each(xs: Sequence[torch.Tensor], weights: Sequence[LinearWeight]) -> list[torch.Tensor]:
+    """`linear` of each pair, without asking again and again how packed ones are multiplied."""
+    if any(weight.kind != "packed" for weight in weights):
+        return [linear(x, weight) for x, weight in zip(xs, weights, strict=True)]
+    call = _packed_linear()
+    return [
+        call(x, weight.weight, weight.bias, "none", [], "")
+        for x, weight in zip(xs, weights, strict=True)
+    ]

@@ -44,8 +44,9 @@ def attend(
             lse_pnKG[index, segment.rows] = lse_KGn.permute(2, 0, 1)[segment.wanted]
             wanted = result_KGnH.permute(2, 0, 1, 3)[segment.wanted]
             done.append((index, segment, wanted[..., : out.shape[2]]))
-    if len(done) == 1:
-        out_nKGH.copy_(done[0][2])
+    if len(tile.parts) == 1:
+        for _, segment, result_nKGH in done:
+            out_nKGH[segment.rows] = result_nKGH
         return
     weights_pnKG1 = merge_weights(lse_pnKG).unsqueeze(-1)
     is_f32 = out.dtype == torch.float32

@@ -5,7 +5,13 @@ Knows: how to keep a row's bits. Does not know: requests, pages or partitions' p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import torch
+
+from pilotfish.kernels.operators import bare
 
 WIDTH_MULTIPLE = 16
 """Head widths are padded with zeros to this multiple; others break the invariance in float32."""
@@ -24,12 +30,15 @@ def flash(
     A row's bits depend on the row, k, v, its mask and C as long as M is a multiple of what
     `attention_row_multiple` found; a mask of zeros and no mask give the same bits.
     """
-    result: tuple[torch.Tensor, torch.Tensor] = (
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-            q, k, v, 0.0, False, attn_mask=mask, scale=scale
-        )
+    result: tuple[torch.Tensor, torch.Tensor] = _flash_attention()(
+        q, k, v, 0.0, False, attn_mask=mask, scale=scale
     )
     return result
+
+
+@cache
+def _flash_attention() -> Callable[..., Any]:
+    return bare(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default)
 
 
 def merge_weights(lse: torch.Tensor) -> torch.Tensor:
@@ -38,6 +47,8 @@ def merge_weights(lse: torch.Tensor) -> torch.Tensor:
     A partition with lse HIDDEN has weight exactly 0, so it changes no bit of the sum.
     The sum runs in order of the partitions: `torch.sum` would regroup it with their number.
     """
+    if lse.shape[0] == 1:
+        return lse.fill_(1.0)
     weights = lse.sub_(lse.amax(0)).exp_()
     total = weights[0]
     for index in range(1, weights.shape[0]):
