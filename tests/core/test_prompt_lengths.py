@@ -32,14 +32,11 @@ def test_a_prompt_may_end_with_a_partition(tmp_path: Path, architecture: str, dt
     (path / "config.json").write_text(json.dumps(config))
     noise = torch.Generator().manual_seed(0)
     prompt = torch.randint(1, SMALL["vocab_size"] // 2, (LONGEST,), generator=noise).tolist()
-    llm = LLM(str(path), dtype=dtype)
-    whole = llm.score(prompt)
     prompts = [prompt[:length] for length in LENGTHS]
-    chunked = LLM(str(path), dtype=dtype, max_batch_tokens=ENDS[0] // 2)
-    for found in (
-        [llm.score(one) for one in prompts],
-        llm.score_many(prompts),
-        [chunked.score(prompts[-1])],
-    ):
-        for logits in found:
-            assert torch.equal(logits, whole[: len(logits)]), len(logits)
+    with LLM(str(path), dtype=dtype) as llm:
+        whole = llm.score(prompt)
+        found = [llm.score(one) for one in prompts] + llm.score_many(prompts)
+    with LLM(str(path), dtype=dtype, max_batch_tokens=ENDS[0] // 2) as chunked:
+        found.append(chunked.score(prompts[-1]))
+    for logits in found:
+        assert torch.equal(logits, whole[: len(logits)]), len(logits)

@@ -107,6 +107,19 @@ def test_every_pair_has_a_place_in_its_group(
     assert [span[0] for span in found.spans] == sorted(set(choice.flatten().tolist()))
 
 
+def test_indices_of_one_row_serve_inside_and_outside_of_inference_mode() -> None:
+    groups._indices_of_one_row.cache_clear()
+    choice = torch.tensor([[1, 4, 5]])
+    with torch.inference_mode():
+        inside = group_rows(choice, 6, backend=TORCH, row_multiple=2)
+    outside = group_rows(choice + 1, 7, backend=TORCH, row_multiple=2)
+    assert outside.places is not inside.places
+    assert not outside.rows.is_inference()
+    assert not outside.places.is_inference()
+    assert [group for group, _, _ in outside.spans] == [2, 5, 6]
+    check_places(outside, choice)
+
+
 def check_places(found: RowGroups, choice: torch.Tensor) -> None:
     places = found.places.flatten().tolist()
     assert found.places.shape == choice.shape

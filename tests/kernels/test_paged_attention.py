@@ -96,7 +96,7 @@ def test_triton_is_right(
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("start", "count"), [(0, 127), (0, 128), (0, 129), (60, 68), (111, 17), (0, 256), (200, 56)]
+    ("start", "count"), [(0, 127), (0, 128), (0, 129), (60, 68), (106, 22), (0, 256), (200, 56)]
 )
 def test_rows_that_end_with_a_partition(
     start: int, count: int, dtype: torch.dtype, window: int | None
@@ -107,6 +107,17 @@ def test_rows_that_end_with_a_partition(
     for rows in ([prompt], [decode, prompt]):
         for out, one in zip(attend(rows, window=window), rows, strict=True):
             check(out, one, window, "causal")
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("longest", [120, 140])
+def test_more_requests_than_one_call_takes(longest: int, dtype: torch.dtype) -> None:
+    """Forty short contexts are two calls of one partition; with one longer request, of two."""
+    lengths = [*range(1, 40), longest]
+    rows = [Rows(Request.draw(n + 1, Heads(6, 2, 16), dtype, n), n, 1) for n in lengths]
+    for out, one in zip(attend(rows), rows, strict=True):
+        check(out, one, None, "causal")
+        assert torch.equal(out, attend([one])[0])
 
 
 @pytest.mark.parametrize("backend", [TORCH, TRITON], ids=lambda b: b.name)

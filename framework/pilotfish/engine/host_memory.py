@@ -20,12 +20,15 @@ LARGEST = 32 << 20
 
 _M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = 1, -1, -3
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-_TUNABLES = ("glibc.malloc.trim_threshold", "glibc.malloc.mmap_threshold")
+_TUNABLES = tuple(
+    f"glibc.malloc.{name}" for name in ("trim_threshold", "mmap_threshold", "hugetlb")
+)
 
 
 def keep_freed_memory() -> bool:
     """Tells malloc so, for the whole process. Returns whether it took it.
 
+    It also stops keeping small free pieces apart (`M_MXFAST`), unless the user has set that.
     Nothing is done where the user has set malloc's thresholds (MALLOC_TRIM_THRESHOLD_,
     MALLOC_MMAP_THRESHOLD_, or in GLIBC_TUNABLES), or where the C library is another one.
     """

@@ -12,8 +12,8 @@ from typing import Any
 def bare(overload: Any) -> Callable[..., Any]:
     """The function inside of `torch.ops.<namespace>.<operator>.<overload>`, with its arguments.
 
-    Finding an overload by its name costs 2 us a call, and the object that it is another 2 us; so
-    callers keep what this returns. The overload itself where it holds no such function.
+    The object costs up to 2 us a call where the caches are cold, finding it by name as much again;
+    so callers keep what this returns. The overload itself where it holds no such function.
     """
     function: Callable[..., Any] = getattr(overload, "_op", overload)
     return function

@@ -25,6 +25,7 @@ FEW_PAIRS = 256
 class RowGroups:
     """Which sorted row is which row of the pass, and where each group's rows lie.
 
+    Its tensors may be those of other passes: never to be written.
     rows: [R] int64, the row of the pass that a sorted row copies (padding copies row 0).
     places: [T, S] int64, the sorted row of each (row, choice).
     spans: torch only: (group, first sorted row, end) of each group with rows, padding included.
@@ -97,13 +98,13 @@ def _few_on_host(choice: list[list[int]], row_multiple: int) -> RowGroups:
 
 
 def _indices(rows: Sequence[int], places: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    both = torch.tensor([*rows, *places])
+    both = torch.tensor([*rows, *places], device="cpu")
     return both.split_with_sizes((len(rows), len(places)))
 
 
 @lru_cache(maxsize=64)
 def _indices_of_one_row(rows: tuple[int, ...], places: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """Whatever groups one row chooses in ascending order, its indices are the same.
+    """One row's indices depend on the order of its groups only, which a router gives ascending.
 
     Shared by all who ask: never to be written.
     """

@@ -59,8 +59,8 @@ def linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
 
 
 def linear_each(xs: Sequence[torch.Tensor], weights: Sequence[LinearWeight]) -> list[torch.Tensor]:
-    """`linear` of each pair, without asking again and again how packed ones are multiplied."""
-    if any(weight.kind != "packed" for weight in weights):
+    """`linear` of each pair, all weights of one kind: that is asked once."""
+    if not weights or weights[0].kind != "packed":
         return [linear(x, weight) for x, weight in zip(xs, weights, strict=True)]
     call = _packed_linear()
     return [
