@@ -7,8 +7,11 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
+from pilotfish.kernels.strict import ask_for_strict_products
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+ask_for_strict_products()  # as an LLM does, and before any test multiplies
 torch.set_num_threads(1)  # toy sizes: a second thread costs more than it gives
 
 settings.register_profile(

@@ -16,9 +16,9 @@ import torch
 from gpu.results import Results
 from gpu.shapes import Shape
 from pilotfish import LLM, CacheConfig
+from pilotfish.bench.agreement import compare_tokens
 from pilotfish.bench.measure import alternate, timed
 from pilotfish.bench.peers import PilotfishSide, TransformersSide
-from pilotfish.bench.suite import compare_tokens
 from pilotfish.bench.workloads import TokenIds, Workload
 
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
 import pytest
 
 from pilotfish import openmp
-from pilotfish.bench import BenchReport, BenchRow, run_suite
+from pilotfish.bench import BenchReport, BenchRow, rows, run_suite
+from pilotfish.bench import suite as suite_module
+from pilotfish.bench.agreement import Judge, compare_tokens
+from pilotfish.bench.llama_cpp import LlamaCppLookup, LlamaCppSide, check_llama_cpp
 from pilotfish.bench.measure import alternate
 from pilotfish.bench.peer_process import PeerProcess
 from pilotfish.bench.peers import PilotfishSide, TransformersSide
-from pilotfish.bench.suite import compare_tokens
 from pilotfish.bench.workloads import QUOTED, TEXTS, TokenIds, Workload
 from pilotfish.errors import ConfigError, PilotfishError
+
+from .gguf_files import write_gguf
 
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11], [4]]
 
@@ -55,7 +63,44 @@ def test_other_tokens_are_not_called_equal(tiny_checkpoint: Path) -> None:
     assert compare_tokens(ours, Liar(), PROMPTS, num_tokens=8) is False
 
 
-def exits(directory: str, *, dtype: str) -> Liar:
+@attrs.frozen
+class Departs:
+    """A side that answers as ours does, but for one token of every prompt."""
+
+    ours: PilotfishSide
+    at: int
+    token: int
+    name = "departs"
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        rows = self.ours.generate(prompts, num_tokens)
+        return [[*row[: self.at], self.token, *[0] * (num_tokens - self.at - 1)] for row in rows]
+
+
+def test_a_judge_tells_near_ties_from_real_differences(tiny_checkpoint: Path) -> None:
+    """Other tokens may come from the first difference on, if its gap is below the judge's."""
+    ours = PilotfishSide(str(tiny_checkpoint), dtype="bfloat16")
+    exact = PilotfishSide(str(tiny_checkpoint), dtype="float32").llm
+    (row,) = ours.generate(PROMPTS[:1], 8)
+    logits = exact.score([*PROMPTS[0], *row[:3]])[-1]
+    second = int(logits.argsort(descending=True)[1])
+    gap = (logits[row[3]] - logits[second]).abs().item()
+    assert second != row[3]
+    assert gap > 0
+    theirs = Departs(ours, 3, second)
+
+    def verdict(widest_gap: float) -> bool | str:
+        return compare_tokens(ours, theirs, PROMPTS[:1], 8, Judge(llm=exact, widest_gap=widest_gap))
+
+    assert verdict(gap * 1.01) == f"0 of 1 equal; near-ties: token 3, gap {gap:.2g}"
+    assert verdict(gap * 0.99) is False
+    last = int(logits.argmin())
+    judge = Judge(llm=exact, widest_gap=gap * 1.01)
+    assert compare_tokens(ours, Departs(ours, 3, last), PROMPTS[:1], 8, judge) is False
+    assert compare_tokens(ours, ours, PROMPTS, 8, judge) is True
+
+
+def exits(directory: str, *, dtype: str, num_threads: int) -> Liar:
     os._exit(3)
 
 
@@ -64,7 +109,7 @@ class Breaks(Liar):
 
     name = "breaks"
 
-    def __init__(self, directory: str, *, dtype: str) -> None:
+    def __init__(self, directory: str, *, dtype: str, num_threads: int) -> None:
         if dtype != "float32":
             raise TypeError(f"no {dtype}")
 
@@ -88,6 +133,27 @@ def test_a_side_in_a_process_of_its_own_gives_the_same_tokens(tiny_checkpoint: P
         assert compare_tokens(ours, theirs, PROMPTS, num_tokens=8) is True
     with pytest.raises(OSError, match="closed"):
         theirs.generate(PROMPTS, 1)
+
+
+def test_a_peer_is_loaded_again_and_tells_of_itself(tiny_checkpoint: Path) -> None:
+    with PeerProcess(TransformersSide, str(tiny_checkpoint), dtype="float32") as peer:
+        assert peer.about == ""
+        before = peer.generate(PROMPTS, 4)
+        assert peer.load_again([], 0) > 0
+        assert peer.load_again(PROMPTS, 1) > 0
+        assert peer.generate(PROMPTS, 4) == before
+        assert 10**7 < peer.peak_bytes() < 10**11
+
+
+def test_the_process_of_a_peer_imports_no_torch_for_us() -> None:
+    """In a program of its own: this one's tests import torch, and a new process their file."""
+    program = (
+        "import sys\n"
+        "from pilotfish.bench.llama_cpp import LlamaCppSide\n"
+        "from pilotfish.bench.peer_process import PeerProcess\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 class TellsSpinCount(Breaks):
@@ -137,9 +203,11 @@ def test_a_ratio_above_one_is_a_win_for_rates_and_costs() -> None:
     fast = BenchRow.rate("r", 30.0, 20.0, peer="p", equal=True)
     cheap = BenchRow.cost("c", 2.0, 3.0, peer="p", equal="1 of 2 equal; near-ties: x")
     assert fast.ratio == cheap.ratio == 1.5
-    report = BenchReport(model="m", dtype="float32", threads=2, rows=(fast, cheap), sample="text")
-    rows = json.loads(json.dumps(report.to_json()))
-    assert rows[0] == {
+    report = BenchReport(
+        model="m", dtype="float32", threads=2, rows=(fast, cheap), sample="text", backend="torch"
+    )
+    shown = json.loads(json.dumps(report.to_json()))
+    assert shown[0] == {
         "name": "r",
         "ours": 30.0,
         "theirs": 20.0,
@@ -148,7 +216,8 @@ def test_a_ratio_above_one_is_a_win_for_rates_and_costs() -> None:
         "unit": "tokens/s",
         "tokens_equal": True,
     }
-    assert rows[-1]["machine"]["threads"] == 2
+    assert shown[-1]["machine"]["threads"] == 2
+    assert shown[-1]["machine"]["backend"] == "torch"
     assert "| r | 30 | 20 | p | 1.50 | tokens/s | yes |" in report.to_markdown()
     assert "near-ties" in report.to_markdown()
 
@@ -166,8 +235,19 @@ def test_workloads_fit_small_vocabularies_and_need_no_tokenizer() -> None:
     assert {token for seed in range(9) for token in work.random(50, seed)} == {3, 4, 5, 6}
     assert work.random(20, 1) == work.random(20, 1) != work.random(20, 2)
     assert work.text([3, 4]) == "3 4"
+    tight = attrs.evolve(work, max_seq_len=24)
+    assert {len(prompt) for prompt in tight.copies()} == {11}
+    assert {len(prompt) for prompt in tight.short()} == {8, 9, 10, 11}
 
 
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thing timed takes longer than the one before: rows of a toy on a busy machine do not."""
+    seconds = iter(range(1, 10**6))
+    monkeypatch.setattr(rows, "timed", lambda run: (float(next(seconds)), run()))
+
+
+@pytest.mark.usefixtures("ticks")
 def test_the_whole_suite_runs_on_a_checkpoint_without_a_tokenizer(tiny_checkpoint: Path) -> None:
     """Every row is there with tokens equal; how large the figures are is not asserted."""
     report = run_suite(
@@ -188,6 +268,117 @@ def test_the_whole_suite_runs_on_a_checkpoint_without_a_tokenizer(tiny_checkpoin
         assert name in names
     assert all(row.tokens_equal in (True, None) for row in report.rows), report.to_markdown()
     assert all(row.ours > 0 and row.theirs > 0 for row in report.rows)
+
+
+def tiny_gguf(path: Path, context: int) -> Path:
+    """A random Llama of float32 rows and no tokenizer, which llama.cpp reads too."""
+    width, hidden, vocab = 64, 96, 256
+    shapes = {"token_embd": (vocab, width), "output_norm": (width,)}
+    for layer in ("blk.0.", "blk.1."):
+        shapes |= {f"{layer}{name}": (width,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"{layer}{name}": (width, width) for name in ("attn_q", "attn_output")}
+        shapes |= {f"{layer}{name}": (width // 2, width) for name in ("attn_k", "attn_v")}
+        shapes |= {f"{layer}{name}": (hidden, width) for name in ("ffn_gate", "ffn_up")}
+        shapes[f"{layer}ffn_down"] = (width, hidden)
+    metadata = {
+        "llama.block_count": 2,
+        "llama.context_length": context,
+        "llama.embedding_length": width,
+        "llama.feed_forward_length": hidden,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": 16,
+        "llama.vocab_size": vocab,
+        "tokenizer.ggml.model": "none",
+    }
+    random = np.random.default_rng(0)
+    tensors = {
+        f"{name}.weight": (random.normal(0, 0.3, shape).astype(np.float32), None)
+        for name, shape in shapes.items()
+    }
+    return write_gguf(path / "tiny.gguf", tensors, metadata, architecture="llama")
+
+
+class LikeOurs(PilotfishSide):
+    """Stands for llama.cpp where it is not installed."""
+
+    name = "llama.cpp"
+    about = "a stand-in"
+
+    def __init__(self, path: str, *, dtype: str, num_threads: int) -> None:
+        super().__init__(path, dtype=dtype)
+
+
+@pytest.mark.usefixtures("ticks")
+def test_the_rows_beside_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With our own engine in its place: rows, processes, and what they say of tokens."""
+    for name in ("LlamaCppSide", "LlamaCppLookup"):
+        monkeypatch.setattr(suite_module, name, LikeOurs)
+    monkeypatch.setattr(suite_module, "check_llama_cpp", lambda _: None)
+    path = tiny_gguf(tmp_path, context=24)
+    report = run_suite(str(path), against=["llama.cpp"], rounds=1, prefills=[16])
+    assert report.dtype == "float32"
+    assert report.machine()["llama.cpp"] == "a stand-in"
+    beside = {row.name: row for row in report.rows if row.peer.startswith("llama.cpp")}
+    assert set(beside) == {
+        "decode, 1 request",
+        "decode, 8 requests",
+        "prefill of 16 tokens",
+        "first token after 12 prompt tokens",
+        "quoting with n-gram drafts, 4 requests one by one",
+        "load GGUF",
+        "load GGUF, to the first token",
+        "peak memory",
+    }
+    assert all(row.tokens_equal in (True, None) for row in report.rows), report.to_markdown()
+    ours = {row.name for row in report.rows if row.peer == "pilotfish greedy"}
+    assert len(ours) == 2
+    assert all(name.startswith("sampled against greedy: decode") for name in ours)
+
+
+def test_llama_cpp_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(ConfigError, match="none installed; run: pip install llama-cpp-python"):
+        run_suite("demo", against=["llama.cpp"])
+    spec: Any = type("Module", (), {"__spec__": "found"})
+    monkeypatch.setitem(sys.modules, "llama_cpp", spec)
+    with pytest.raises(ConfigError, match=r"reads \.gguf files; got /some/folder"):
+        check_llama_cpp("/some/folder")
+
+
+@pytest.mark.llama_cpp
+def test_llama_cpp_gives_our_tokens(tmp_path: Path) -> None:
+    """The real peer on float32 rows: alone, together, over several batches and with its drafts.
+
+    Its keys and values are float16, which moves these logits by some ten-thousandths.
+    """
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    path = str(tiny_gguf(tmp_path, context=128))
+    ours = PilotfishSide(path, dtype="float32")
+    judge = Judge(llm=ours.llm, widest_gap=0.002)
+    work = Workload.of(ours.llm)
+    prompts = [work.random(count, count) for count in (1, 9, 30, 100, 101, 102, 103, 104)]
+    with PeerProcess(LlamaCppSide, path, dtype="float32") as theirs:
+        assert "llama-cpp-python" in theirs.about
+        for some in (prompts[:1], prompts, prompts[3:5], prompts[1:2]):
+            assert compare_tokens(ours, theirs, some, 20, judge)
+        assert compare_tokens(ours, theirs, prompts[:3], 20) is True
+        assert theirs.load_again(prompts, 2) > 0
+    copies = [work.random(12, place) * 3 for place in range(4)]
+    with PeerProcess(LlamaCppLookup, path, dtype="float32") as lookup:
+        assert compare_tokens(ours, lookup, [*copies, *prompts], 20, judge)
+        assert compare_tokens(ours, lookup, prompts[:3], 20) is True
+
+
+@pytest.mark.llama_cpp
+def test_llama_cpp_on_the_demo_parts_at_near_ties_only() -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    ours = PilotfishSide("demo", dtype="float32")
+    prompts = Workload.of(ours.llm).short()[:3]
+    judge = Judge(llm=ours.llm, widest_gap=suite_module.WIDEST_GAP)
+    with PeerProcess(LlamaCppSide, ours.llm.model_path, dtype="float32") as theirs:
+        assert compare_tokens(ours, theirs, prompts, 8, judge)
 
 
 class Letters:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from kernels.native_cases import needs_library
 from pilotfish import LLM, SamplingParams, SpeculativeConfig
 from pilotfish.cli import main
 from pilotfish.cli.deltas import draft_colors
+from pilotfish.kernels.native import library
 from pilotfish.weights.gguf import GGUFFile
 
 
@@ -23,13 +25,14 @@ def test_inspect_says_what_would_run_and_reads_no_weights(
         raise AssertionError(f"inspect read {name}")
 
     monkeypatch.setattr(GGUFFile, "load", load)
-    assert main(["inspect", "demo", "--max-length", "1024", "--json"]) == 0
+    flags = ["--max-length", "1024", "--backend", "torch", "--json"]
+    assert main(["inspect", "demo", *flags]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["architecture"] == "LlamaForCausalLM"
     assert facts["parameters"] == 134_515_008
     assert facts["dtype"] == "bfloat16"
     assert facts["kernels"] == "torch"
-    assert facts["arithmetic"].startswith("invariant")
+    assert facts["arithmetic"].startswith(("invariant", "NOT invariant"))  # a matter of the machine
     assert facts["max_seq_len"] == 1024
     memory = facts["memory"]
     assert sum(memory["weights_bytes"].values()) == 2 * 134_515_008
@@ -37,6 +40,38 @@ def test_inspect_says_what_would_run_and_reads_no_weights(
     assert memory["state_bytes"] == {"kv": memory["max_cached_tokens"] * row_bytes}
     total = sum(memory["weights_bytes"].values()) + memory["activation_bytes"]
     assert memory["total_bytes"] == total + sum(memory["state_bytes"].values())
+
+
+@needs_library
+def test_inspect_of_native_kernels_counts_the_files_own_bytes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["inspect", "demo", "--max-length", "1024", "--backend", "native"]
+    assert main([*flags, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    found = library()
+    assert found is not None
+    assert (facts["kernels"], facts["instruction_set"]) == ("native", found.instruction_set)
+    assert (facts["dtype"], facts["row_multiple"]) == ("float32", 1)
+    assert facts["linear_weights"] == ["float32", "q4_1", "q8_0"]
+    assert facts["arithmetic"] == "invariant: a row's bits are its own"
+    stored = sum(info.num_bytes for info in GGUFFile(facts["path"]).infos.values())
+    assert sum(facts["memory"]["weight_kinds_bytes"]["model"].values()) == stored
+    assert facts["memory"]["weights_bytes"] == {"model": stored}
+    assert main(flags) == 0
+    shown = capsys.readouterr().out
+    assert "weights (model): 92.1 MiB (q4_1 63.28 MiB, q8_0 28.69 MiB, float32 137.2 KiB)" in shown
+    assert "no_native_kernels" not in shown
+
+
+def test_inspect_says_why_there_are_no_native_kernels(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilotfish.kernels.native.why_not", lambda: "no compiler")
+    assert main(["inspect", "demo", "--backend", "torch"]) == 0
+    shown = capsys.readouterr().out
+    assert "no_native_kernels: no compiler" in shown
+    assert "instruction_set" not in shown
 
 
 def test_drafts_are_colored_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.rms_norm import add_scaled
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
-from pilotfish.layers.norm import LayerNorm, RMSNorm, add_scaled
+from pilotfish.layers.norm import LayerNorm, RMSNorm
 
 BACKEND = KernelBackend()
 
@@ -95,7 +96,7 @@ def test_every_norm_adds_the_same_bits(dtype: torch.dtype, multiplier: float) ->
     stream, x = torch.randn(13, 37).to(dtype), torch.randn(13, 37).to(dtype)
     rms, layer = RMSNorm(37, 1e-6), LayerNorm(37, 1e-5, affine=False)
     rms.assign("weight", torch.ones(37, dtype=dtype), BACKEND)
-    tapped = add_scaled(stream, x, multiplier)
+    tapped = add_scaled(stream, x, multiplier, backend=BACKEND)
     exact = stream.double() + multiplier * x.double()
     one_rounding = torch.finfo(dtype).eps * (stream.abs() + multiplier * x.abs()).double()
     assert ((tapped - exact).abs() <= one_rounding).all()
@@ -107,5 +108,5 @@ def test_every_norm_adds_the_same_bits(dtype: torch.dtype, multiplier: float) ->
         assert same is x
         assert torch.equal(alone, norm(x, BACKEND))
     for row in range(13):
-        one = add_scaled(stream[row : row + 1], x[row : row + 1], multiplier)
+        one = add_scaled(stream[row : row + 1], x[row : row + 1], multiplier, backend=BACKEND)
         assert torch.equal(one[0], tapped[row])

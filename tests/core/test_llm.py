@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from pilotfish.errors import (
     RequestError,
     RouteError,
 )
+from pilotfish.kernels.native import library
 from pilotfish.sampling import Sampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -377,6 +379,17 @@ def test_triton_on_a_cpu_is_refused_without_its_interpreter(
         LLM(checkpoint, registry=toy_registry(), device="cpu", backend="triton")
 
 
+def test_triton_is_refused_where_its_package_is_not_installed(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ConfigError, match=r"not installed; wanted it .* or backend 'torch'"):
+        LLM(checkpoint, registry=toy_registry(), device="cpu", backend="triton")
+    with LLM(checkpoint, registry=toy_registry(), device="cpu") as made:
+        assert made.generate(["abc"], GREEDY)[0].finish_reason == "length"
+
+
 def test_a_missing_checkpoint_is_named() -> None:
     with pytest.raises(CheckpointError, match="no/such/place: no such file"):
         LLM("no/such/place", registry=toy_registry())
@@ -388,7 +401,8 @@ def test_preparing_reads_no_weights_and_resolves_every_auto(
     monkeypatch.setattr(ToyModel, "load_model", lambda *_: pytest.fail("weights were read"))
     prepared = prepare_from_options(checkpoint, registry=toy_registry(), device="cpu")
     runtime = prepared.pipeline_config.runtime
-    assert (runtime.dtype, runtime.device, runtime.backend) == ("float32", "cpu", "torch")
+    backend = "torch" if library() is None else "native"
+    assert (runtime.dtype, runtime.device, runtime.backend) == ("float32", "cpu", backend)
     assert (prepared.dtype, prepared.vocab_size, prepared.num_parameters) == ("float32", VOCAB, 4)
     assert prepared.memory_plan.weights == {"model": 16}
     assert prepared.memory_plan.max_cached_tokens == 16 * 64

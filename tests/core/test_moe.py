@@ -18,6 +18,7 @@ from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import dequantize_int4, eager, quantize_int4
 from pilotfish.kernels.linear import row_multiple
+from pilotfish.kernels.router import eager as choice_by_torch
 from pilotfish.layers import moe, router
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.linear import Linear
@@ -422,9 +423,11 @@ def test_only_the_experts_in_use_are_multiplied(monkeypatch: pytest.MonkeyPatch)
     rows: list[int] = []
     multiply = grouped.eager.linear_each
 
-    def counted(xs: Sequence[torch.Tensor], weights: Sequence[Any]) -> list[torch.Tensor]:
+    def counted(
+        xs: Sequence[torch.Tensor], weights: Sequence[Any], **how: bool
+    ) -> list[torch.Tensor]:
         rows.extend(x.shape[0] for x in xs)
-        return multiply(xs, weights)
+        return multiply(xs, weights, **how)
 
     run = types.SimpleNamespace(backend=TORCH, row_multiple=multiple, num_rows=1)
     x = torch.nn.functional.pad(torch.randn(1, shape.width), (0, 0, 0, multiple - 1))
@@ -440,8 +443,8 @@ def biased_weights(patch: pytest.MonkeyPatch) -> None:
     """The scores that select are used as weights too."""
     route = Routing.__call__
 
-    def wrong(self: Routing, logits: torch.Tensor, bias: torch.Tensor) -> Any:
-        choice, _ = route(self, logits, bias)
+    def wrong(self: Routing, logits: torch.Tensor, bias: torch.Tensor, *rest: Any) -> Any:
+        choice, _ = route(self, logits, bias, *rest)
         weights = (self.scoring(logits) + bias).gather(1, choice)
         return choice, weights / weights.sum(1, keepdim=True) * self.scale
 
@@ -450,23 +453,25 @@ def biased_weights(patch: pytest.MonkeyPatch) -> None:
 
 def no_correction(patch: pytest.MonkeyPatch) -> None:
     route = Routing.__call__
-    patch.setattr(Routing, "__call__", lambda self, logits, bias: route(self, logits, None))
+    patch.setattr(
+        Routing, "__call__", lambda self, logits, bias, *rest: route(self, logits, None, *rest)
+    )
 
 
 def no_groups(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Routing, "_without_other_groups", lambda self, biased: biased)
+    patch.setattr(choice_by_torch, "without_other_groups", lambda biased, *counts: biased)
 
 
 def best_of_group(patch: pytest.MonkeyPatch) -> None:
     """A group judged by its best expert instead of its two best."""
 
-    def wrong(self: Routing, biased: torch.Tensor) -> torch.Tensor:
-        grouped = biased.view(biased.shape[0], self.num_groups, -1)
-        kept = grouped.amax(-1).topk(self.num_kept_groups).indices
+    def wrong(biased: torch.Tensor, num_groups: int, num_kept_groups: int) -> torch.Tensor:
+        grouped = biased.view(biased.shape[0], num_groups, -1)
+        kept = grouped.amax(-1).topk(num_kept_groups).indices
         mask = torch.ones(grouped.shape[:2], dtype=torch.bool).scatter_(1, kept, False)
         return grouped.masked_fill(mask.unsqueeze(-1), float("-inf")).view_as(biased)
 
-    patch.setattr(Routing, "_without_other_groups", wrong)
+    patch.setattr(choice_by_torch, "without_other_groups", wrong)
 
 
 def up_before_gate(patch: pytest.MonkeyPatch) -> None:
@@ -526,7 +531,7 @@ def test_planted_bugs_show(monkeypatch: pytest.MonkeyPatch, plant: Plant, is_int
 
 
 def test_a_padding_to_one_row_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The invariance test can fail: experts that pad to nothing, where the library cares."""
+    """The invariance test can fail: experts without padding or blocks, where the library cares."""
     shape = Shape(width=1600, expert_width=32, num_experts=4, num_chosen=2)
     layer = build(shape, tensors_of(shape.oracle(), torch.float32), TORCH)
     x = torch.randn(30, shape.width)
@@ -536,10 +541,12 @@ def test_a_padding_to_one_row_would_show(monkeypatch: pytest.MonkeyPatch) -> Non
         return sort_rows(choice, count, backend=backend, row_multiple=1)
 
     weight = layer.experts.gate_up.separate[0]
-    alone = moe.grouped_linear.__globals__["eager"].eager.linear
+    products = moe.grouped_linear.__globals__["eager"].eager
+    alone = products.linear
     if torch.equal(alone(x[:1], weight), alone(x, weight)[:1]):
         monkeypatch.setattr(moe, "combine_rows", _ordered_by_the_pass(moe.combine_rows))
     monkeypatch.setattr(moe, "group_rows", unpadded)
+    monkeypatch.setattr(products, "linear_in_blocks", alone)
     with pytest.raises(AssertionError):
         invariance_holds(layer, x, TORCH)
 

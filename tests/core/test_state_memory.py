@@ -181,6 +181,14 @@ def test_the_record_is_plain_data_and_prints() -> None:
     assert "  weights (target): 100 MiB" in lines
 
 
+def test_the_forms_of_weights_are_told_where_they_are_known() -> None:
+    kinds = {"target": {"q4_1": 90 << 20, "float32": 10 << 20}}
+    made = plan(weight_kinds=kinds)
+    assert "  weights (target): 100 MiB (q4_1 90 MiB, float32 10 MiB)" in str(made).splitlines()
+    assert made.to_json()["weight_kinds_bytes"] == kinds
+    assert made.total == plan().total
+
+
 def test_activations_are_rows_times_widths_and_three_copies_of_logits() -> None:
     counted = activation_bytes(
         max_batch_tokens=10, widths=(3, 4), itemsize=2, vocab_size=50, max_logit_rows=2

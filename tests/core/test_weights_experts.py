@@ -23,7 +23,8 @@ from pilotfish.weights import (
     expert_rules,
     plan_load,
 )
-from pilotfish.weights.int4 import num_parameters, weight_bytes
+from pilotfish.weights.footprint import weight_kinds
+from pilotfish.weights.int4 import num_parameters
 
 TORCH, TRITON = KernelBackend("torch"), KernelBackend("triton")
 D, W, E = 64, 32, 3
@@ -130,8 +131,10 @@ def test_packed_layers_stay_as_small_as_in_the_file(tmp_path: Path) -> None:
     stored = sum(info.num_bytes for info in source.infos.values())
     shapes = E * 3 * 2 * 4
     assert stored == E * 3 * D * W // 2 + E * 3 * D * W // 32 * 2 + shapes
-    for itemsize in (2, 4):
-        assert weight_bytes(source.infos, itemsize) == stored
+    for dtype in ("bfloat16", "float32"):
+        kinds = weight_kinds(source.infos, dtype)
+        assert list(kinds) == ["int4", "bfloat16", "int32"]
+        assert sum(kinds.values()) == stored
     assert num_parameters(source.infos) == E * 3 * D * W
     for backend in (TORCH, TRITON):
         house = House(*formats_of(source, 1))
@@ -152,7 +155,7 @@ def vars_of(weight: Any) -> list[torch.Tensor]:
 
 def test_plain_tensors_count_in_the_runs_dtype(tmp_path: Path) -> None:
     source = checkpoint(tmp_path, expert_tensors(0, is_int4=False) | {"x": torch.zeros(3).int()})
-    assert weight_bytes(source.infos, 4) == E * 3 * D * W * 4 + 12
+    assert weight_kinds(source.infos, "float32") == {"float32": E * 3 * D * W * 4, "int32": 12}
     assert num_parameters(source.infos) == E * 3 * D * W + 3
 
 

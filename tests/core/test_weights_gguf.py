@@ -16,6 +16,7 @@ from pilotfish.errors import CheckpointError
 from pilotfish.weights import GGUFFile, unpermute_rope_rows
 from pilotfish.weights.demo import find_demo
 from pilotfish.weights.gguf_blocks import _CHUNK_NUMBERS, BLOCK_TYPES, TYPE_NAMES, dequantize
+from pilotfish.weights.stored_rows import PACKED_KINDS
 
 from .gguf_files import random_blocks, write_gguf
 
@@ -47,6 +48,7 @@ def test_table_is_the_packages(file: Path) -> None:
         theirs = gguf.GGMLQuantizationType(number)
         assert kind.name == theirs.name
         assert (kind.size, kind.num_bytes) == gguf.GGML_QUANT_SIZES[theirs]
+    assert {kind.name for kind in BLOCK_TYPES.values() if kind.unpack} == set(PACKED_KINDS)
     for number, name in TYPE_NAMES.items():
         assert gguf.GGMLQuantizationType(number).name == name
 
@@ -172,7 +174,7 @@ def test_a_changed_byte_is_read_or_refused_but_nothing_else(
 
 
 def test_types_that_are_not_read_are_named(tmp_path: Path) -> None:
-    kinds = (gguf.GGMLQuantizationType.Q5_K, gguf.GGMLQuantizationType.IQ4_NL)
+    kinds = (gguf.GGMLQuantizationType.Q3_K, gguf.GGMLQuantizationType.IQ4_NL)
     tensors = {}
     for number, kind in enumerate(kinds):
         num_bytes = gguf.GGML_QUANT_SIZES[kind][1]
@@ -180,8 +182,8 @@ def test_types_that_are_not_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         GGUFFile(write_gguf(tmp_path / "x.gguf", tensors))
     message = str(caught.value)
-    assert "t0 (Q5_K), t1 (IQ4_NL)" in message
-    assert "F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, BF16" in message
+    assert "t0 (Q3_K), t1 (IQ4_NL)" in message
+    assert "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16" in message
 
 
 @pytest.mark.parametrize(

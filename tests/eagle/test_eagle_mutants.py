@@ -168,7 +168,7 @@ def features_before_the_norm(patch: Patch) -> None:
 
     def wrong(self: DecoderModel, state: Any, kept: Any, counts: Any) -> Any:
         hidden_states(self, state, kept, counts)
-        return state.sum()[: sum(counts)]
+        return state.sum(self.backend)[: sum(counts)]
 
     patch.setattr(DecoderModel, "_hidden_states", wrong)
 
@@ -219,8 +219,8 @@ def positions_stop(patch: Patch) -> None:
     """Rows of later passes stay at the position of the first."""
     turn = Rotary.__call__
 
-    def wrong(self: Rotary, positions: torch.Tensor, lengths: Any = None) -> Any:
-        return turn(self, positions - (positions > 6).long(), lengths)
+    def wrong(self: Rotary, positions: torch.Tensor, *options: Any) -> Any:
+        return turn(self, positions - (positions > 6).long(), *options)
 
     patch.setattr(Rotary, "__call__", wrong)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
 import attrs
 import torch
@@ -19,6 +20,7 @@ from pilotfish.kernels.kv_write import write_kv
 from pilotfish.kernels.paged_attention import (
     AttentionPlan,
     Mode,
+    attention_row_multiple,
     paged_attention,
     plan_attention,
 )
@@ -28,6 +30,14 @@ paged_attention = placed(paged_attention)
 write_kv = placed(write_kv)
 
 TORCH, TRITON = KernelBackend("torch"), KernelBackend("triton")
+
+
+@cache
+def probed(num_heads: int, num_kv_heads: int, width: int) -> int:
+    """What a model would pad to on this machine; the promise is that there is something."""
+    found = attention_row_multiple(num_heads, num_kv_heads, width)
+    assert found is not None
+    return found
 
 
 @attrs.frozen
@@ -115,6 +125,8 @@ def make_pass(
     write_kv(kv, cache, inputs.write_slots, backend=backend)
     q = [r.request.q[r.start : r.end] for r in rows]
     q_padding = torch.full((padding, *q[0].shape[1:]), torch.nan, dtype=dtype)
+    if row_multiple is None and backend.name == "torch":
+        row_multiple = probed(rows[0].request.q.shape[1], num_kv_heads, width)
     plan = plan_attention(inputs, offsets, backend=backend, row_multiple=row_multiple)
     return PagedPass(torch.cat([*q, q_padding]), cache, plan)
 

@@ -17,7 +17,11 @@ import torch
 
 from pilotfish.kernels import KernelBackend
 
-DEVICES = {"torch": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
+DEVICES = {
+    "torch": "cpu",
+    "native": "cpu",
+    "triton": "cuda" if torch.cuda.is_available() else "cpu",
+}
 """Where a backend's tensors belong, by the backend's name."""
 
 Arguments = ParamSpec("Arguments")

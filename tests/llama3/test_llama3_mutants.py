@@ -87,8 +87,8 @@ def positions_shifted(patch: Patch) -> None:
     """Later rows of a pass one position too far; a whole shift would change nothing."""
     turn = Rotary.__call__
 
-    def wrong(self: Rotary, positions: torch.Tensor, lengths: Any = None) -> Any:
-        return turn(self, positions + (positions > 3), lengths)
+    def wrong(self: Rotary, positions: torch.Tensor, *options: Any) -> Any:
+        return turn(self, positions + (positions > 3), *options)
 
     patch.setattr(Rotary, "__call__", wrong)
 

@@ -14,6 +14,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llama3.families import DYNAMIC, LLAMA3, LONG, LONGROPE, SMALL, YARN, rope
 from pilotfish.errors import ConfigError
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.native import library
 from pilotfish.layers.rope import ROPE_TYPES, RopeParameters
 from pilotfish.layers.rotary import Rotary
 
@@ -61,9 +63,10 @@ def test_frequencies_are_transformers_bit_for_bit(name: str, length: int | None)
     )
     rotary = Rotary(parameters)
     lengths = torch.tensor([16 if length is None else length])
-    ours = rotary._frequencies(lengths if parameters.depends_on_length else None).view(-1)
-    assert torch.equal(ours[: HEAD_DIM // 2], theirs.view(-1))
-    assert torch.equal(ours[HEAD_DIM // 2 :], theirs.view(-1))
+    given = lengths if parameters.depends_on_length else None
+    assert torch.equal(rotary.frequencies.of(given).view(-1), theirs.view(-1))
+    portable = rotary.portable_frequencies.of(given).view(-1)
+    torch.testing.assert_close(portable, theirs.view(-1), atol=0, rtol=2**-21)
     assert rotary.scale == scale
 
 
@@ -71,7 +74,8 @@ def test_angles_are_position_times_frequency_scaled() -> None:
     rotary = Rotary(RopeParameters.from_hf(config(YARN), HEAD_DIM))
     positions = torch.tensor([0, 3, 100])
     cos, sin = rotary(positions)
-    angles = positions[:, None].double() * rotary.frequencies.double()
+    frequencies = rotary.frequencies.short.double()
+    angles = positions[:, None] * torch.cat((frequencies, frequencies))
     assert cos.dtype == sin.dtype == torch.float32
     torch.testing.assert_close(cos.double(), angles.cos() * rotary.scale, atol=1e-5, rtol=0)
     torch.testing.assert_close(sin.double(), angles.sin() * rotary.scale, atol=1e-5, rtol=0)
@@ -104,6 +108,34 @@ def test_many_rows_have_the_angles_of_few(name: str) -> None:
         some = rotary(positions[rows], lengths[rows])
         assert torch.equal(some[0], cos[rows])
         assert torch.equal(some[1], sin[rows])
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.skipif(library() is None, reason="there is no native library here")
+def test_native_and_portable_angles_are_torchs_but_for_rounding(name: str, portable: bool) -> None:
+    backend = KernelBackend("native", portable=portable)
+    rotary = Rotary(RopeParameters.from_hf(config(SCALED[name]), HEAD_DIM))
+    positions = torch.arange(60)
+    lengths = torch.maximum(positions + 1, torch.arange(60) * 7 % 61)
+    wanted, got = rotary(positions, lengths), rotary(positions, lengths, backend)
+    for ours, theirs in zip(got, wanted, strict=True):
+        # A power's last bits, times the position; then cos and sin.
+        torch.testing.assert_close(ours, theirs, atol=60 * 2**-22, rtol=0)
+    alone = rotary(positions[7:9], lengths[7:9], backend)
+    assert torch.equal(alone[0], got[0][7:9])
+    assert torch.equal(alone[1], got[1][7:9])
+
+
+def test_factors_of_the_file_divide_portable_frequencies_too() -> None:
+    rotary = Rotary(RopeParameters.from_hf(config(YARN), HEAD_DIM), file_factors=True)
+    before = rotary.frequencies.short
+    factors = torch.linspace(1, 8, HEAD_DIM // 2)
+    rotary.assign("factors", factors, KernelBackend("torch"))
+    assert torch.equal(rotary.frequencies.short, before / factors)
+    torch.testing.assert_close(
+        rotary.portable_frequencies.short, before / factors, atol=0, rtol=2**-21
+    )
 
 
 def test_salt_separates_exactly_the_prompts_whose_angles_differ() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pilotfish.bench.report import BenchRow
@@ -16,9 +17,15 @@ from pilotfish.errors import PilotfishError
 ALLOWANCE_BYTES = 700 * 10**6
 """What Python, torch and activations may take beside weights and planned state."""
 
+NUM_TOKENS = 16
+"""Of the answer that is generated meanwhile, to the prompt that the row of cached prefixes has."""
 
-def peak_memory_row(model: str, dtype: str) -> BenchRow:
-    """Ours: peak resident bytes. Theirs: weights + planned state + the allowance."""
+
+def peak_memory_rows(model: str, dtype: str, peers: Mapping[str, int]) -> list[BenchRow]:
+    """Ours: peak resident bytes. Theirs: weights + planned state + the allowance; then each peer's.
+
+    peers: name -> peak bytes of a fresh process that did the same.
+    """
     program = "import sys; from pilotfish.bench.memory import report; report(*sys.argv[1:])"
     command = [sys.executable, "-c", program, model, dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -28,13 +35,13 @@ def peak_memory_row(model: str, dtype: str) -> BenchRow:
             f"{done.stderr.strip()[-2000:]}"
         )
     figures = json.loads(done.stdout)
-    return BenchRow.cost(
-        "peak memory",
-        figures["peak_bytes"] / 1e6,
-        (figures["weights_bytes"] + figures["state_bytes"] + ALLOWANCE_BYTES) / 1e6,
-        peer="weights + planned state + 700 MB",
-        unit="MB",
-    )
+    bound = figures["weights_bytes"] + figures["state_bytes"] + ALLOWANCE_BYTES
+    return [
+        BenchRow.cost(
+            "peak memory", figures["peak_bytes"] / 1e6, num_bytes / 1e6, peer=peer, unit="MB"
+        )
+        for peer, num_bytes in {"weights + planned state + 700 MB": bound, **peers}.items()
+    ]
 
 
 def report(model: str, dtype: str) -> None:
@@ -49,16 +56,16 @@ def _measure(model: str, dtype: str) -> dict[str, int]:
 
     llm = LLM(model, dtype=dtype, device="cpu")
     work = Workload.of(llm)
-    prompt = work.random(work.num_shared, 0)
-    llm.generate([prompt], SamplingParams(max_tokens=16, temperature=0, ignore_eos=True))
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
+    llm.generate([work.random(work.num_shared, 0)], params)
     return {
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "weights_bytes": sum(llm.memory_plan.weights.values()),
         "state_bytes": sum(llm.memory_plan.state.values()),
     }
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Of this program. Linux's `ru_maxrss` would also know the process that started it."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -36,6 +36,7 @@ class PilotfishSide:
         dtype: str,
         arithmetic: Arithmetic = "invariant",
         prefix_caching: bool = False,
+        speculative: str | None = None,
     ) -> None:
         self.name = "pilotfish" if arithmetic == "invariant" else f"pilotfish {arithmetic}"
         self.llm = LLM(
@@ -43,6 +44,7 @@ class PilotfishSide:
             dtype=dtype,
             device="cpu",
             arithmetic=arithmetic,
+            speculative=speculative,
             cache=CacheConfig(prefix_caching=prefix_caching),
             max_batch_tokens=512,
         )
@@ -53,15 +55,46 @@ class PilotfishSide:
         return [list(out.token_ids) for out in self.llm.generate(list(prompts), params)]
 
 
+class SampledSide:
+    """A loaded LLM of ours whose tokens are drawn, as most users have it."""
+
+    name = "pilotfish sampled"
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        """As many tokens as Side's, but not greedy ones."""
+        params = SamplingParams(
+            temperature=0.8, top_p=0.95, seed=0, max_tokens=num_tokens, ignore_eos=True
+        )
+        return [list(out.token_ids) for out in self.llm.generate(list(prompts), params)]
+
+
+class OneByOne:
+    """A side that is asked one prompt at a time."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self.name = side.name
+
+    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+        """See Side."""
+        return [row for prompt in prompts for row in self._side.generate([prompt], num_tokens)]
+
+
 class TransformersSide:
     """transformers' `generate`, prompts padded on the left; loads what `LLM` loads."""
 
     name = "transformers"
 
-    def __init__(self, directory: str, *, dtype: str) -> None:
+    def __init__(self, directory: str, *, dtype: str, num_threads: int | None = None) -> None:
+        """num_threads: of torch, in a process of its own; None leaves them as they are."""
         import torch
         from transformers import AutoTokenizer
 
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         model_class = _transformers_class(directory)
         self.model: Any = model_class.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
         has_tokenizer = (Path(directory) / "tokenizer.json").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -70,13 +71,19 @@ class BenchRow:
 
 @attrs.frozen(kw_only=True)
 class BenchReport:
-    """All rows of one run. sample: text that our side produced, so that a loop would show."""
+    """All rows of one run.
+
+    sample: text that our side produced, so that a loop would show. backend: of our kernels.
+    peers: name -> what a peer says of itself.
+    """
 
     model: str
     dtype: str
     threads: int
     rows: tuple[BenchRow, ...]
     sample: str
+    backend: str
+    peers: Mapping[str, str] = attrs.field(factory=dict)
 
     def to_json(self) -> list[dict[str, Any]]:
         """The rows, then one object that describes the machine."""
@@ -90,8 +97,11 @@ class BenchReport:
             "cores": os.cpu_count(),
             "threads": self.threads,
             "dtype": self.dtype,
+            "backend": self.backend,
+            "instructions": _instructions(),
             "python": platform.python_version(),
             **{name: _version(name) for name in ("torch", "transformers", "pilotfish")},
+            **self.peers,
         }
 
     def to_markdown(self) -> str:
@@ -111,6 +121,14 @@ class BenchReport:
             )
         machine = ", ".join(f"{key} {value}" for key, value in self.machine().items())
         return "\n".join([*lines, "", f"Machine: {machine}", "", f"Sample: {self.sample!r}"])
+
+
+def _instructions() -> str:
+    """The instruction set of our native kernels, or why there are none."""
+    from pilotfish.kernels.native import library, why_not
+
+    native = library()
+    return f"none: {why_not()}" if native is None else native.instruction_set
 
 
 def _version(name: str) -> str:

@@ -25,7 +25,7 @@ def run_speculation(
     speculative: SpeculativeConfig,
     *,
     draft: str | None = None,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     rounds: int = 5,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
@@ -66,7 +66,12 @@ def run_speculation(
     rows.append(bench.overhead(work.copies()[:1]))
     sample = work.text(list(bench.answer(ours, work.copies()[:1])[0].token_ids))
     return BenchReport(
-        model=model, dtype=dtype, threads=torch.get_num_threads(), rows=tuple(rows), sample=sample
+        model=model,
+        dtype=plain.dtype,
+        threads=torch.get_num_threads(),
+        rows=tuple(rows),
+        sample=sample,
+        backend=plain.pipeline_config.runtime.backend,
     )
 
 

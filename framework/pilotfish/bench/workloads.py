@@ -94,19 +94,19 @@ class Workload:
     def _encoded(self, text: str) -> TokenIds:
         return [] if self.tokenizer is None else list(self.tokenizer.encode(text))
 
-    def _fitting(self, texts: Sequence[str]) -> list[TokenIds]:
+    def _fitting(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
         if self.num_prompt < 1:
             raise ConfigError(
                 f"the context is {self.max_seq_len} tokens; wanted 3 at least, for a prompt and an "
                 "answer that are timed"
             )
-        return [self._encoded(text)[-self.num_prompt :] for text in texts]
+        return [prompt[-self.num_prompt :] for prompt in prompts]
 
     def short(self) -> list[TokenIds]:
         """One short prompt for each of TEXTS; its end, where the context is shorter."""
         if self.tokenizer is None:
-            return [self.random(8 + place, place) for place in range(len(TEXTS))]
-        return self._fitting(TEXTS)
+            return self._fitting([self.random(8 + place, place) for place in range(len(TEXTS))])
+        return self._fitting([self._encoded(text) for text in TEXTS])
 
     def copies(self) -> list[TokenIds]:
         """Prompts whose answers quote: each passage, twice, and the beginning of a third time.
@@ -114,8 +114,8 @@ class Workload:
         Where the context is shorter, the end of that.
         """
         if self.tokenizer is None:
-            return [self.random(12, place) * 3 for place in range(len(PASSAGES))]
-        return self._fitting(QUOTED)
+            return self._fitting([self.random(12, place) * 3 for place in range(len(PASSAGES))])
+        return self._fitting([self._encoded(text) for text in QUOTED])
 
     def random(self, num_tokens: int, seed: int) -> TokenIds:
         """Ids drawn evenly; the lowest, which are often special, are left out."""

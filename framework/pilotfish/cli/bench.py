@@ -24,10 +24,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="directory, .gguf file, hub id, or 'demo'")
     parser.add_argument(
-        "--against", default="", metavar="NAMES", help="peers, separated by commas: transformers"
+        "--against",
+        default="",
+        metavar="NAMES",
+        help="peers, separated by commas: transformers, llama.cpp (for .gguf files; "
+        "pip install llama-cpp-python)",
     )
     add_speculation_flags(parser)
-    parser.add_argument("--dtype", default="bfloat16", metavar="D", help="(bfloat16)")
+    parser.add_argument("--dtype", default="auto", metavar="D", help="as generate takes it (auto)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of each row (5)")
     parser.add_argument(
         "--prefill",

@@ -67,6 +67,8 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "dtype": prepared.dtype,
         "device": str(prepared.device),
         "kernels": prepared.backend.name,
+        "instruction_set": _instruction_set(prepared),
+        "no_native_kernels": _why_not_native(prepared),
         "linear_weights": arithmetic.linear_kinds,
         "arithmetic": arithmetic.described,
         "row_multiple": arithmetic.row_multiple,
@@ -74,6 +76,22 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "vocab_size": prepared.vocab_size,
         "memory": prepared.memory_plan.to_json(),
     }
+
+
+def _instruction_set(prepared: Prepared) -> str | None:
+    """What native kernels run with; None for other kernels."""
+    from pilotfish.kernels.native import library
+
+    found = library() if prepared.backend.name == "native" else None
+    return None if found is None else found.instruction_set
+
+
+def _why_not_native(prepared: Prepared) -> str | None:
+    """Why a CPU runs other kernels than native ones, where that is not for the user's wish."""
+    from pilotfish.kernels.native import why_not
+
+    on_cpu = prepared.device.type == "cpu"
+    return (why_not() or None) if on_cpu and prepared.backend.name != "native" else None
 
 
 def _thinking_tokens(prepared: Prepared) -> list[int] | None:

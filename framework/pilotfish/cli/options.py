@@ -27,14 +27,18 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N")
     group.add_argument(
-        "--backend", default="auto", metavar="B", help="kernels: auto, torch, triton"
+        "--backend", default="auto", metavar="B", help="kernels: auto, native, torch, triton"
     )
     group.add_argument(
-        "--arithmetic", default="invariant", metavar="A", help="invariant (default) or fastest"
+        "--arithmetic",
+        default="invariant",
+        metavar="A",
+        help="invariant (default), portable or fastest",
     )
     group.add_argument("--max-length", type=int, metavar="N", help="longest context in tokens")
     group.add_argument("--max-batch-size", type=int, metavar="N", help="requests run at once")
     group.add_argument("--max-batch-tokens", type=int, metavar="N", help="rows of one pass")
+    group.add_argument("--cache-dtype", metavar="D", help="of keys and values in pages")
     group.add_argument("--page-size", type=int, metavar="N", help="tokens in a cache page")
     group.add_argument("--num-pages", type=int, metavar="N", help="pages in the cache")
     group.add_argument("--no-prefix-caching", action="store_true", help="share no pages")
@@ -89,6 +93,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     from pilotfish.config.cache import PAGE_SIZES
 
     cache: dict[str, Any] = {"prefix_caching": not args.no_prefix_caching}
+    if args.cache_dtype is not None:
+        cache["dtype"] = args.cache_dtype
     if args.page_size is not None:
         if args.page_size not in PAGE_SIZES:
             raise ConfigError(

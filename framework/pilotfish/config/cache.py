@@ -6,6 +6,7 @@ import attrs
 
 from pilotfish.config.checks import boolean, int_at_least, one_of, optional_int_at_least
 
+CACHE_DTYPES = (None, "float32", "bfloat16", "float16")
 PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Page sizes in tokens: they divide the smallest key partition of the attention kernels."""
 
@@ -14,6 +15,8 @@ PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 class CacheConfig:
     """Sizes of the paged state.
 
+    dtype: of keys and values in pages; None takes the run's dtype, or float16 where a quantized
+        file is run in float32 because nobody asked for a dtype.
     page_size_tokens: tokens in a page, a power of two up to 128.
     num_pages: pages in the pool; None lets the memory plan choose.
     memory_bytes: bytes that all state may take; None lets the memory plan choose.
@@ -22,6 +25,7 @@ class CacheConfig:
         none. Read by models that serve images only.
     """
 
+    dtype: str | None = attrs.field(default=None, validator=one_of(CACHE_DTYPES))
     page_size_tokens: int = attrs.field(default=16, validator=one_of(PAGE_SIZES))
     num_pages: int | None = attrs.field(default=None, validator=optional_int_at_least(1))
     memory_bytes: int | None = attrs.field(default=None, validator=optional_int_at_least(1))

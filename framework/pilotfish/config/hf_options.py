@@ -137,3 +137,8 @@ def run_dtype(pipeline_config: PipelineConfig, model: ModelConfig) -> str:
         if given is not None:
             return str(given).removeprefix("torch.")
     return "bfloat16" if model.weight_format == "gguf" else "float32"
+
+
+def cache_dtype(pipeline_config: PipelineConfig, model: ModelConfig) -> str:
+    """The dtype of keys and values in pages: the user's, else the run's."""
+    return pipeline_config.cache.dtype or run_dtype(pipeline_config, model)

@@ -8,8 +8,10 @@ import attrs
 
 from pilotfish.config.checks import int_at_least, one_of
 
-Arithmetic = Literal["invariant", "fastest"]
-BackendName = Literal["auto", "torch", "triton"]
+Arithmetic = Literal["invariant", "portable", "fastest"]
+BackendName = Literal["auto", "torch", "triton", "native"]
+ARITHMETICS = ("invariant", "portable", "fastest")
+BACKENDS = ("auto", "torch", "triton", "native")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -20,20 +22,17 @@ class RuntimeConfig:
 
     dtype: of weights and activations; "auto" takes the checkpoint's.
     device: "auto" takes a GPU where there is one; else a torch device such as "cpu" or "cuda:0".
-    backend: kernels; "auto" is triton on a GPU and torch on a CPU.
-    arithmetic: "invariant" gives each row the same bits whatever is computed beside it;
-        "fastest" does without.
+    backend: kernels; "auto" is triton on a GPU, and on a CPU native, or torch where the native
+        library is missing.
+    arithmetic: "invariant" gives each row the same bits on one machine, whatever is computed
+        beside it; "portable" the same bits on every CPU (native only); "fastest" promises nothing.
     max_batch_size: requests that run at once.
     max_batch_tokens: rows of one pass; longer prompts are cut into chunks.
     """
 
     dtype: str = attrs.field(default="auto", validator=one_of(DTYPES))
     device: str = attrs.field(default="auto", converter=str)
-    backend: BackendName = attrs.field(
-        default="auto", validator=one_of(("auto", "torch", "triton"))
-    )
-    arithmetic: Arithmetic = attrs.field(
-        default="invariant", validator=one_of(("invariant", "fastest"))
-    )
+    backend: BackendName = attrs.field(default="auto", validator=one_of(BACKENDS))
+    arithmetic: Arithmetic = attrs.field(default="invariant", validator=one_of(ARITHMETICS))
     max_batch_size: int = attrs.field(default=16, validator=int_at_least(1))
     max_batch_tokens: int = attrs.field(default=512, validator=int_at_least(1))

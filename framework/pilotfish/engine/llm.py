@@ -323,7 +323,8 @@ class LLM:
         if model is not None and not getattr(model, "is_invariant", True):
             warnings.warn(
                 "no row padding makes arithmetic invariant on this machine: with one seed a text "
-                "may differ between batches; arithmetic='fastest' says so on purpose",
+                "may differ between batches; if torch multiplied before the LLM was made, set "
+                "MKL_CBWR=AUTO,STRICT; arithmetic='fastest' says so on purpose",
                 stacklevel=5,
             )
 

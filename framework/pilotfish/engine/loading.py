@@ -6,6 +6,7 @@ Does not know: any architecture, or how requests are run.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -188,14 +189,19 @@ def prepare(
     if options is not None:
         options = with_thinking_tokens(options, checkpoint)
     weights = checkpoint.weights()
-    resolved = _resolve(runtime or RuntimeConfig(), checkpoint, weights)
-    device = _device(resolved.device)
-    backend = _backend(resolved, device)
+    runtime = runtime or RuntimeConfig()
+    device = _device(_device_name(runtime))
+    backend = _backend(runtime, device)
+    cache = cache or CacheConfig()
+    dtype = runtime.dtype
+    if dtype == "auto":
+        dtype, cache = _dtypes(checkpoint, weights, backend, cache)
+    _check_cache_dtype(cache, dtype, backend)
     pipeline_config = PipelineConfig(
         model=model_config,
         draft_model=None if draft_checkpoint is None else draft_checkpoint.model_config(),
-        cache=cache or CacheConfig(),
-        runtime=attrs.evolve(resolved, backend=backend.name),
+        cache=cache,
+        runtime=attrs.evolve(runtime, dtype=dtype, device=str(device), backend=backend.name),
         speculative=options,
     )
     config = route.config_class().initialize(pipeline_config)
@@ -236,7 +242,10 @@ def prepare(
         **hidden,
     )
     infos = getattr(prepared_model, "without_ignored", dict)(weights.infos)
-    memory_plan = plan_memory(pipeline_config, config, infos, vocab_size, prepared_draft)
+    staying = getattr(prepared_model, "staying", lambda _: ())(infos)
+    memory_plan = plan_memory(
+        pipeline_config, config, infos, vocab_size, prepared_draft, staying=staying
+    )
     return Prepared(
         checkpoint=checkpoint,
         route=route,
@@ -294,18 +303,33 @@ def _named(architectures: Sequence[str]) -> str:
     return "any architecture" if "*" in architectures else " or ".join(architectures)
 
 
-def _resolve(
-    runtime: RuntimeConfig, checkpoint: Checkpoint, weights: WeightSource
-) -> RuntimeConfig:
-    """The options with dtype and device decided."""
+def _dtypes(
+    checkpoint: Checkpoint, weights: WeightSource, backend: KernelBackend, cache: CacheConfig
+) -> tuple[str, CacheConfig]:
+    """The dtype of a run that nobody gave one, and the cache's: a matter of the file alone.
+
+    Native products take float32 rows over weights of any kind, so a quantized file is run in
+    float32, which rounds least; its pages stay in 16 bits.
+    """
+    if backend.name == "native" and checkpoint.model_config().weight_format == "gguf":
+        return "float32", attrs.evolve(cache, dtype=cache.dtype or "float16")
+    return checkpoint.dtype(weights), cache
+
+
+def _check_cache_dtype(cache: CacheConfig, dtype: str, backend: KernelBackend) -> None:
+    if cache.dtype not in (None, dtype) and backend.name != "native":
+        raise ConfigError(
+            f"the cache's dtype is {cache.dtype} and the run's {dtype}; wanted one dtype with the "
+            f"backend {backend.name!r}: only native kernels read pages of another"
+        )
+
+
+def _device_name(runtime: RuntimeConfig) -> str:
     import torch
 
-    dtype, device = runtime.dtype, runtime.device
-    if dtype == "auto":
-        dtype = checkpoint.dtype(weights)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return attrs.evolve(runtime, dtype=dtype, device=device)
+    if runtime.device != "auto":
+        return runtime.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _device(name: str) -> torch.device:
@@ -327,12 +351,39 @@ def _device(name: str) -> torch.device:
 
 def _backend(runtime: RuntimeConfig, device: torch.device) -> KernelBackend:
     backend = KernelBackend.choose(runtime.backend, device.type, runtime.arithmetic)
+    if backend.name == "native":
+        _check_native(device)
+    elif runtime.arithmetic == "portable":
+        raise ConfigError(
+            "arithmetic is 'portable' and the kernels would be "
+            f"{backend.name!r}; wanted native ones on a CPU, whose bits are the same on every "
+            f"processor{_no_native()}: use 'invariant', the same bits on one machine"
+        )
     if backend.name == "triton" and device.type == "cpu" and not _interprets_triton():
         raise ConfigError(
             "backend is 'triton' on a CPU; wanted 'torch' or 'auto' there (TRITON_INTERPRET=1 runs "
             "triton kernels on a CPU, slowly, for tests)"
         )
+    if backend.name == "triton" and importlib.util.find_spec("triton") is None:
+        raise ConfigError(
+            "backend is 'triton' and the package triton is not installed; wanted it (torch's CUDA "
+            "builds for Linux bring it; else: pip install triton), or backend 'torch'"
+        )
     return backend
+
+
+def _check_native(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ConfigError(f"backend is 'native' on {device}; wanted device cpu, or backend 'auto'")
+    if _no_native():
+        raise ConfigError(f"backend is 'native'{_no_native()}; wanted 'torch' or 'auto' here")
+
+
+def _no_native() -> str:
+    """Why there are no native kernels, to be put behind a phrase; "" where there are."""
+    from pilotfish.kernels.native import why_not
+
+    return f" (there are none here: {why_not()})" if why_not() else ""
 
 
 def _interprets_triton() -> bool:

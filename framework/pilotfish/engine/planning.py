@@ -6,16 +6,16 @@ the parts are allocated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pilotfish.config import PipelineConfig
+from pilotfish.config import PipelineConfig, RuntimeConfig
 from pilotfish.engine.drafting import PreparedDraft
 from pilotfish.protocols import ArchConfig, ImageMemory
 from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes, available_bytes
 from pilotfish.state.specs import DTYPE_BYTES
-from pilotfish.weights import TensorInfo
-from pilotfish.weights.int4 import weight_bytes
+from pilotfish.weights import TensorInfo, stays_stored
+from pilotfish.weights.footprint import weight_kinds
 
 
 def plan_memory(
@@ -24,23 +24,26 @@ def plan_memory(
     infos: Mapping[str, TensorInfo],
     vocab_size: int,
     draft: PreparedDraft | None,
+    *,
+    staying: Collection[str] = (),
 ) -> MemoryPlan:
     """The plan. config: complete. infos: of the tensors that the model reads.
 
+    staying: names of those that are used as they lie in the file; others take the run's dtype.
     Raises CapacityError naming what was needed.
     """
     runtime = pipeline_config.runtime
     specs = tuple(config.get_state_specs())
     uncommitted = sum(spec.bytes_per_row for spec in specs if isinstance(spec, SlotStateSpec))
     itemsize = DTYPE_BYTES[runtime.dtype]
-    by_model = {"model": weight_bytes(infos, itemsize)}
+    kinds = {"model": weight_kinds(infos, runtime.dtype, staying.__contains__)}
     if draft is not None:
         specs += tuple(draft.config.get_state_specs())
         if draft.weights is not None:
-            repeated = int(getattr(draft.config, "num_repeated_weights", 0))
-            by_model["draft"] = weight_bytes(draft.weights.infos, itemsize) + repeated * itemsize
+            kinds["draft"] = _draft_kinds(draft, draft.weights.infos, runtime)
     return MemoryPlan.make(
-        weights=by_model,
+        weights={name: sum(of_model.values()) for name, of_model in kinds.items()},
+        weight_kinds=kinds,
         specs=specs,
         cache=pipeline_config.cache,
         max_batch_size=runtime.max_batch_size,
@@ -60,6 +63,22 @@ def plan_memory(
         device=runtime.device,
         images=_image_bytes(pipeline_config, config),
     )
+
+
+def _draft_kinds(
+    draft: PreparedDraft, infos: Mapping[str, TensorInfo], runtime: RuntimeConfig
+) -> dict[str, int]:
+    """As the model's; a draft is not made yet, and all its matrices are such that may stay."""
+
+    def stays(name: str) -> bool:
+        return runtime.backend == "native" and stays_stored(infos[name], runtime.dtype)
+
+    kinds = weight_kinds(infos, runtime.dtype, stays)
+    repeated = int(getattr(draft.config, "num_repeated_weights", 0))
+    if repeated:
+        more = repeated * DTYPE_BYTES[runtime.dtype]
+        kinds[runtime.dtype] = kinds.get(runtime.dtype, 0) + more
+    return kinds
 
 
 def _draft_logit_rows(pipeline_config: PipelineConfig, draft: PreparedDraft | None) -> int:

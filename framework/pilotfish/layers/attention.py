@@ -10,12 +10,18 @@ import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import write_kv
+from pilotfish.kernels.kv_write.native import plan_write_kv
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.kernels.paged_attention import Mode, paged_attention
-from pilotfish.kernels.rms_norm import rms_norm
+from pilotfish.kernels.paged_attention.planned import plan_paged_attention
+from pilotfish.kernels.rms_norm import norm_heads
+from pilotfish.kernels.rms_norm.native import plan_norm_heads
 from pilotfish.kernels.rope import apply_rope
+from pilotfish.kernels.rope.native import plan_apply_rope
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
+from pilotfish.layers.pass_plan import ATTENTION, WRITE_SLOTS, PassPlan, cache_of
 
 
 class PagedAttentionLayer(Layer):
@@ -51,9 +57,8 @@ class HeadNorm(Layer):
         self.weight = torch.cat(rows)
 
     def __call__(self, heads: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
-        """heads: [T, N + K, H], may be strided -> a new contiguous one."""
-        normed = rms_norm(heads, None, self.eps, cast="before_weight", backend=backend)
-        return normed.mul_(self.weight)
+        """heads: [T, N + K, H], may be strided; normed in place and returned."""
+        return norm_heads(heads, self.weight, self.eps, backend=backend)
 
 
 class Attention(PagedAttentionLayer):
@@ -115,7 +120,7 @@ class Attention(PagedAttentionLayer):
         turning = heads[:, : self.num_turning]
         q = heads[:, : self.num_heads]
         if self.head_norm is not None:
-            turning.copy_(self.head_norm(turning, backend))
+            self.head_norm(turning, backend)
         if self.rope:
             apply_rope(turning, run.cos, run.sin, interleaved=self.interleaved, backend=backend)
         cache = run.caches[self.layer]
@@ -131,3 +136,44 @@ class Attention(PagedAttentionLayer):
             backend=backend,
         )
         return self.out(seen.view(-1, self.out_width), backend)
+
+    def plan(self, run: PassPlan, x: Buffer) -> Buffer:
+        """As `__call__`."""
+        plan, head_dim = run.plan, self.head_shape[2]
+        qkv = run.linear(self.qkv, x)
+        if self.clip is not None:
+            low, high = -self.clip, self.clip
+            plan.torch(lambda rows: rows.clamp_(low, high), qkv)
+        if self.head_norm is not None:
+            plan_norm_heads(plan, qkv, self.head_norm.weight, self.head_norm.eps)
+        if self.rope:
+            plan_apply_rope(
+                plan,
+                qkv,
+                run.cos,
+                run.sin,
+                heads=self.num_turning,
+                head_width=head_dim,
+                interleaved=self.interleaved,
+            )
+        cache = cache_of(self.layer)
+        plan_write_kv(
+            plan,
+            qkv.columns(self.num_heads * head_dim),
+            cache,
+            WRITE_SLOTS,
+            width=2 * self.head_shape[1] * head_dim,
+            cache_dtype=run.cache_dtype,
+        )
+        seen = plan_paged_attention(
+            plan,
+            qkv,
+            cache,
+            ATTENTION,
+            head_shape=self.head_shape,
+            cache_dtype=run.cache_dtype,
+            scale=self.scale,
+            window=self.window,
+            is_block=self.mode == "block",
+        )
+        return run.linear(self.out, seen)

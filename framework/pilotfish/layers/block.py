@@ -10,9 +10,11 @@ from typing import Protocol
 
 import torch
 
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.norm import Norm
+from pilotfish.layers.pass_plan import PassPlan
 
 
 class Sublayer(Protocol):
@@ -68,3 +70,11 @@ class PreNormBlock(Block):
         x = self.attention(normed, run)
         normed, stream = self.mlp_norm.add(x, stream, backend, multiplier)
         return self.mlp(normed, run), stream
+
+    def plan(self, run: PassPlan, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
+        """As `__call__`."""
+        multiplier = self.residual_multiplier
+        normed, stream = run.add_norm(self.attention_norm, x, stream, multiplier)
+        x = run.sublayer(self.attention, normed)
+        normed, stream = run.add_norm(self.mlp_norm, x, stream, multiplier)
+        return run.sublayer(self.mlp, normed), stream

@@ -12,12 +12,13 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.rms_norm import add_scaled
 from pilotfish.layers.block import Block
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.norm import Norm, add_scaled
+from pilotfish.layers.norm import Norm
 from pilotfish.layers.rotary import Rotary
 
 
@@ -39,11 +40,11 @@ class Stream:
         stream = None if self.stream is None else self.stream.index_select(0, index)
         return Stream(self.x.index_select(0, index), stream, self.multiplier)
 
-    def sum(self) -> torch.Tensor:
+    def sum(self, backend: KernelBackend) -> torch.Tensor:
         """[T, D], the stream itself, in memory of its own."""
         if self.stream is None:
             return self.x.clone()
-        return add_scaled(self.stream, self.x, self.multiplier)
+        return add_scaled(self.stream, self.x, self.multiplier, backend=backend)
 
 
 class Decoder(Layer):
@@ -87,10 +88,10 @@ class Decoder(Layer):
         state = Stream(rows, None, self.residual_multiplier)
         for number, block in enumerate(self.layers):
             if number in boundaries:
-                kept[number] = state.sum()
+                kept[number] = state.sum(run.backend)
             state = Stream(*block(state.x, state.stream, run), self.residual_multiplier)
         if len(self.layers) in boundaries:
-            kept[len(self.layers)] = state.sum()
+            kept[len(self.layers)] = state.sum(run.backend)
         return state, kept
 
     def finish(self, state: Stream, backend: KernelBackend) -> torch.Tensor:
@@ -99,5 +100,8 @@ class Decoder(Layer):
 
     def logits(self, normed: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
         """normed: [T, D] after the final norm -> [T, V] float32, scaling included."""
-        logits = self.lm_head(normed, backend).float()
+        return self.scaled(self.lm_head(normed, backend, torch.float32))
+
+    def scaled(self, logits: torch.Tensor) -> torch.Tensor:
+        """The head's float32 output -> logits; in place."""
         return logits if self.logits_scaling == 1.0 else logits.div_(self.logits_scaling)

@@ -1,25 +1,46 @@
-"""Embedding: token ids to rows.
+"""Embedding: token ids to rows, of a table as it lies.
 
 Axis letters: T packed tokens, V vocabulary, D model width.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.linear import LinearWeight, lookup_rows, prepare_blocks
 from pilotfish.layers.layer import Layer
+from pilotfish.weights import StoredRows
 
 
 class Embedding(Layer):
-    """A table of rows; `multiplier` scales what is looked up, in the table's dtype."""
+    """A table of rows; `multiplier` scales what is looked up, in the run's dtype.
 
-    weight: torch.Tensor
+    weight: [V, D] of the run's dtype; None where the file's rows are used, of another form.
+    """
+
+    takes_stored = True
+    weight: torch.Tensor | None
 
     def __init__(self, vocab_size: int, width: int, *, multiplier: float = 1.0) -> None:
+        self.width = width
         self.multiplier = multiplier
         self.declare("weight", (vocab_size, width))
 
+    def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
+        """Keeps the table."""
+        del backend
+        weight = tensors["weight"]
+        self.weight = weight.plain if isinstance(weight, StoredRows) else weight
+        if self.weight is None:
+            self._table: LinearWeight = prepare_blocks(weight.parts, dtype=weight.dtype)
+
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens: [T] int64 -> a new [T, D] in the table's dtype."""
-        rows = self.weight.index_select(0, tokens)
+        """tokens: [T] int64 -> a new [T, D] in the run's dtype."""
+        if self.weight is None:
+            rows = lookup_rows(self._table, tokens, self._table.dtype)
+        else:
+            rows = self.weight.index_select(0, tokens)
         return rows if self.multiplier == 1.0 else rows.mul_(self.multiplier)

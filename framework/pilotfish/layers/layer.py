@@ -15,7 +15,7 @@ from pilotfish.kernels import KernelBackend
 if TYPE_CHECKING:
     import torch
 
-    from pilotfish.weights import DeferredTensor
+    from pilotfish.weights import DeferredTensor, StoredRows
 
 Shape = tuple[int, ...]
 
@@ -27,9 +27,11 @@ class Layer:
     in lists and tuples); a parameter's name is the path of attributes that leads to it:
     "layers.3.attention.qkv.weight".
     takes_deferred: whether its tensors may come as DeferredTensors, which `complete` then gets.
+    takes_stored: whether its matrices may come as StoredRows, likewise.
     """
 
     takes_deferred: ClassVar[bool] = False
+    takes_stored: ClassVar[bool] = False
 
     def declare(self, name: str, shape: Shape) -> None:
         """Says that this layer wants a tensor; its values arrive in `take`."""
@@ -43,7 +45,7 @@ class Layer:
         return found
 
     def assign(
-        self, name: str, tensor: torch.Tensor | DeferredTensor, backend: KernelBackend
+        self, name: str, tensor: torch.Tensor | DeferredTensor | StoredRows, backend: KernelBackend
     ) -> None:
         """Hands the tensor called `name` to the layer that declared it. Raises KeyError if none."""
         head, _, rest = name.partition(".")
@@ -57,14 +59,12 @@ class Layer:
         raise KeyError(f"no layer called {head!r} wants {name!r}")
 
     def may_defer(self, name: str) -> bool:
-        """Whether the tensor called `name` may come as a DeferredTensor."""
-        head, _, rest = name.partition(".")
-        if not rest:
-            return self.takes_deferred
-        for child_name, child in self._children():
-            if name.startswith(child_name + "."):
-                return child.may_defer(name.removeprefix(child_name + "."))
-        raise KeyError(f"no layer called {head!r} wants {name!r}")
+        """Whether the tensor called `name` may come as a DeferredTensor. Raises KeyError."""
+        return self._owner(name).takes_deferred
+
+    def may_stay(self, name: str) -> bool:
+        """Whether the matrix called `name` may come as StoredRows. Raises KeyError."""
+        return self._owner(name).takes_stored
 
     def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
         """Called once, when every declared tensor has arrived: keep them, or pack them.
@@ -84,8 +84,17 @@ class Layer:
     def _declared(self) -> dict[str, Shape]:
         return self.__dict__.setdefault("_declared_shapes", {})  # type: ignore[no-any-return]
 
+    def _owner(self, name: str) -> Layer:
+        """The layer that declared the tensor called `name`."""
+        if name in self._declared():
+            return self
+        for child_name, child in self._children():
+            if name.startswith(child_name + "."):
+                return child._owner(name.removeprefix(child_name + "."))
+        raise KeyError(f"no layer wants {name!r}")
+
     def _take_own(
-        self, name: str, tensor: torch.Tensor | DeferredTensor, backend: KernelBackend
+        self, name: str, tensor: torch.Tensor | DeferredTensor | StoredRows, backend: KernelBackend
     ) -> None:
         shapes = self._declared()
         if name not in shapes:

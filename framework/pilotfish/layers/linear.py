@@ -1,6 +1,6 @@
-"""Linear: a linear layer whose weight is packed before it is first used.
+"""Linear: a linear layer whose weight is used as it lies, or packed before it is first used.
 
-Knows: when the weight is read and packed. Does not know: files, or what packing is.
+Knows: when the weight is read and prepared. Does not know: files, or what packing is.
 Axis letters: T packed tokens, K input width, O output width.
 """
 
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.linear import LinearWeight, linear, prepare_linear
+from pilotfish.kernels.linear import LinearWeight, linear, prepare_blocks, prepare_linear
+from pilotfish.kernels.linear.planned import plan_linear
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.layers.layer import Layer
-from pilotfish.weights import DeferredTensor
+from pilotfish.layers.pass_plan import PassPlan
+from pilotfish.weights import DeferredTensor, StoredRows
 
 
 class Linear(Layer):
@@ -26,6 +29,7 @@ class Linear(Layer):
     """
 
     takes_deferred = True
+    takes_stored = True
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool = False, keep_plain: bool = False
@@ -36,25 +40,41 @@ class Linear(Layer):
             self.declare("bias", (out_features,))
 
     def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
-        """Packs the weight and drops the plain one; a deferred weight waits for its first use."""
+        """Prepares the weight and drops what it was; a deferred one waits for its first use."""
         self._unpacked = (tensors, backend)
         if not any(isinstance(tensor, DeferredTensor) for tensor in tensors.values()):
-            self.prepared  # noqa: B018
+            self.load()
+
+    def load(self) -> LinearWeight:
+        """Prepares the weight, if that is not done. After an exception it can be called again."""
+        if "prepared" not in self.__dict__:
+            self.prepared = self._prepare()
+            del self._unpacked
+        return self.prepared
 
     @cached_property
     def prepared(self) -> LinearWeight:
-        """The weight as `linear` reads it. After an exception it can be asked for again."""
+        """The weight as `linear` reads it."""
+        return self.load()
+
+    def _prepare(self) -> LinearWeight:
         tensors, backend = self._unpacked
         weight, bias = (_read(tensors.get(name)) for name in ("weight", "bias"))
-        assert weight is not None
-        made = prepare_linear(weight, bias, backend=backend, keep_plain=self.keep_plain)
-        del self._unpacked
-        return made
+        if isinstance(weight, StoredRows):
+            return prepare_blocks(weight.parts, bias, dtype=weight.dtype)
+        return prepare_linear(weight, bias, backend=backend, keep_plain=self.keep_plain)
 
-    def __call__(self, x: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
-        """x: [T, K] -> a new [T, O] of the same dtype."""
-        return linear(x, self.prepared, backend=backend)
+    def __call__(
+        self, x: torch.Tensor, backend: KernelBackend, out_dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """x: [T, K] -> a new [T, O] of the same dtype, or of out_dtype."""
+        return linear(x, self.prepared, backend=backend, out_dtype=out_dtype)
+
+    def plan(self, run: PassPlan, x: Buffer, out: Buffer | None = None) -> Buffer:
+        """As `__call__`; out: where the rows go, of any dtype; None makes a buffer of x's."""
+        out = out or Buffer(x.rows, self.prepared.out_features, x.dtype)
+        return plan_linear(run.plan, x, self.prepared, out)
 
 
-def _read(tensor: torch.Tensor | DeferredTensor | None) -> torch.Tensor | None:
+def _read(tensor: Any) -> Any:
     return tensor.read() if isinstance(tensor, DeferredTensor) else tensor

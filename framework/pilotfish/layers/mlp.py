@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.kernels.swiglu import swiglu
+from pilotfish.kernels.swiglu.native import plan_swiglu
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
+from pilotfish.layers.pass_plan import PassPlan
 
 
 class GatedMLP(Layer):
@@ -24,3 +27,7 @@ class GatedMLP(Layer):
         """x: [T, D] -> [T, D]."""
         backend = run.backend
         return self.down(swiglu(self.gate_up(x, backend), backend=backend), backend)
+
+    def plan(self, run: PassPlan, x: Buffer) -> Buffer:
+        """As `__call__`."""
+        return run.linear(self.down, plan_swiglu(run.plan, run.linear(self.gate_up, x)))

@@ -8,7 +8,7 @@ Axis letters: B requests, T packed tokens, T' rows with padding, D model width, 
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -23,7 +23,9 @@ from pilotfish.layers.decoder import Decoder, Stream
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.inputs import DecoderInputs, initial_inputs, next_inputs
 from pilotfish.layers.linear import Linear
+from pilotfish.layers.loading import load_layers
 from pilotfish.layers.moe import Experts
+from pilotfish.layers.native_pass import NativePass
 from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import AttachedCache, KVCacheInputs, SlotStateSpec, StateSpec
@@ -32,8 +34,9 @@ from pilotfish.weights import (
     WeightRules,
     WeightSource,
     check_int4,
-    execute_load,
     plan_load,
+    stays_stored,
+    tensors_read,
     without_ignored,
 )
 
@@ -76,6 +79,7 @@ class DecoderModel:
         self._head_multiple: int | None = 1
         self._attention_multiple: int | None = None
         self._known: MutableMapping[Any, int | None] | None = None
+        self._native_passes: dict[frozenset[int], NativePass | Literal[False]] = {}
 
     # What a plugin writes.
 
@@ -128,6 +132,14 @@ class DecoderModel:
         """The tensors that `load_model` reads, without those that the rules let lie."""
         return without_ignored(self.weight_rules(), infos, self.network.parameter_shapes())
 
+    def staying(self, infos: Mapping[str, TensorInfo]) -> frozenset[str]:
+        """The tensors that `load_model` uses as they lie in the file, in what memory they take."""
+        if self.backend.name != "native":
+            return frozenset()
+        shapes = self.network.parameter_shapes()
+        read = tensors_read(self.weight_rules(), infos, filter(self.network.may_stay, shapes))
+        return frozenset(name for name in read if stays_stored(infos[name], self.config.dtype))
+
     def load_model(
         self,
         weights: WeightSource,
@@ -141,13 +153,14 @@ class DecoderModel:
         """
         check_int4(weights)
         plan = plan_load(self.weight_rules(), weights.infos, self.network.parameter_shapes())
-        execute_load(
+        load_layers(
+            self.network,
             plan,
             weights,
-            lambda name, tensor: self.network.assign(name, tensor, self.backend),
             self.dtype,
+            backend=self.backend,
             device=self.device,
-            defers=self.network.may_defer,
+            defer=True,
         )
         self.network.rotary.to(self.device)
         self._known = {} if known is None else known
@@ -163,10 +176,20 @@ class DecoderModel:
         self._attention_multiple = self.probe_attention(known)
 
     def probe_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
-        """The row multiple of all products but the head's; a subclass may add some."""
+        """The row multiple of all products but the head's."""
         head = self.network.lm_head.prepared
         body = [weight for weight in self._linear_weights() if weight is not head]
-        return row_multiple(body, backend=self.backend, known=known)
+        found = row_multiple(body, backend=self.backend, known=known)
+        own = self.probe_own_rows(known)
+        return None if found is None or own is None else max(found, own)
+
+    def probe_own_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
+        """The row multiple of products that are not `Linear`s; a subclass that has some says it.
+
+        known: as in `load_model`. Weights need not be there. None: no multiple holds.
+        """
+        del known
+        return 1
 
     def _linear_weights(self) -> list[LinearWeight]:
         found: list[LinearWeight] = []
@@ -180,7 +203,7 @@ class DecoderModel:
     def probe_attention(self, known: MutableMapping[Any, int | None]) -> int | None:
         """The row multiple under which every attention layer of the network holds."""
         shapes = {
-            (*layer.head_shape, self.dtype)
+            layer.head_shape
             for layer in self.network.layers_inside()
             if isinstance(layer, PagedAttentionLayer)
         }
@@ -236,14 +259,22 @@ class DecoderModel:
             raise ValueError("kv_cache_inputs is None; wanted the pages of every request")
         inputs = self._own(model_inputs)
         run, tokens = self._start(inputs, kv)
-        network = self.network
-        asked = self.hidden_state_boundaries
-        state, kept = network.run(self.embed_inputs(inputs, tokens), run, frozenset(asked))
-        hidden = self._hidden_states(state, kept, kv.row_counts)
         wanted = wanted_rows(
             self.return_logits, kv.row_counts, model_inputs.return_n_logits.tolist()
         )
-        logits = self._logits(state, wanted.indices)
+        rows = self.embed_inputs(inputs, tokens)
+        planned = self._planned(run)
+        if planned is None:
+            asked = frozenset(self.hidden_state_boundaries)
+            state, kept = self.network.run(rows, run, asked)
+            hidden = self._hidden_states(state, kept, kv.row_counts)  # the head closes the stream
+            logits = self._logits(state, wanted.indices)
+        else:
+            made = planned(rows, run, wanted.indices)
+            kept, logits = made.kept, self.network.scaled(made.logits)
+            # The last boundary is kept where a mode wants the rows that leave the last block.
+            state = Stream(kept.get(len(self.network.layers), rows), None, 1.0)
+            hidden = self._hidden_states(state, kept, kv.row_counts)
         return ModelOutputs(
             logits=logits, logit_offsets=torch.tensor(wanted.offsets), hidden_states=hidden
         )
@@ -297,7 +328,7 @@ class DecoderModel:
             positions = torch.nn.functional.pad(positions, (0, short))
             if lengths is not None:
                 lengths = torch.nn.functional.pad(lengths, (0, short))
-        cos, sin = self.network.rotary(positions, lengths)
+        cos, sin = self.network.rotary(positions, lengths, self.backend)
         run = ForwardPass(
             backend=self.backend,
             cos=cos,
@@ -309,6 +340,27 @@ class DecoderModel:
             row_multiple=self.row_multiple,
         )
         return run, tokens
+
+    def _planned(self, run: ForwardPass) -> NativePass | None:
+        """The pass as native calls, planned when first asked for; None on another backend.
+
+        None too for a network that runs its layers in its own way.
+        """
+        if self.backend.name != "native":
+            return None
+        kept = set(self.hidden_state_boundaries)
+        if self.return_hidden_states not in (_HIDDEN.NONE, _HIDDEN.SELECTED):
+            kept.add(len(self.network.layers))
+        boundaries = frozenset(kept)
+        if boundaries not in self._native_passes:
+            self._native_passes[boundaries] = NativePass.of(
+                self.network,
+                self.backend,
+                dtype=self.dtype,
+                cache_dtype=run.caches[0].dtype if run.caches else self.dtype,
+                boundaries=boundaries,
+            )
+        return self._native_passes[boundaries] or None
 
     def _logits(self, state: Stream, indices: list[int]) -> torch.Tensor:
         """The head on some rows of the pass: [R, V] float32."""
@@ -334,8 +386,8 @@ class DecoderModel:
             return torch.cat(columns, dim=1)
         if mode is _HIDDEN.LAST:
             last = wanted_rows(ReturnLogits.LAST_TOKEN, row_counts, ()).indices
-            return state.rows(torch.tensor(last, device=self.device)).sum()
-        whole = state.sum()
+            return state.rows(torch.tensor(last, device=self.device)).sum(self.backend)
+        whole = state.sum(self.backend)
         if mode is _HIDDEN.ALL_NORMALIZED:
             whole = self.network.norm(whole, self.backend)
         return whole[:num_rows]

@@ -27,7 +27,7 @@ from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer, Shape
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.router import Router, Routing
-from pilotfish.weights import DeferredTensor
+from pilotfish.weights import DeferredTensor, StoredRows
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +52,8 @@ class Experts(Layer):
     Parameters of expert e: "{e}.gate_up" [2I, D] (gate first) and "{e}.down" [D, I]; of INT4 ones
     "{e}.gate_up_packed" [2I, D/8] int32, "{e}.gate_up_scale" [2I, D/group_size] and
     "{e}.gate_up_shape" [2, 2] (what the file says of them, not kept), likewise down.
-    They arrive one expert at a time, so that no layer lies in memory twice.
+    They arrive one expert at a time, so that no layer lies in memory twice; none stays mapped: so
+    many parts of a file cannot.
     """
 
     gate_up: GroupedWeight
@@ -80,16 +81,11 @@ class Experts(Layer):
                 for expert in range(num_experts):
                     self.declare(f"{expert}.{name}", shape)
 
-    def may_defer(self, name: str) -> bool:
-        """No: so many parts of a file cannot all stay mapped."""
-        del name
-        return False
-
     def assign(
-        self, name: str, tensor: torch.Tensor | DeferredTensor, backend: KernelBackend
+        self, name: str, tensor: torch.Tensor | DeferredTensor | StoredRows, backend: KernelBackend
     ) -> None:
         """As `Layer.assign`, one expert at a time."""
-        assert not isinstance(tensor, DeferredTensor), name
+        assert not isinstance(tensor, DeferredTensor | StoredRows), name
         shapes = self._declared()
         if name not in shapes:
             raise KeyError(

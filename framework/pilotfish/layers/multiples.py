@@ -9,7 +9,6 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import attrs
-import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.linear import row_multiple
@@ -35,7 +34,7 @@ class RowMultiples:
         cls,
         network: Layer,
         head: Linear | None,
-        attention: tuple[int, int, int, torch.dtype],
+        attention: tuple[int, int, int],
         *,
         backend: KernelBackend,
         known: MutableMapping[Any, int | None],
@@ -43,7 +42,7 @@ class RowMultiples:
         """Finds them on this machine; the weights are there.
 
         network: whose Linear layers run in a pass, all but `head`. attention: query heads, kv
-        heads, head width, dtype. known: results by shape, read and filled.
+        heads, head width. known: results by shape, read and filled.
         """
         logits = None if head is None else head.prepared
         linears = [layer.prepared for layer in network.layers_inside() if isinstance(layer, Linear)]

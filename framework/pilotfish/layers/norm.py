@@ -9,9 +9,13 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.constant import constant
-from pilotfish.kernels.rms_norm import Cast, add_rms_norm, rms_norm
+from pilotfish.kernels.layer_norm import add_layer_norm, layer_norm
+from pilotfish.kernels.layer_norm.native import plan_layer_norm
+from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.rms_norm import Cast, add_rms_norm, add_scaled, rms_norm
+from pilotfish.kernels.rms_norm.native import plan_rms_norm
 from pilotfish.layers.layer import Layer
+from pilotfish.layers.pass_plan import PassPlan
 
 
 class Norm(Layer):
@@ -35,8 +39,14 @@ class Norm(Layer):
         """
         if stream is None:
             return self(x, backend), x
-        stream = add_scaled(stream, x, multiplier, out=stream)
+        stream = add_scaled(stream, x, multiplier, out=stream, backend=backend)
         return self(stream, backend), stream
+
+    def plan_add(
+        self, run: PassPlan, x: Buffer, stream: Buffer | None, multiplier: float
+    ) -> tuple[Buffer, Buffer]:
+        """Plans `add`; a subclass that has native calls writes both."""
+        raise NotImplementedError
 
 
 class RMSNorm(Norm):
@@ -76,6 +86,21 @@ class RMSNorm(Norm):
             backend=backend,
         )
 
+    def plan_add(
+        self, run: PassPlan, x: Buffer, stream: Buffer | None, multiplier: float
+    ) -> tuple[Buffer, Buffer]:
+        """As `add`."""
+        normed = plan_rms_norm(
+            run.plan,
+            x,
+            self.weight,
+            self.eps,
+            self.cast,
+            residual=stream,
+            multiplier=multiplier,
+        )
+        return normed, x if stream is None else stream
+
 
 class LayerNorm(Norm):
     """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` in float32 (Ba et al. 2016).
@@ -89,7 +114,6 @@ class LayerNorm(Norm):
 
     def __init__(self, width: int, eps: float, *, affine: bool = True, bias: bool = False) -> None:
         self.eps = eps
-        self.shape = (width,)
         self.weight = self.bias = None
         if affine:
             self.declare("weight", (width,))
@@ -101,23 +125,34 @@ class LayerNorm(Norm):
         super().complete({name: tensor.float() for name, tensor in tensors.items()}, backend)
 
     def __call__(self, x: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
-        """x: [T, D] -> [T, D]. torch's kernel works row by row, on every device."""
-        del backend
-        normed = torch.nn.functional.layer_norm(
-            x.float(), self.shape, self.weight, self.bias, self.eps
+        """x: [T, D] -> [T, D]."""
+        return layer_norm(x, self.weight, self.bias, self.eps, backend=backend)
+
+    def add(
+        self,
+        x: torch.Tensor,
+        stream: torch.Tensor | None,
+        backend: KernelBackend,
+        multiplier: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Norm.add`, in one kernel where it is native."""
+        if stream is None:
+            return self(x, backend), x
+        return add_layer_norm(
+            x, stream, self.weight, self.bias, self.eps, multiplier=multiplier, backend=backend
         )
-        return normed.to(x.dtype)
 
-
-def add_scaled(
-    stream: torch.Tensor, x: torch.Tensor, multiplier: float, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`stream + multiplier * x`, computed in float32 and rounded once: what `add_rms_norm` adds.
-
-    stream, x: [T, D] of one dtype. Returns a new [T, D], or `out`.
-    """
-    if multiplier == 1.0:
-        return torch.add(stream, x, out=out)
-    # torch.add(alpha=...) rounds alpha * x to bfloat16, except in a row's last few elements.
-    one = constant(1.0, dtype=x.dtype, device=x.device)
-    return torch.addcmul(stream, x, one, value=multiplier, out=out)
+    def plan_add(
+        self, run: PassPlan, x: Buffer, stream: Buffer | None, multiplier: float
+    ) -> tuple[Buffer, Buffer]:
+        """As `add`."""
+        normed = plan_layer_norm(
+            run.plan,
+            x,
+            self.weight,
+            self.bias,
+            self.eps,
+            residual=stream,
+            multiplier=multiplier,
+        )
+        return normed, x if stream is None else stream

@@ -1,8 +1,9 @@
 """Rotary: inverse frequencies from RopeParameters, and the angles of a pass's rows.
 
-Knows: the maths of every type. Does not know: configs, or how a head is turned (kernels.rope).
-Axis letters: T packed tokens, R rotated width. Frequencies are computed in float32, as the
-checkpoints were trained.
+Knows: the maths of every type. Does not know: configs, or how cos and sin are computed and a head
+is turned (kernels.rope). Axis letters: T packed tokens, R rotated width.
+Frequencies are float32, as the checkpoints were trained: powers by torch, whose last bit depends on
+the processor; for a portable backend powers in float64, rounded to float32.
 Sources: Su et al. 2021 (RoFormer); bloc97 and emozilla 2023 (dynamic NTK); Peng et al. 2023 (YaRN);
 Ding et al. 2024 (LongRoPE); Dubey et al. 2024, with its published inference code ("llama3").
 """
@@ -10,13 +11,77 @@ Ding et al. 2024 (LongRoPE); Dubey et al. 2024, with its published inference cod
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
+import attrs
 import torch
 
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.rope import rope_angles
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.rope import RopeParameters
 
 _ROWS_TIMES_WIDTH = 16384
+_TORCH = KernelBackend()
+
+
+@attrs.define(kw_only=True)
+class Frequencies:
+    """Inverse frequencies of one way to compute powers; `of` gives those of a pass's rows.
+
+    short, long: [R/2] float32; long for rows of a request beyond the original length, or None.
+    bases: [longest + 1] float32 where they depend on the length, or None.
+    """
+
+    parameters: RopeParameters
+    portable: bool
+    short: torch.Tensor
+    long: torch.Tensor | None = None
+    bases: torch.Tensor | None = None
+
+    @classmethod
+    def make(cls, parameters: RopeParameters, portable: bool) -> Frequencies:
+        """On the CPU."""
+        rope_type = parameters.rope_type
+        long = bases = None
+        if rope_type == "longrope":
+            long = inverse_frequencies(parameters, long=True, portable=portable)
+        if rope_type == "dynamic":
+            bases = dynamic_bases(parameters)
+        return cls(
+            parameters=parameters,
+            portable=portable,
+            short=inverse_frequencies(parameters, portable=portable),
+            long=long,
+            bases=bases,
+        )
+
+    def to(self, device: torch.device) -> None:
+        """Moves them."""
+        self.short = self.short.to(device)
+        self.long = None if self.long is None else self.long.to(device)
+        self.bases = None if self.bases is None else self.bases.to(device)
+
+    def of(self, lengths: torch.Tensor | None) -> torch.Tensor:
+        """lengths: [T] int64 or None -> [R/2], or [T, R/2] where rows differ."""
+        if lengths is None:
+            return self.short
+        if self.long is not None:
+            is_long = (lengths > self.parameters.original_max_positions).unsqueeze(1)
+            return torch.where(is_long, self.long, self.short)
+        if self.bases is not None:
+            return self._dynamic(self.bases, lengths)
+        return self.short
+
+    def _dynamic(self, bases: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """[T, R/2]. A few rows at a time: torch cuts large powers up at places that depend on T."""
+        exponents = _exponents(self.parameters.rotary_dim).to(bases.device)
+        few = max(1, _ROWS_TIMES_WIDTH // self.parameters.rotary_dim)
+        parts = [
+            1.0 / _power(bases[some].unsqueeze(1), exponents, self.portable)
+            for some in torch.split(lengths, few)
+        ]
+        return torch.cat(parts)
 
 
 class Rotary(Layer):
@@ -37,80 +102,69 @@ class Rotary(Layer):
         self.parameters = parameters
         self.interleaved = interleaved
         self.scale = attention_factor(parameters)
-        self.frequencies = _both_halves(inverse_frequencies(parameters))
-        self.long_frequencies: torch.Tensor | None = None
-        self.bases: torch.Tensor | None = None
-        if parameters.rope_type == "longrope":
-            self.long_frequencies = _both_halves(inverse_frequencies(parameters, long=True))
-        if parameters.rope_type == "dynamic":
-            self.bases = dynamic_bases(parameters)
+        self.frequencies = Frequencies.make(parameters, portable=False)
+        self._factors: torch.Tensor | None = None
         if file_factors:
             self.declare("factors", (parameters.rotary_dim // 2,))
+
+    @cached_property
+    def portable_frequencies(self) -> Frequencies:
+        """For a portable backend, on the CPU."""
+        made = Frequencies.make(self.parameters, portable=True)
+        if self._factors is not None:
+            made.short = made.short / self._factors
+        return made
 
     def complete(self, tensors: dict[str, torch.Tensor], backend: object) -> None:
         """Divides the frequencies by the checkpoint's own factors."""
         del backend
-        factors = _both_halves(tensors["factors"].float())
-        self.frequencies = self.frequencies.to(factors.device) / factors
+        self._factors = factors = tensors["factors"].float()
+        self.frequencies.short = self.frequencies.short.to(factors.device) / factors
 
     def to(self, device: torch.device) -> None:
         """Moves the frequencies to the device of the rows."""
-        self.frequencies = self.frequencies.to(device)
-        if self.long_frequencies is not None:
-            self.long_frequencies = self.long_frequencies.to(device)
-        if self.bases is not None:
-            self.bases = self.bases.to(device)
+        self.frequencies.to(device)
 
     def __call__(
-        self, positions: torch.Tensor, lengths: torch.Tensor | None = None
+        self,
+        positions: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        backend: KernelBackend = _TORCH,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """positions: [T] int64; lengths: [T] int64, s(p) of rope.py, for types that depend on it.
 
         Returns (cos, sin), each [T, R] float32, attention factor included: both halves filled, or
         both neighbours.
         """
-        frequencies = self._frequencies(lengths)
-        if self.interleaved:
-            frequencies = frequencies[..., : frequencies.shape[-1] // 2].repeat_interleave(2, -1)
-        angles = positions.unsqueeze(1) * frequencies
-        cos, sin = angles.cos(), angles.sin_()
-        if self.scale != 1.0:
-            cos.mul_(self.scale)
-            sin.mul_(self.scale)
-        return cos, sin
-
-    def _frequencies(self, lengths: torch.Tensor | None) -> torch.Tensor:
-        """[R], or [T, R] where rows differ."""
-        if lengths is None:
-            return self.frequencies
-        if self.long_frequencies is not None:
-            is_long = (lengths > self.parameters.original_max_positions).unsqueeze(1)
-            return torch.where(is_long, self.long_frequencies, self.frequencies)
-        if self.bases is not None:
-            return self._dynamic(self.bases, lengths)
-        return self.frequencies
-
-    def _dynamic(self, bases: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """[T, R]. A few rows at a time: torch cuts large powers up at places that depend on T."""
-        exponents = _exponents(self.parameters.rotary_dim).to(bases.device)
-        few = max(1, _ROWS_TIMES_WIDTH // self.parameters.rotary_dim)
-        parts = [1.0 / bases[some].unsqueeze(1) ** exponents for some in torch.split(lengths, few)]
-        return _both_halves(torch.cat(parts))
+        made = self.portable_frequencies if backend.portable else self.frequencies
+        return rope_angles(
+            positions,
+            made.of(lengths),
+            scale=self.scale,
+            interleaved=self.interleaved,
+            backend=backend,
+        )
 
 
-def inverse_frequencies(rope: RopeParameters, *, long: bool = False) -> torch.Tensor:
-    """[R/2] float32, radians a token. long: longrope's factors beyond the original length."""
-    plain = 1.0 / _wavelengths(rope)
+def inverse_frequencies(
+    rope: RopeParameters, *, long: bool = False, portable: bool = False
+) -> torch.Tensor:
+    """[R/2] float32, radians a token. long: longrope's factors beyond the original length.
+
+    portable: with powers whose bits do not depend on the processor.
+    """
+    waves = _wavelengths(rope, portable)
+    plain = 1.0 / waves
     if rope.rope_type == "linear":
         return plain / _given(rope.factor)
     if rope.rope_type == "llama3":
         return _by_wavelength(rope, plain)
     if rope.rope_type == "yarn":
-        return _yarn(rope)
+        return _yarn(rope, waves)
     if rope.rope_type == "longrope":
         factors = rope.long_factor if long else rope.short_factor
         assert factors is not None
-        return 1.0 / (torch.tensor(factors, dtype=torch.float32) * _wavelengths(rope))
+        return 1.0 / (torch.tensor(factors, dtype=torch.float32) * waves)
     return plain
 
 
@@ -156,9 +210,17 @@ def _exponents(width: int) -> torch.Tensor:
     return torch.arange(0, width, 2, dtype=torch.float32) / width
 
 
-def _wavelengths(rope: RopeParameters) -> torch.Tensor:
+def _wavelengths(rope: RopeParameters, portable: bool) -> torch.Tensor:
     """[R/2] float32, tokens a radian."""
-    return rope.theta ** _exponents(rope.rotary_dim)
+    return _power(rope.theta, _exponents(rope.rotary_dim), portable)
+
+
+def _power(base: float | torch.Tensor, exponents: torch.Tensor, portable: bool) -> torch.Tensor:
+    """base ** exponents in float32. portable: float64's last bits differ, float32's do not."""
+    if not portable:
+        return base**exponents
+    wide = base.double() if isinstance(base, torch.Tensor) else base
+    return (wide ** exponents.double()).float()
 
 
 def _by_wavelength(rope: RopeParameters, plain: torch.Tensor) -> torch.Tensor:
@@ -176,7 +238,7 @@ def _by_wavelength(rope: RopeParameters, plain: torch.Tensor) -> torch.Tensor:
     return torch.where(wave < known / high, plain, divided)
 
 
-def _yarn(rope: RopeParameters) -> torch.Tensor:
+def _yarn(rope: RopeParameters, waves: torch.Tensor) -> torch.Tensor:
     """A ramp over the dimensions from extrapolated to interpolated frequencies."""
     width, factor = rope.rotary_dim, _stretch(rope)
 
@@ -192,12 +254,7 @@ def _yarn(rope: RopeParameters) -> torch.Tensor:
         last += 0.001
     steps = torch.arange(width // 2, dtype=torch.float32)
     kept = 1 - ((steps - first) / (last - first)).clamp(0, 1)
-    waves = _wavelengths(rope)
     return 1.0 / (factor * waves) * (1 - kept) + 1.0 / waves * kept
-
-
-def _both_halves(half: torch.Tensor) -> torch.Tensor:
-    return torch.cat((half, half), dim=-1)
 
 
 def _given(value: float | None) -> float:

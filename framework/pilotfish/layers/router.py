@@ -14,16 +14,17 @@ import torch
 
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.constant import constant
+from pilotfish.kernels import router as kernels
+from pilotfish.kernels.router import choose_experts, eager
 from pilotfish.layers.linear import Linear
 
 Scoring: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """Logits [T, E] float32 -> scores [T, E] float32, each row from its own logits."""
 
-
-def sigmoid_scores(logits: torch.Tensor) -> torch.Tensor:
-    """`1 / (1 + exp(-x))`; torch.sigmoid rounds an array's last elements by other code."""
-    return logits.neg().exp_().add_(constant(1.0, device=logits.device)).reciprocal_()
+sigmoid_scores: Scoring = eager.sigmoid_scores
+softmax_scores: Scoring = eager.softmax_scores
+_TORCH = KernelBackend()
+_KNOWN: dict[Scoring, kernels.Scoring] = {sigmoid_scores: "sigmoid", softmax_scores: "softmax"}
 
 
 @attrs.frozen(kw_only=True)
@@ -66,33 +67,28 @@ class Routing:
             )
 
     def __call__(
-        self, logits: torch.Tensor, bias: torch.Tensor | None
+        self,
+        logits: torch.Tensor,
+        bias: torch.Tensor | None,
+        backend: KernelBackend = _TORCH,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """logits: [T, E] float32; bias: [E] float32, added to the scores for the selection only.
 
         Returns (choice [T, S] int64, ascending in each row, weights [T, S] float32). Of experts
-        with equal scores torch.topk decides, on each row by itself.
+        with equal scores torch.topk decides, on each row by itself; natively the lowest ids.
         """
-        scores = self.scoring(logits)
-        biased = scores if bias is None else scores + bias
-        if self.num_kept_groups < self.num_groups:
-            biased = self._without_other_groups(biased)
-        choice = biased.topk(self.num_chosen, dim=-1, sorted=False).indices.sort(dim=-1).values
-        weights = scores.gather(1, choice)
-        if self.normalize:
-            weights = weights.div_(_sum_of_columns(weights).add_(1e-20))
-        return choice, weights if self.scale == 1.0 else weights.mul_(self.scale)
-
-    def _without_other_groups(self, biased: torch.Tensor) -> torch.Tensor:
-        """biased: [T, E] -> the same with -inf for experts outside of each row's best groups."""
-        grouped = biased.view(biased.shape[0], self.num_groups, -1)
-        best = grouped.topk(2, dim=-1, sorted=False).values
-        kept = (
-            (best[..., 0] + best[..., 1]).topk(self.num_kept_groups, dim=-1, sorted=False).indices
+        known = _KNOWN.get(self.scoring)
+        return choose_experts(
+            logits if known else self.scoring(logits),
+            bias,
+            scoring=known or "given",
+            num_chosen=self.num_chosen,
+            num_groups=self.num_groups,
+            num_kept_groups=self.num_kept_groups,
+            normalize=self.normalize,
+            scale=self.scale,
+            backend=backend,
         )
-        mask = torch.ones(grouped.shape[:2], dtype=torch.bool, device=biased.device)
-        mask.scatter_(1, kept, False)
-        return grouped.masked_fill(mask.unsqueeze(-1), float("-inf")).view_as(biased)
 
 
 class Router(Linear):
@@ -102,7 +98,7 @@ class Router(Linear):
     Parameters: weight [E, D], bias [E]; kept in float32.
     """
 
-    takes_deferred = False
+    takes_deferred = takes_stored = False
     correction: torch.Tensor | None
 
     def __init__(self, width: int, routing: Routing, *, bias: bool = True) -> None:
@@ -120,19 +116,4 @@ class Router(Linear):
         self, x: torch.Tensor, backend: KernelBackend, num_rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x: [T', D], padded -> of the first num_rows rows, as `Routing`: (choice, weights)."""
-        return self.routing(self(x.float(), backend)[:num_rows], self.correction)
-
-
-def _sum_of_columns(x: torch.Tensor) -> torch.Tensor:
-    """[T, S] contiguous -> [T, 1], each row in an order that does not depend on T.
-
-    On a CPU torch.sum takes contiguous rows one by one. On a GPU it chooses its order by T, and so
-    does cumsum: there columns are added from left to right.
-    """
-    if x.device.type == "cpu":
-        return x.sum(1, keepdim=True)
-    first, *rest = x.unbind(1)
-    total = first.clone()
-    for column in rest:
-        total += column
-    return total.unsqueeze(1)
+        return self.routing(self(x.float(), backend)[:num_rows], self.correction, backend)

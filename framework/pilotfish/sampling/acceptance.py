@@ -105,11 +105,7 @@ class CoupledAcceptance:
     def decide(self, logits: Tensor, requests: Sequence[VerifyRequest]) -> list[Accepted]:
         """As Acceptance."""
         sampled = self._sampler.sample(logits, [row for r in requests for row in r.rows])
-        drafts, offsets = _pack_drafts(requests, sampled.token_ids.device)
-        accepted = count_accepted(sampled.token_ids, drafts, offsets, backend=self._backend)
-        # One read for both: on a GPU each read waits for the pass.
-        both = torch.cat([accepted, sampled.token_ids]).tolist()
-        counts, tokens = both[: len(requests)], both[len(requests) :]
+        counts, tokens = self._counted(sampled.token_ids, requests)
         decided, first = [], 0
         for request, count in zip(requests, counts, strict=True):
             stop = first + count + 1
@@ -123,8 +119,32 @@ class CoupledAcceptance:
             first += len(request.rows)
         return decided
 
+    def _counted(
+        self, token_ids: Tensor, requests: Sequence[VerifyRequest]
+    ) -> tuple[list[int], list[int]]:
+        """How many drafts of each request agree with the tokens of its rows; and the tokens."""
+        if token_ids.device.type == "cpu":  # the numbers are here: no kernel is needed
+            tokens = token_ids.tolist()
+            return _count_here(tokens, requests), tokens
+        drafts, offsets = _pack_drafts(requests, token_ids.device)
+        accepted = count_accepted(token_ids, drafts, offsets, backend=self._backend)
+        # One read for both: on a GPU each read waits for the pass.
+        both = torch.cat([accepted, token_ids]).tolist()
+        return both[: len(requests)], both[len(requests) :]
+
     def release(self, request_id: str) -> None:
         """Nothing is kept."""
+
+
+def _count_here(tokens: Sequence[int], requests: Sequence[VerifyRequest]) -> list[int]:
+    counts, first = [], 0
+    for request in requests:
+        count = 0
+        while count < len(request.drafts) and tokens[first + count] == request.drafts[count]:
+            count += 1
+        counts.append(count)
+        first += len(request.rows)
+    return counts
 
 
 def _pack_drafts(requests: Sequence[VerifyRequest], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pilotfish.kernels.sampling import native
+
 _WORD_BITS = 32
 
 
@@ -25,6 +27,8 @@ def apply_bitmask(logits: Tensor, masks: Tensor) -> Tensor:
             f"the token bitmasks are {list(masks.shape)} {masks.dtype}; wanted [{rows}, {words}] "
             "torch.int32, a row for each row of logits"
         )
+    if native.serves_logits(logits):
+        return native.apply_bitmask(logits.detach(), masks)
     bits = torch.arange(_WORD_BITS, dtype=torch.int32, device=masks.device)
     allowed = (masks.unsqueeze(-1) >> bits) & 1
     return logits.masked_fill(allowed.flatten(1)[:, :vocab] == 0, float("-inf"))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from ctypes import Array, addressof, c_double, c_int64
 
 import attrs
 import torch
 from torch import Tensor
 
 from pilotfish.errors import PilotfishError
+from pilotfish.kernels.sampling import native
 from pilotfish.sampling.mass import log_normalizer
 
 
@@ -45,13 +47,12 @@ def token_logprobs(
         return []
     tops = [num_top] * logits.shape[0] if isinstance(num_top, int) else num_top
     logits = logits.detach()
+    if native.serves_logits(logits) and _are_tokens(token_ids, tops, logits):
+        return _native_logprobs(logits, token_ids, tops)
     largest = logits.amax(-1, keepdim=True)
     for row, value in enumerate(largest[:, 0].tolist()):
         if not math.isfinite(value):
-            raise PilotfishError(
-                f"the logits of row {row} have the maximum {value}, so they have no log "
-                "probabilities; wanted finite numbers: check the weights and the dtype"
-            )
+            raise _bad_row(row, value)
     normalizers = log_normalizer(logits, largest).tolist()
     return [
         _record(row, token, normalizer, count)
@@ -71,6 +72,52 @@ def prompt_logprobs(
     """
     follow = prompt_ids[first_position + 1 : first_position + 1 + logits.shape[0]]
     return token_logprobs(logits[: len(follow)], follow, num_top)
+
+
+class AskedLogprobs:
+    """What a native record is to say of its token; the memory lives here.
+
+    num_top: likeliest tokens, at most the vocabulary.
+    """
+
+    def __init__(self, record: native.Row, num_top: int) -> None:
+        self._record = record
+        self._ids: Array[c_int64] = (c_int64 * num_top)()
+        self._logprobs: Array[c_double] = (c_double * num_top)()
+        record.wants_logprobs = 1
+        record.num_top = num_top
+        record.top_ids = addressof(self._ids)
+        record.top_logprobs = addressof(self._logprobs)
+
+    def read(self, token: int) -> TokenLogprobs:
+        """What was found of the token that was given or drawn."""
+        top = tuple(zip(self._ids, self._logprobs, strict=True))
+        return TokenLogprobs(token, self._record.logprob, self._record.rank, top)
+
+
+def _are_tokens(token_ids: Sequence[int], tops: Sequence[int], logits: Tensor) -> bool:
+    rows, vocab = logits.shape
+    return len(token_ids) == len(tops) == rows and all(0 <= token < vocab for token in token_ids)
+
+
+def _native_logprobs(
+    logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]
+) -> list[TokenLogprobs]:
+    """As `token_logprobs`, by the native library."""
+    records, vocab = native.new_rows(len(tops)), logits.shape[1]
+    asked = [AskedLogprobs(r, min(n, vocab)) for r, n in zip(records, tops, strict=True)]
+    tokens = torch.tensor(token_ids, dtype=torch.int64)
+    if not native.sample_rows(logits, records, tokens=tokens, looks=native.LOGPROBS * len(tops)):
+        bad = next(row for row, record in enumerate(records) if record.status)
+        raise _bad_row(bad, records[bad].largest)
+    return [one.read(token) for one, token in zip(asked, token_ids, strict=True)]
+
+
+def _bad_row(row: int, largest: float) -> PilotfishError:
+    return PilotfishError(
+        f"the logits of row {row} have the maximum {largest}, so they have no log "
+        "probabilities; wanted finite numbers: check the weights and the dtype"
+    )
 
 
 def _record(row: Tensor, token: int, normalizer: float, num_top: int) -> TokenLogprobs:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pilotfish.kernels.sampling import native
+
 _INT63 = (1 << 63) - 1
 _BLOCK_ON_CPU = (
     1 << 15
@@ -45,8 +47,11 @@ def gumbel(
     generators", 2014), chosen because it is counter-based, passes BigCrush when its counter is a
     plain 0, 1, 2, ..., and is exact in wrapping int64, so that CPU and GPU agree on every bit of
     it: key = mix(mix(seed) + position), bits = mix(key + id), each counter times an odd constant.
+    The logarithms after it round alike in every native library, and as they like in torch.
     """
     target = seeds.device if device is None else torch.device(device)
+    if native.serves(target):
+        return native.gumbel(seeds.to(target), positions.to(target), vocab_size)
     keys = _row_keys(seeds, positions)
     out = torch.empty(keys.numel(), vocab_size, dtype=torch.float32, device=target)
     if target.type != "cpu":
@@ -154,6 +159,9 @@ def _gumbel_from_bits(bits: Tensor, scratch: Tensor, out: Tensor) -> None:
     small it is, so the tail that decides who wins is resolved down to v = 2**-63. The clamp keeps
     v off 0 and 1, where the logarithms are infinite; it moves 2**-25 of the mass.
     """
+    if native.serves(out.device):
+        native.gumbel_of_counters(bits, out)
+        return
     _mix_high_bits_(bits, scratch)
     bits &= _INT63
     out.copy_(bits)

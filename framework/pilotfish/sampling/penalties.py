@@ -19,6 +19,8 @@ from torch import Tensor
 from pilotfish.config import SamplingParams
 from pilotfish.errors import RequestError
 
+_HISTORY = "the prompt or the answer"
+
 
 class TokenHistory:
     """The tokens of one request, counted as they are committed.
@@ -107,7 +109,7 @@ def penalize_(
     host_ids, host_counts = history.counts_with(draft_ids)
     if not len(host_ids):
         return
-    _check_ids(int(host_ids.min()), int(host_ids.max()), logits, "the prompt or the answer")
+    _check_ids(int(host_ids.min()), int(host_ids.max()), logits.shape[0], _HISTORY)
     ids = torch.from_numpy(host_ids).to(logits.device)
     values = logits[ids]
     if params.repetition_penalty != 1.0:
@@ -124,7 +126,7 @@ def add_bias_(logits: Tensor, params: SamplingParams) -> None:
     """Adds `logit_bias`; logits: [V] float32, changed in place."""
     if params.logit_bias:
         bias = params.logit_bias
-        _check_ids(min(bias), max(bias), logits, "logit_bias")
+        _check_ids(min(bias), max(bias), logits.shape[0], "logit_bias")
         ids = torch.tensor(list(bias), dtype=torch.int64, device=logits.device)
         values = torch.tensor(list(bias.values()), dtype=torch.float32, device=logits.device)
         logits[ids] += values
@@ -133,15 +135,15 @@ def add_bias_(logits: Tensor, params: SamplingParams) -> None:
 def ban_(logits: Tensor, banned_ids: Sequence[int]) -> None:
     """Makes tokens impossible; logits: [V] float32, changed in place."""
     if banned_ids:
-        _check_ids(min(banned_ids), max(banned_ids), logits, "the banned tokens")
+        _check_ids(min(banned_ids), max(banned_ids), logits.shape[0], "the banned tokens")
         ids = torch.tensor(list(banned_ids), dtype=torch.int64, device=logits.device)
         logits[ids] = -math.inf
 
 
-def _check_ids(lowest: int, highest: int, logits: Tensor, where: str) -> None:
-    if lowest < 0 or highest >= logits.shape[0]:
+def _check_ids(lowest: int, highest: int, vocab_size: int, where: str) -> None:
+    if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise RequestError(
-            f"{where} has token id {wrong}; wanted ids from 0 to {logits.shape[0] - 1}, the "
+            f"{where} has token id {wrong}; wanted ids from 0 to {vocab_size - 1}, the "
             "model's vocabulary: check the tokenizer or the request"
         )

@@ -13,11 +13,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from pilotfish.errors import PilotfishError
+from pilotfish.kernels.sampling.native import serves_logits
+from pilotfish.sampling import native
 from pilotfish.sampling.argmax import lowest_argmax
+from pilotfish.sampling.edits import edit_, unusable
 from pilotfish.sampling.logprobs import TokenLogprobs, token_logprobs
 from pilotfish.sampling.noise import gumbel, gumbel_at
-from pilotfish.sampling.penalties import add_bias_, ban_, has_penalties, penalize_
 from pilotfish.sampling.row import SamplingRow
 from pilotfish.sampling.truncation import find_cuts, truncate_
 
@@ -48,7 +49,11 @@ class Sampler:
         Raises PilotfishError naming the row and its request when logits hold NaN or +inf, or when
         every token is masked; RequestError for a token id outside the vocabulary.
         """
+        _check_shape(logits, rows)
         logits = logits.detach()
+        if serves_logits(logits):
+            tokens, records = native.sample(logits, rows)
+            return SampledRows(token_ids=tokens, logprobs=records)
         token_ids = self._sample(logits, rows)
         return SampledRows(token_ids=token_ids, logprobs=_logprobs(logits, rows, token_ids))
 
@@ -74,7 +79,10 @@ class Sampler:
         edited, divided by the temperature, truncated with -inf. A greedy row is edited only: its
         law is all on the argmax. Raises as `sample`.
         """
+        _check_shape(logits, rows)
         logits = logits.detach()
+        if serves_logits(logits):
+            return native.process(logits, rows)
         _greedy(logits, rows)
         processed = logits.clone()
         _edit_(processed, rows)
@@ -108,25 +116,11 @@ def _check_largest(largest: Tensor, rows: Sequence[SamplingRow]) -> None:
     """largest: [R] float32, each row's maximum, NaN if the row holds one."""
     for row, value in zip(rows, largest.tolist(), strict=True):
         if not math.isfinite(value):
-            raise _bad_row(row, value)
-
-
-def _bad_row(row: SamplingRow, largest: float) -> PilotfishError:
-    where = f"request {row.request_id!r}, position {row.position}"
-    if largest == -math.inf:
-        return PilotfishError(
-            f"{where}: every token is masked (all logits are -inf); wanted at least one token that "
-            "may be sampled: loosen logit_bias, min_tokens or the mask"
-        )
-    return PilotfishError(
-        f"{where}: the logits hold {'NaN' if math.isnan(largest) else '+inf'}; wanted finite "
-        "numbers or -inf: check the weights, or run in float32"
-    )
+            raise unusable(row, value)
 
 
 def _greedy(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """[R] int64, the likeliest token of each row; checks every row on the way."""
-    _check_shape(logits, rows)
     token_ids, largest = lowest_argmax(logits)
     _check_largest(largest, rows)
     return token_ids
@@ -135,17 +129,8 @@ def _greedy(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 def _edit_(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Applies each row's edits; logits: [R, V] float32, changed in place."""
     for row_logits, row in zip(logits, rows, strict=True):
-        if not row.has_edits:
-            continue
-        add_bias_(row_logits, row.params)
-        if has_penalties(row.params):
-            if row.history is None:
-                raise ValueError(
-                    f"request {row.request_id!r} has penalties and no history; wanted a "
-                    "TokenHistory: pass history="
-                )
-            penalize_(row_logits, row.params, row.history, row.draft_ids)
-        ban_(row_logits, row.banned_ids)
+        if row.has_edits:
+            edit_(row_logits, row)
 
 
 def _temper_(logits: Tensor, rows: Sequence[SamplingRow]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pilotfish.kernels.sampling import native
 from pilotfish.sampling.mass import token_mass
 
 _FIRST_WIDTH = 128
@@ -73,6 +74,12 @@ def truncate_(logits: Tensor, options: Sequence[Truncation]) -> None:
 
     logits: [R, V] float32, changed in place; as for `find_cuts`.
     """
+    if native.serves_logits(logits):
+        work = logits.detach().contiguous()
+        _native_cuts(work, options, processed=work)
+        if work.data_ptr() != logits.data_ptr():
+            logits.copy_(work)
+        return
     for row, cut in zip(logits, find_cuts(logits, options), strict=True):
         if cut is not None:
             ids = cut.kept_ids(row)
@@ -90,6 +97,8 @@ def find_cuts(logits: Tensor, options: Sequence[Truncation]) -> list[Cut | None]
     A row's cut depends on that row alone: values are compared, and masses are whole numbers.
     Looks at the few likeliest tokens first, and at more only for the rows that need them.
     """
+    if native.serves_logits(logits):
+        return _native_cuts(logits, options)
     cuts: list[Cut | None] = [None] * len(options)
     todo = [row for row, option in enumerate(options) if not option.is_open]
     width = _first_width([options[row] for row in todo], logits.shape[1]) if todo else 0
@@ -100,6 +109,38 @@ def find_cuts(logits: Tensor, options: Sequence[Truncation]) -> list[Cut | None]
         todo = [row for row in todo if cuts[row] is None]
         width = min(width * _WIDTH_GROWTH, logits.shape[1])
     return cuts
+
+
+def _native_cuts(
+    logits: Tensor, options: Sequence[Truncation], processed: Tensor | None = None
+) -> list[Cut | None]:
+    """As `find_cuts`, by the native library; processed: [R, V], receives what stays."""
+    if len(options) != logits.shape[0]:
+        raise ValueError(f"{len(options)} options for {logits.shape[0]} rows; wanted one a row")
+    records = native.new_rows(len(options))
+    for record, option in zip(records, options, strict=True):
+        record.temperature = 1.0
+        write_truncation(record, option.top_k, option.top_p, option.min_p)
+    looks = native.WHOLE_ROW * len(options)
+    if not native.sample_rows(logits, records, processed=processed, looks=looks):
+        raise ValueError(
+            "a row to be cut holds NaN or +inf, or nothing above -inf; wanted a finite maximum: "
+            "check the logits before"
+        )
+    return [
+        None if option.is_open else Cut(num_tokens=record.num_kept, last_value=record.last_value)
+        for record, option in zip(records, options, strict=True)
+    ]
+
+
+def write_truncation(record: native.Row, top_k: int, top_p: float, min_p: float) -> None:
+    """Asks a native record for these options; those that keep all are off there."""
+    if top_k > 0:
+        record.top_k = top_k
+    if top_p < 1.0:
+        record.top_p = top_p
+    if min_p > 0.0:
+        record.min_p = min_p
 
 
 def _rows(logits: Tensor, rows: list[int]) -> Tensor:

@@ -63,7 +63,8 @@ def activation_bytes(
 class MemoryPlan:
     """Bytes of every part, and the number of pages that follows.
 
-    weights: bytes of each model's weights, by role.
+    weights: bytes of each model's weights, by role; weight_kinds: the same by form, "q4_1" and
+        the like, where that is known.
     leaves: bytes of one page in each paged leaf, and of what slot caches keep at a page's end.
     slots: bytes of each slot cache, all requests.
     images: bytes of what images take, by part; empty for text only.
@@ -84,6 +85,7 @@ class MemoryPlan:
     max_batch_size: int
     reason: str
     images: Mapping[str, int] = attrs.field(factory=dict)
+    weight_kinds: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)
 
     @classmethod
     def make(
@@ -99,13 +101,14 @@ class MemoryPlan:
         device: str = "cpu",
         scratch_tokens: int = 0,
         images: Mapping[str, int] | None = None,
+        weight_kinds: Mapping[str, Mapping[str, int]] | None = None,
     ) -> MemoryPlan:
         """Chooses num_pages: the user's number, else what the user's bytes hold, else enough.
 
         Enough is max_batch_size contexts of max_seq_len, cut to a share of the memory that is left
         (on a CPU also to 2 GiB), but never below one full context.
         specs: the paged and slot caches of all models, the draft's included.
-        weights, activations, available, images: bytes; see the class.
+        weights, weight_kinds, activations, available, images: bytes; see the class.
         scratch_tokens: rows a request needs beyond max_seq_len within a step, drafted ones.
         Raises CapacityError when weights, activations and state do not fit: says the bytes needed
         and available, and what to lower.
@@ -145,6 +148,7 @@ class MemoryPlan:
             max_batch_size=max_batch_size,
             reason=reason,
             images=MappingProxyType(dict(images or {})),
+            weight_kinds=MappingProxyType(dict(weight_kinds or {})),
         )
         plan._check_fits()
         return plan
@@ -174,6 +178,7 @@ class MemoryPlan:
             "available_bytes": self.available,
             "total_bytes": self.total,
             "weights_bytes": dict(self.weights),
+            "weight_kinds_bytes": {name: dict(kinds) for name, kinds in self.weight_kinds.items()},
             "activation_bytes": self.activations,
             "state_bytes": self.state,
             "image_bytes": dict(self.images),
@@ -189,7 +194,10 @@ class MemoryPlan:
         lines = [
             f"memory on {self.device}: {_size(self.total)} of {_size(self.available)} available"
         ]
-        lines += [f"  weights ({name}): {_size(count)}" for name, count in self.weights.items()]
+        lines += [
+            f"  weights ({name}): {_size(count)}{self._by_kind(name)}"
+            for name, count in self.weights.items()
+        ]
         lines += [f"  state ({name}): {_size(count)}" for name, count in self.state.items()]
         lines += [f"  images ({name}): {_size(count)}" for name, count in self.images.items()]
         lines.append(f"  activations: {_size(self.activations)}")
@@ -198,6 +206,11 @@ class MemoryPlan:
             f"{self.max_cached_tokens} tokens ({self.reason})"
         )
         return "\n".join(lines)
+
+    def _by_kind(self, name: str) -> str:
+        kinds = self.weight_kinds.get(name, {})
+        listed = ", ".join(f"{kind} {_size(count)}" for kind, count in kinds.items())
+        return f" ({listed})" if listed else ""
 
     def _check_fits(self) -> None:
         if self.total <= self.available:

@@ -121,6 +121,8 @@ class TransformersOracle(Oracle):
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if said.get(kind):
                 raise NotApplicable(f"transformers loads it with {kind}: {sorted(said[kind])[:3]}")
+        for weight in model.parameters():  # some versions keep a router's unrounded
+            weight.data = weight.data.to(getattr(torch, dtype)).to(weight.dtype)
         # Its grouped products of experts take no float64.
         model.set_experts_implementation("eager")
         return model.eval()

@@ -5,7 +5,14 @@ from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.experts import expert_rules
 from pilotfish.weights.gguf import GGUFFile
 from pilotfish.weights.int4 import check_int4
-from pilotfish.weights.loading import LoadPlan, LoadStep, execute_load, plan_load, without_ignored
+from pilotfish.weights.loading import (
+    LoadPlan,
+    LoadStep,
+    execute_load,
+    plan_load,
+    tensors_read,
+    without_ignored,
+)
 from pilotfish.weights.pretokenizer import (
     PreTokenizer,
     TiktokenRules,
@@ -15,6 +22,7 @@ from pilotfish.weights.pretokenizer import (
 from pilotfish.weights.rules import Piece, Rule, Transform, WeightRules
 from pilotfish.weights.safetensors import SafetensorsSource
 from pilotfish.weights.source import TensorInfo, WeightSource
+from pilotfish.weights.stored_rows import StoredRows, stays_stored
 from pilotfish.weights.transforms import drop_axis, unpermute_rope, unpermute_rope_rows
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "PreTokenizer",
     "Rule",
     "SafetensorsSource",
+    "StoredRows",
     "TensorInfo",
     "TiktokenRules",
     "Transform",
@@ -40,6 +49,8 @@ __all__ = [
     "expert_rules",
     "open_checkpoint",
     "plan_load",
+    "stays_stored",
+    "tensors_read",
     "unpermute_rope",
     "unpermute_rope_rows",
     "without_ignored",

@@ -19,10 +19,13 @@ import attrs
 from pilotfish.errors import CheckpointError
 from pilotfish.weights.gguf_blocks import BLOCK_TYPES, TYPE_NAMES, BlockType, dequantize
 from pilotfish.weights.source import TensorInfo
+from pilotfish.weights.stored_rows import PACKED_KINDS
 from pilotfish.weights.window import read_window
 
 if TYPE_CHECKING:
     import torch
+
+    from pilotfish.kernels.linear.weight import PackedRows
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -47,7 +50,7 @@ class GGUFFile:
 
     metadata: key -> number, bool, text or list. path: of the file.
     Shapes are as in torch: the axis that runs fastest comes last. Quantized tensors load as
-    float32; F16 and BF16 as they are.
+    float32, or as they are by `load_packed`; F16 and BF16 as they are.
 
     Raises CheckpointError for a file that is no GGUF, is truncated, or has a tensor type that is
     not read (naming tensor, type and the types that are).
@@ -80,6 +83,24 @@ class GGUFFile:
         place = self._places[name]
         data = read_window(self.path, place.offset, place.info.num_bytes)
         return dequantize(data, place.kind).view(place.info.shape)
+
+    def load_packed(self, name: str) -> PackedRows | None:
+        """A quantized matrix as it lies in the mapped file; None for any other tensor.
+
+        Raises KeyError for an unknown name.
+        """
+        place = self._places[name]
+        if place.kind.name not in PACKED_KINDS or len(place.info.shape) != 2:
+            return None
+        from pilotfish.kernels.linear.weight import PackedRows
+
+        rows, columns = place.info.shape
+        data = read_window(self.path, place.offset, place.info.num_bytes)
+        return PackedRows(
+            blocks=data.view(rows, columns // place.kind.size * place.kind.num_bytes),
+            kind=place.kind.name.lower(),
+            in_features=columns,
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

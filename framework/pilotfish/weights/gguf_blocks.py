@@ -78,14 +78,33 @@ def _q4_1(blocks: torch.Tensor, out: torch.Tensor) -> None:
     _nibbles(blocks[:, 4:], out).mul_(scale_and_low[:, :1]).add_(scale_and_low[:, 1:])
 
 
+def _fifth_bits(packed: torch.Tensor) -> torch.Tensor:
+    """[b, 4] uint8, bit by bit -> [b, 32] uint8, each 0 or 16."""
+    import torch
+
+    bits = torch.arange(8, dtype=torch.uint8)
+    return (((packed[:, :, None] >> bits) & 1) << 4).view(-1, 32)
+
+
+def _q5_0(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    _nibbles(blocks[:, 6:], out).add_(_fifth_bits(blocks[:, 2:6])).sub_(16)
+    out.mul_(_halves(blocks, 0, 1))
+
+
+def _q5_1(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    scale_and_low = _halves(blocks, 0, 2)
+    _nibbles(blocks[:, 8:], out).add_(_fifth_bits(blocks[:, 4:8]))
+    out.mul_(scale_and_low[:, :1]).add_(scale_and_low[:, 1:])
+
+
 def _q8_0(blocks: torch.Tensor, out: torch.Tensor) -> None:
     import torch
 
     out.copy_(blocks[:, 2:].view(torch.int8)).mul_(_halves(blocks, 0, 1))
 
 
-def _q4_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
-    """Eight sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum packed in 12 bytes."""
+def _eighths(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight sub-blocks' scales and minima, [b, 8, 1] each: a half times six bits of 12 bytes."""
     import torch
 
     supers = _halves(blocks, 0, 2)
@@ -93,11 +112,25 @@ def _q4_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
     first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = torch.cat((first & 63, (third & 15) | (first >> 6 << 4)), dim=1)
     lows = torch.cat((second & 63, (third >> 4) | (second >> 6 << 4)), dim=1)
-    scale = supers[:, :1] * scales
-    low = supers[:, 1:] * lows
-    # A group of 32 bytes: its low halves are one sub-block, its high halves the next.
+    return (supers[:, :1] * scales)[:, :, None], (supers[:, 1:] * lows)[:, :, None]
+
+
+def _q4_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    """Eight sub-blocks of 32. Of a group of 32 bytes the low halves are one, the high the next."""
+    scale, low = _eighths(blocks)
     _nibbles(blocks[:, 16:].reshape(-1, 4, 32), out.view(-1, 4, 64))
-    out.view(-1, 8, 32).mul_(scale[:, :, None]).sub_(low[:, :, None])
+    out.view(-1, 8, 32).mul_(scale).sub_(low)
+
+
+def _q5_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    """As Q4_K, and bit i of 32 further bytes is the fifth of sub-block i."""
+    import torch
+
+    scale, low = _eighths(blocks)
+    _nibbles(blocks[:, 48:].reshape(-1, 4, 32), out.view(-1, 4, 64))
+    bits = torch.arange(8, dtype=torch.uint8)[:, None]
+    fifth = ((blocks[:, None, 16:48] >> bits) & 1) << 4
+    out.view(-1, 8, 32).add_(fifth).mul_(scale).sub_(low)
 
 
 def _q6_k(blocks: torch.Tensor, out: torch.Tensor) -> None:
@@ -120,15 +153,18 @@ BLOCK_TYPES = {
     1: BlockType("F16", 1, 2, dtype="float16"),
     2: BlockType("Q4_0", 32, 18, _q4_0),
     3: BlockType("Q4_1", 32, 20, _q4_1),
+    6: BlockType("Q5_0", 32, 22, _q5_0),
+    7: BlockType("Q5_1", 32, 24, _q5_1),
     8: BlockType("Q8_0", 32, 34, _q8_0),
     12: BlockType("Q4_K", 256, 144, _q4_k),
+    13: BlockType("Q5_K", 256, 176, _q5_k),
     14: BlockType("Q6_K", 256, 210, _q6_k),
     30: BlockType("BF16", 1, 2, dtype="bfloat16"),
 }
 """The tensor types that are read, by the number they have in a file."""
 
 TYPE_NAMES = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K",
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K",
     16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
     22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
     34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",

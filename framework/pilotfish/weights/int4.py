@@ -31,18 +31,6 @@ def check_int4(source: WeightSource) -> None:
         _check_shape(source, name)
 
 
-def weight_bytes(infos: Mapping[str, TensorInfo], itemsize: int) -> int:
-    """Bytes of all tensors in memory: INT4 ones and whole numbers as stored, others as floats.
-
-    itemsize: of the run's dtype, which everything else is converted to.
-    """
-    total = 0
-    for name, info in infos.items():
-        is_stored = info.dtype.startswith(("int", "uint", "bool")) or _is_scale(infos, name)
-        total += info.num_bytes if is_stored else _count(info) * itemsize
-    return total
-
-
 def num_parameters(infos: Mapping[str, TensorInfo]) -> int:
     """Numbers in all tensors; a word of an INT4 weight is eight, its scales and shape are none."""
     total = 0
@@ -88,11 +76,6 @@ def _check_shape(source: WeightSource, name: str) -> None:
             f"{name}.{SHAPE} says {got}; wanted {wanted}, since {PACKED} is {[rows, words]} words "
             f"of {COLUMNS_PER_WORD} columns; get the file again"
         )
-
-
-def _is_scale(infos: Mapping[str, TensorInfo], name: str) -> bool:
-    base, _, kind = name.rpartition(".")
-    return kind == SCALE and f"{base}.{PACKED}" in infos
 
 
 def _count(info: TensorInfo) -> int:

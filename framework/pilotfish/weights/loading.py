@@ -5,9 +5,9 @@ Knows: rules, names and shapes; one tensor at a time. Does not know: file format
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
@@ -16,9 +16,15 @@ from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.names import TemplateTable, fill, shortened
 from pilotfish.weights.rules import Combine, Rule, Shape, Transform, WeightRules
 from pilotfish.weights.source import TensorInfo, WeightSource
+from pilotfish.weights.stored_rows import PACKED_KINDS, PackedSource, StoredRows, stays_stored
 
 if TYPE_CHECKING:
     import torch
+
+    from pilotfish.kernels.linear.weight import PackedRows
+
+_Value: TypeAlias = Any
+"""A tensor, a DeferredTensor or StoredRows: what a parameter is filled with."""
 
 
 @attrs.frozen(kw_only=True)
@@ -83,19 +89,31 @@ def without_ignored(
     parameter_shapes: Mapping[str, Shape],
 ) -> dict[str, TensorInfo]:
     """The tensors that a load reads, or refuses: all but those that `rules.ignore` lets lie."""
-    table = TemplateTable((rule.parameter, rule) for rule in rules.rules)
     ignored = TemplateTable((rules.plain_name(name), name) for name in rules.ignore)
-    read = {
-        rules.plain_name(fill(piece.name, numbers))
-        for parameter in parameter_shapes
-        for rule, numbers in table.find(parameter)
-        for piece in rule.pieces
-    }
+    read = _plain_names_read(rules, parameter_shapes)
     plain = {name: rules.plain_name(name) for name in infos}
     return {
         name: info
         for name, info in infos.items()
         if plain[name] in read or not ignored.find(plain[name])
+    }
+
+
+def tensors_read(
+    rules: WeightRules, infos: Mapping[str, TensorInfo], parameters: Iterable[str]
+) -> frozenset[str]:
+    """Names of the tensors that some of the parameters are filled from."""
+    read = _plain_names_read(rules, parameters)
+    return frozenset(name for name in infos if rules.plain_name(name) in read)
+
+
+def _plain_names_read(rules: WeightRules, parameters: Iterable[str]) -> set[str]:
+    table = TemplateTable((rule.parameter, rule) for rule in rules.rules)
+    return {
+        rules.plain_name(fill(piece.name, numbers))
+        for parameter in parameters
+        for rule, numbers in table.find(parameter)
+        for piece in rule.pieces
     }
 
 
@@ -267,14 +285,20 @@ def _combined_shape(pieces: list[LoadPiece], combine: Combine) -> Shape | None:
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
+def _none(parameter: str) -> bool:
+    del parameter
+    return False
+
+
 def execute_load(
     plan: LoadPlan,
     source: WeightSource,
-    assign: Callable[[str, torch.Tensor | DeferredTensor], None],
+    assign: Callable[[str, torch.Tensor | DeferredTensor | StoredRows], None],
     dtype: torch.dtype,
     *,
     device: torch.device | str = "cpu",
-    defers: Callable[[str], bool] = lambda _: False,
+    defers: Callable[[str], bool] = _none,
+    keeps: Callable[[str], bool] = _none,
 ) -> None:
     """Reads the tensors one at a time and hands over whole parameters.
 
@@ -285,9 +309,15 @@ def execute_load(
     defers: whether a parameter may be handed over as a DeferredTensor, to be read when it is first
         needed. It is where the source maps its file, memory is the CPU's and nothing shares it;
         every tensor is mapped before this returns, so that the file may then be replaced.
+    keeps: whether a parameter may be handed over as StoredRows, used where and as it lies; those
+        that share it must all. It is where its tensors are matrices of kinds that rows are
+        multiplied with (see `stays_stored`); of several, those that are not are converted alone.
     """
     can_defer = source.is_mapped and str(device) == "cpu"
     for step in plan.steps:
+        if all(map(keeps, (step.parameter, *step.tied))) and _may_stay(step, source.infos):
+            _hand_over(step, _stored_rows(step, source, dtype), assign)
+            continue
         if can_defer and not step.tied and defers(step.parameter):
             mapped = {piece.name: source.load(piece.name) for piece in step.pieces}
             read = partial(_read_step, step, mapped.__getitem__, dtype, device)
@@ -295,12 +325,61 @@ def execute_load(
             continue
         tensor = _read_step(step, source.load, dtype, device)
         assert tuple(tensor.shape) == step.shape, (step.parameter, tensor.shape, step.shape)
-        try:
-            for name in (step.parameter, *step.tied):
-                assign(name, tensor)
-        except WeightsError as error:
-            raise _named(error, step) from error
+        _hand_over(step, tensor, assign)
         del tensor  # or it would live beside the next one
+
+
+def _hand_over(step: LoadStep, tensor: _Value, assign: Callable[[str, _Value], None]) -> None:
+    """To the parameter and those that share it."""
+    try:
+        for name in (step.parameter, *step.tied):
+            assign(name, tensor)
+    except WeightsError as error:
+        raise _named(error, step) from error
+
+
+def _may_stay(step: LoadStep, infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether the step makes a matrix of floats, row by row."""
+    kinds = (infos[piece.name].dtype for piece in step.pieces)
+    return (
+        step.combine == "rows"
+        and step.dtype != "stored"
+        and len(step.shape) == 2
+        and all(kind in PACKED_KINDS or kind.startswith(("float", "bfloat")) for kind in kinds)
+    )
+
+
+def _stored_rows(step: LoadStep, source: WeightSource, dtype: torch.dtype) -> StoredRows:
+    wanted = _wanted_dtype(step, dtype)
+    assert wanted is not None, step.parameter
+    parts = [part for piece in step.pieces for part in _stored_parts(piece, source, wanted)]
+    return StoredRows((step.shape[0], step.shape[1]), tuple(parts), dtype)
+
+
+def _stored_parts(piece: LoadPiece, source: WeightSource, dtype: torch.dtype) -> list[PackedRows]:
+    """One piece as it lies; unpacked where a transform changes more than the order of rows."""
+    transform, info = piece.transform, source.infos[piece.name]
+    if transform is not None and transform.row_parts is None:
+        return [_float_rows(transform.apply(source.load(piece.name)), info, dtype)]
+    whole = source.load_packed(piece.name) if isinstance(source, PackedSource) else None
+    if whole is None:
+        whole = _float_rows(source.load(piece.name), info, dtype)
+    if transform is None or transform.row_parts is None:
+        return [whole]
+    return [attrs.evolve(whole, blocks=rows) for rows in transform.row_parts(whole.blocks)]
+
+
+def _float_rows(tensor: torch.Tensor, info: TensorInfo, dtype: torch.dtype) -> PackedRows:
+    """tensor: [rows, K] of the file's floats, kept as they are where that is right."""
+    from pilotfish.kernels.linear.weight import PackedRows
+
+    stays = info.dtype not in PACKED_KINDS and stays_stored(info, _name_of(dtype))
+    tensor = (tensor if stays else tensor.to(dtype)).contiguous()
+    return PackedRows(blocks=tensor, kind=_name_of(tensor.dtype), in_features=tensor.shape[1])
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _named(error: WeightsError, step: LoadStep) -> WeightsError:

@@ -5,7 +5,7 @@ Knows: how a plugin writes its name map down as data. Does not know: how tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -28,10 +28,14 @@ class Transform:
     apply: the file's tensor -> the tensor the parameter wants; must not write into its argument.
     shape: the same for shapes, so that a plan can be checked before anything is read. It may raise
         ValueError when the shape does not fit, with the wanted shape in the message.
+    row_parts: for a transform that does no more than choose and order whole rows (axis 0): views
+        of the file's tensor whose rows, one after the other, are those of the result. Rows may
+        then stay packed, and where they lie; without it a packed tensor is unpacked first.
     """
 
     apply: Callable[[torch.Tensor], torch.Tensor]
     shape: Callable[[Shape], Shape] = _same_shape
+    row_parts: Callable[[torch.Tensor], Sequence[torch.Tensor]] | None = None
 
 
 @attrs.frozen

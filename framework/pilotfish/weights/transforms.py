@@ -28,6 +28,11 @@ def unpermute_rope_rows(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
+def unpermuted_parts(tensor: torch.Tensor, num_heads: int) -> list[torch.Tensor]:
+    """`unpermute_rope_rows` as views of every other row of each head, to be read one by one."""
+    return [head[side::2] for head in tensor.chunk(num_heads) for side in (0, 1)]
+
+
 def unpermute_rope(num_heads: int) -> Transform:
     """`unpermute_rope_rows` for a rule's piece."""
 
@@ -35,7 +40,11 @@ def unpermute_rope(num_heads: int) -> Transform:
         _check_heads(got, num_heads)
         return got
 
-    return Transform(lambda tensor: unpermute_rope_rows(tensor, num_heads), shape)
+    return Transform(
+        lambda tensor: unpermute_rope_rows(tensor, num_heads),
+        shape,
+        row_parts=lambda tensor: unpermuted_parts(tensor, num_heads),
+    )
 
 
 def drop_axis(axis: int) -> Transform:

@@ -1,11 +1,13 @@
 """A stretch of a file as a tensor, without holding the rest of the file in memory.
 
 Knows: byte offsets. Does not know: formats, names or shapes.
-The bytes are mapped, each stretch by itself and copied on write: a layer that packs its weight
-reads it once from the file's cache, half the memory traffic of reading into a buffer first
-(measured: loading takes 0.4 to 0.65 of the time), and gives the mapping up with the tensor. As with
-every mapped checkpoint, do not cut a file short while a model that was loaded from it runs;
-replacing it by another (as downloads do) is safe.
+The bytes are mapped, each stretch by itself and copied on write. A layer that uses rows as they lie
+keeps the mapping: the weights take the file's cache and nothing else, and processes share it. A
+layer that packs its weight reads it once from that cache, half the memory traffic of reading into a
+buffer first (measured: loading takes 0.4 to 0.65 of the time), and gives the mapping up.
+A file may be deleted, or replaced by another under its name (as downloads do), while a model that
+was loaded from it runs: the mapping holds the old one. Writing into it changes the model's weights
+under its feet, and cutting it short ends the process: no mapped file can be kept from that.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from pilotfish.errors import RouteError, WeightsError
+from pilotfish.layers.loading import load_layers
 from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.rows import padded
 from pilotfish.protocols import ModelInputs
 from pilotfish.speculation import BlockProposer, BlockRows, ContextRows, ProposerSetup
-from pilotfish.weights import WeightSource, execute_load, plan_load
+from pilotfish.weights import WeightSource, plan_load
 from pilotfish_dflash.config import LEAF, DFlashConfig
 from pilotfish_dflash.network import DFlashLlama3
 from pilotfish_dflash.weights import weight_rules
@@ -70,11 +71,12 @@ class DFlashProposer(BlockProposer):
         if weights is None:
             raise WeightsError("the method dflash got no weights; wanted the draft's")
         plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
-        execute_load(
+        load_layers(
+            self.network,
             plan,
             weights,
-            lambda name, tensor: self.network.assign(name, tensor, self.backend),
             self.dtype,
+            backend=self.backend,
             device=self.device,
         )
         vocabulary = self.network.vocabulary
@@ -91,7 +93,7 @@ class DFlashProposer(BlockProposer):
         found = RowMultiples.probe(
             self.network,
             self.network.lm_head,
-            (*heads, self.dtype),
+            heads,
             backend=self.backend,
             known=known,
         )

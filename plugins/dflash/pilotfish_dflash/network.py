@@ -197,7 +197,7 @@ class DFlashLlama3(Layer):
                 lengths = torch.maximum(lengths, least)
             lengths = torch.nn.functional.pad(lengths, (0, num_padded - num_rows))
         positions = torch.nn.functional.pad(positions, (0, num_padded - num_rows))
-        return self.rotary(positions, lengths)
+        return self.rotary(positions, lengths, self.backend)
 
 
 def _block(config: DFlashConfig, layer: int) -> PreNormBlock:

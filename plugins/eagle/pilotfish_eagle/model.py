@@ -17,10 +17,11 @@ from pilotfish.errors import WeightsError
 from pilotfish.kernels.paged_attention import plan_attention
 from pilotfish.layers.decoder import Stream
 from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.loading import load_layers
 from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.rows import padded
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
-from pilotfish.weights import WeightSource, execute_load, plan_load
+from pilotfish.weights import WeightSource, plan_load
 from pilotfish_eagle.config import LEAF, EagleConfig
 from pilotfish_eagle.network import EagleNetwork
 from pilotfish_eagle.weights import weight_rules
@@ -76,11 +77,12 @@ class EagleModel(SequentialProposer):
         if weights is None:
             raise WeightsError("the method eagle got no weights; wanted the draft's")
         plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
-        execute_load(
+        load_layers(
+            self.network,
             plan,
             weights,
-            lambda name, tensor: self.network.assign(name, tensor, self.backend),
             self.dtype,
+            backend=self.backend,
             device=self.device,
         )
         vocabulary = self.network.vocabulary
@@ -97,7 +99,7 @@ class EagleModel(SequentialProposer):
         found = RowMultiples.probe(
             self.network,
             self.network.lm_head,
-            (*heads, self.dtype),
+            heads,
             backend=self.backend,
             known=known,
         )
@@ -148,7 +150,7 @@ class EagleModel(SequentialProposer):
         starts = kv.cache_lengths.long() - offsets[:-1]
         positions += starts.repeat_interleave(offsets.diff(), output_size=num_rows)
         positions = torch.nn.functional.pad(positions, (0, num_padded - num_rows))
-        cos, sin = self.network.rotary(positions)
+        cos, sin = self.network.rotary(positions, None, self.backend)
         run = ForwardPass(
             backend=self.backend,
             cos=cos,
@@ -163,7 +165,7 @@ class EagleModel(SequentialProposer):
         """Logits and what is recycled, of some rows."""
         count, network = len(wanted), self.network
         filled = wanted + [wanted[-1]] * (padded(count, self._head_multiple) - count)
-        whole = stream.rows(torch.tensor(filled, device=self.device)).sum()
+        whole = stream.rows(torch.tensor(filled, device=self.device)).sum(self.backend)
         if network.norm is None:
             return DraftOutputs(logits=self.target.lm_head(whole[:count]), recycled=whole[:count])
         normed = network.norm(whole, self.backend)

@@ -22,6 +22,7 @@ from pilotfish.config.checks import (
     optional_int_at_least,
 )
 from pilotfish.config.hf_options import (
+    cache_dtype,
     count,
     option,
     real_number,
@@ -150,6 +151,7 @@ class KimiK25Config:
     packed_gate_up: frozenset[int] = frozenset()
     packed_down: frozenset[int] = frozenset()
     dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
+    cache_dtype: str | None = None
     tie_word_embeddings: bool = attrs.field(default=False, validator=boolean())
     image_processor: KimiImageProcessor | None = None
     unserved_token_ids: Mapping[str, int] = attrs.field(factory=dict, hash=False)
@@ -194,6 +196,7 @@ class KimiK25Config:
             dense_layers=dense,
             num_mtp_layers=mtp_layers_of(text),
             dtype=run_dtype(pipeline_config, model),
+            cache_dtype=cache_dtype(pipeline_config, model),
             tie_word_embeddings=switch(text, "tie_word_embeddings", False),
             image_processor=KimiImageProcessor.of_model(model),
         )
@@ -244,7 +247,9 @@ class KimiK25Config:
     def kv_params(self) -> LatentCacheParams:
         """The geometry of the paged cache: one latent row a token and layer, for all heads."""
         return LatentCacheParams(
-            num_layers=self.num_hidden_layers, row_width=self.latent_width, dtype=self.dtype
+            num_layers=self.num_hidden_layers,
+            row_width=self.latent_width,
+            dtype=self.cache_dtype or self.dtype,
         )
 
     def get_kv_params(self) -> LatentCacheParams:

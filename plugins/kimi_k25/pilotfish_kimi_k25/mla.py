@@ -54,11 +54,16 @@ class UpProjection(Layer):
 
     def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
         """Cuts the weight into keys' and values'; both are copies, the whole is dropped."""
-        del backend
         weight = tensors.pop("weight").view(self.shape)
-        up_key = weight[:, : self.key_width].contiguous()
-        up_value = weight[:, self.key_width :].contiguous()
-        self.heads = HeadWeights(up_key=up_key, up_value=up_value)
+        up_key, up_value = weight.split_with_sizes(
+            (self.key_width, self.shape[1] - self.key_width), 1
+        )
+        # Native products want a weight's rows contiguous: those of the form that bits hold for.
+        if backend.name == "native":
+            up_key = up_key.transpose(1, 2).contiguous().transpose(1, 2)
+        else:
+            up_key = up_key.contiguous()
+        self.heads = HeadWeights(up_key=up_key, up_value=up_value.contiguous())
         self.absorb = up_key.transpose(1, 2)
 
 

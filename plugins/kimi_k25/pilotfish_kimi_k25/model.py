@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from pilotfish.errors import ConfigError
 from pilotfish.layers.images import ImageDecoderModel
 from pilotfish.layers.inputs import DecoderInputs
 from pilotfish.protocols import ImageFeatures
@@ -14,6 +15,7 @@ from pilotfish.weights import WeightRules
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.inputs import KimiK25Inputs
 from pilotfish_kimi_k25.kernels.head_linear import head_row_multiple
+from pilotfish_kimi_k25.kernels.native import LIBRARY
 from pilotfish_kimi_k25.mla import UpProjection
 from pilotfish_kimi_k25.network import KimiK25Network, build_network
 from pilotfish_kimi_k25.weights import weight_rules
@@ -29,6 +31,11 @@ class KimiK25Model(ImageDecoderModel):
 
     def build_network(self) -> KimiK25Network:
         """The network of `self.config`."""
+        if self.backend.name == "native" and LIBRARY.why_not():
+            raise ConfigError(
+                f"the kernels are native and this architecture's own cannot be called: "
+                f"{LIBRARY.why_not()}; wanted both libraries: install again, or use backend 'torch'"
+            )
         return build_network(self.config)
 
     def weight_rules(self) -> WeightRules:
@@ -48,16 +55,13 @@ class KimiK25Model(ImageDecoderModel):
             backend=self.backend,
         )
 
-    def probe_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
-        """As every decoder's, with the products of single heads."""
-        return _largest(super().probe_rows(known), self._probe_heads(known))
-
     def probe_attention(self, known: MutableMapping[Any, int | None]) -> int | None:
         """As every decoder's; None too where the products of single heads do not hold."""
         found = super().probe_attention(known)
-        return None if self._probe_heads(known) is None else found
+        return None if self.probe_own_rows(known) is None else found
 
-    def _probe_heads(self, known: MutableMapping[Any, int | None]) -> int | None:
+    def probe_own_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
+        """The row multiple of the products of single heads."""
         shapes = {
             shape
             for layer in self.network.layers_inside()
@@ -68,10 +72,5 @@ class KimiK25Model(ImageDecoderModel):
             head_row_multiple(shape, self.dtype, backend=self.backend, known=known)
             for shape in shapes
         ]
-        return _largest(*found)
-
-
-def _largest(*multiples: int | None) -> int | None:
-    """The largest; None where one is None. All are powers of two."""
-    held = [multiple for multiple in multiples if multiple is not None]
-    return max(held) if len(held) == len(multiples) else None
+        held = [multiple for multiple in found if multiple is not None]
+        return max(held, default=1) if len(held) == len(found) else None

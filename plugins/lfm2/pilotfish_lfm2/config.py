@@ -13,7 +13,7 @@ import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import boolean, int_at_least, norm_epsilon, one_of
-from pilotfish.config.hf_options import count, run_dtype
+from pilotfish.config.hf_options import cache_dtype, count, run_dtype
 from pilotfish.errors import ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
@@ -47,6 +47,7 @@ class LFM2Config:
     max_seq_len: int = attrs.field(validator=int_at_least(1))
     rope: RopeParameters
     dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
+    cache_dtype: str | None = None
     layer_types: tuple[str, ...]
     conv_L_cache: int = attrs.field(default=3, validator=int_at_least(1))
     conv_bias: bool = attrs.field(default=False, validator=boolean())
@@ -99,6 +100,7 @@ class LFM2Config:
             max_seq_len=rope.context_length(model.max_length),
             rope=rope,
             dtype=run_dtype(pipeline_config, model),
+            cache_dtype=cache_dtype(pipeline_config, model),
             layer_types=layer_types_of(hf),
             conv_L_cache=getattr(hf, "conv_L_cache", 3),
             conv_bias=getattr(hf, "conv_bias", False),
@@ -176,7 +178,7 @@ class LFM2Config:
             num_layers=len(self.attention_layers),
             num_kv_heads=self.num_key_value_heads,
             head_dim=self.head_dim,
-            dtype=self.dtype,
+            dtype=self.cache_dtype or self.dtype,
         )
 
     @property

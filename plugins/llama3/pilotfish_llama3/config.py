@@ -14,6 +14,7 @@ import attrs
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import boolean, int_at_least, norm_epsilon, number, one_of
 from pilotfish.config.hf_options import (
+    cache_dtype,
     count,
     option,
     real_number,
@@ -44,6 +45,7 @@ def _optional_positive(instance: object, attribute: Any, value: object) -> None:
 class Llama3Config:
     """Everything the network needs to know.
 
+    cache_dtype: of keys and values in pages; None: as dtype.
     rope: rotary positions (type, base, scaling); no_rope_layers: layers that do without.
     windows: per layer, keys a row may see, or None for all.
     qkv_bias, out_bias, mlp_bias: which projections have one. head_norm: q and k heads are normed.
@@ -65,6 +67,7 @@ class Llama3Config:
     max_seq_len: int = attrs.field(validator=int_at_least(1))
     rope: RopeParameters
     dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
+    cache_dtype: str | None = None
     norm_method: NormMethod = attrs.field(
         default="rms_norm", validator=one_of(("rms_norm", "layer_norm"))
     )
@@ -140,6 +143,7 @@ class Llama3Config:
             max_seq_len=rope.context_length(model.max_length),
             rope=rope,
             dtype=run_dtype(pipeline_config, model),
+            cache_dtype=cache_dtype(pipeline_config, model),
             norm_method="layer_norm" if family.layer_norm else "rms_norm",
             rms_norm_eps=None if family.layer_norm else option(hf, "rms_norm_eps", 1e-6),
             norm_elementwise_affine=not family.layer_norm,
@@ -199,7 +203,7 @@ class Llama3Config:
             num_layers=self.num_hidden_layers,
             num_kv_heads=self.num_key_value_heads,
             head_dim=self.head_dim,
-            dtype=self.dtype,
+            dtype=self.cache_dtype or self.dtype,
         )
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.combine_rows import eager
+from pilotfish.kernels.combine_rows import eager, native
 
 __all__ = ["combine_rows"]
 
@@ -36,4 +36,6 @@ def combine_rows(
         from pilotfish.kernels.combine_rows import triton
 
         return triton.combine_rows(x, places, weights, last, count)
+    if backend.name == "native":
+        return native.combine_rows(x, places, weights, last, count)
     return eager.combine_rows(x, places, weights, last, count)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.context_kv_write import eager
+from pilotfish.kernels.context_kv_write import eager, native
+from pilotfish.kernels.native.numbers import has_code
 
 __all__ = ["write_context_kv"]
 
@@ -34,12 +35,17 @@ def write_context_kv(
     k_weight: [L, H] of kv's dtype, gain of each layer's key norm, rounded as in `rms_norm` with
         "before_weight". angles: cos and sin, each [T', R] float32, R <= H, half-split as in
         `apply_rope`.
-    caches: L of [P, S, 2, K, H] of kv's dtype, contiguous. Mutated: only the named slots change.
+    caches: L of [P, S, 2, K, H] of kv's dtype (native: of any one float dtype, rounded to),
+        contiguous. Mutated: only the named slots change.
     write_slots: [T] int64, page * S + offset, distinct.
     A row's bits depend on that row, its angles and the gains only (torch: given at least two rows).
     Raises ValueError when shapes or dtypes do not fit.
     """
-    _check(kv, k_weight, angles[0], caches, write_slots)
+    is_native = backend.name == "native"
+    _check(kv, k_weight, angles[0], caches, write_slots, any_float=is_native)
+    if is_native:
+        native.write_context_kv(kv, k_weight, angles, caches, write_slots, eps=eps)
+        return
     if backend.name == "triton":
         from pilotfish.kernels.context_kv_write import triton
 
@@ -54,6 +60,8 @@ def _check(
     cos: torch.Tensor,
     caches: Sequence[torch.Tensor],
     write_slots: torch.Tensor,
+    *,
+    any_float: bool,
 ) -> None:
     if kv.ndim != 5 or kv.shape[1:3] != (len(caches), 2) or not kv.is_contiguous():
         raise ValueError(
@@ -69,8 +77,11 @@ def _check(
         raise ValueError(
             f"cos is {list(cos.shape)}; wanted [{kv.shape[0]}, R], R even and at most {kv.shape[4]}"
         )
+    wanted = kv.dtype
+    if any_float and caches and has_code(kv.dtype, caches[0].dtype):
+        wanted = caches[0].dtype
     for cache in caches:
-        if cache.shape[2:] != kv.shape[2:] or cache.dtype != kv.dtype or not cache.is_contiguous():
+        if cache.shape[2:] != kv.shape[2:] or cache.dtype != wanted or not cache.is_contiguous():
             raise ValueError(
                 f"a cache is {list(cache.shape)} {cache.dtype} and kv {list(kv.shape)} {kv.dtype}; "
                 f"wanted [P, S, {', '.join(map(str, kv.shape[2:]))}] of one dtype, contiguous"

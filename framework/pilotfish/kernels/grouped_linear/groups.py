@@ -28,7 +28,7 @@ class RowGroups:
     Its tensors may be those of other passes: never to be written.
     rows: [R] int64, the row of the pass that a sorted row copies (padding copies row 0).
     places: [T, S] int64, the sorted row of each (row, choice).
-    spans: torch only: (group, first sorted row, end) of each group with rows, padding included.
+    spans: on a CPU: (group, first sorted row, end) of each group with rows, padding included.
     blocks: triton only: [B, 3] int32, (group, first sorted row, end) of up to BLOCK_ROWS rows;
         first == end where a block is not needed. B depends on T, S and E alone.
     """
@@ -45,11 +45,11 @@ def group_rows(
     """Sort every (row, choice) by its group; rows of one group keep their order.
 
     choice: [T, S] int64, from 0 to num_groups - 1. row_multiple: on torch, each group's rows are
-    padded to a multiple of it. No copy to the host on triton.
+    padded to a multiple of it; native code needs no padding. No copy to the host on triton.
     """
     if backend.name == "triton":
         return _on_device(choice, num_groups)
-    return _on_host(choice, num_groups, row_multiple)
+    return _on_host(choice, num_groups, 1 if backend.name == "native" else row_multiple)
 
 
 def _on_host(choice: torch.Tensor, num_groups: int, row_multiple: int) -> RowGroups:

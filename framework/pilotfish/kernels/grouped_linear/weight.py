@@ -6,22 +6,26 @@ Letters: E groups, O output width, K input width, C groups of columns that share
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.linear import LinearWeight, prepare_int4, prepare_linear
+from pilotfish.kernels.linear import LinearWeight, PackedRows, prepare_int4, prepare_linear
+from pilotfish.kernels.linear.native import FLOAT_KINDS, prepare_blocks
 
-GroupedKind: TypeAlias = Literal["separate", "triton", "triton_int4"]
+GroupedKind: TypeAlias = Literal["separate", "triton", "triton_int4", "native"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class GroupedWeight:
-    """kind: "separate" (torch: one LinearWeight a group), "triton" or "triton_int4" (stacked).
+    """kind: "separate" (torch: one LinearWeight a group), "triton" or "triton_int4" (stacked), or
+    "native" (rows as they lie, wherever they lie).
 
     separate: E LinearWeights. stacked: [E, O, K] float, or [E, O, K/8] int32 with scale [E, O, C].
+    parts: native only, one a group; native: their addresses.
     dtype: of the rows that are multiplied.
     """
 
@@ -33,6 +37,27 @@ class GroupedWeight:
     separate: tuple[LinearWeight, ...] = ()
     stacked: torch.Tensor | None = None
     scale: torch.Tensor | None = None
+    parts: tuple[PackedRows, ...] = ()
+    native: Any = None
+
+    @classmethod
+    def from_parts(cls, parts: Sequence[PackedRows], dtype: torch.dtype) -> GroupedWeight:
+        """parts: one a group, all of one O and K, used where they are; native backend only.
+
+        Raises WeightsError if a part is not what its kind says.
+        """
+        whole = prepare_blocks(parts, None, dtype)
+        sizes = {part.out_features for part in whole.parts}
+        assert len(sizes) == 1, sizes
+        return cls(
+            kind="native",
+            num_groups=len(whole.parts),
+            in_features=whole.in_features,
+            out_features=sizes.pop(),
+            dtype=dtype,
+            parts=whole.parts,
+            native=whole.native,
+        )
 
 
 class GroupedWeightBuilder:
@@ -104,6 +129,8 @@ class GroupedWeightBuilder:
     def finish(self) -> GroupedWeight:
         """The weight of all groups."""
         assert self.is_complete, self.num_groups - len(self._seen)
+        if self.backend.name == "native":
+            return GroupedWeight.from_parts(self._native_parts(), self.dtype)
         kind: GroupedKind = "separate"
         if self.backend.name == "triton":
             kind = "triton" if self._scale is None else "triton_int4"
@@ -117,3 +144,11 @@ class GroupedWeightBuilder:
             stacked=None if kind == "separate" else self._stacked,
             scale=None if kind == "separate" else self._scale,
         )
+
+    def _native_parts(self) -> list[PackedRows]:
+        assert self._stacked is not None
+        if self._scale is None:
+            kind = FLOAT_KINDS[self._stacked.dtype]
+            return [PackedRows(rows, kind, self.in_features) for rows in self._stacked]
+        pairs = zip(self._stacked, self._scale, strict=True)
+        return [PackedRows(rows, "int4", self.in_features, scale) for rows, scale in pairs]

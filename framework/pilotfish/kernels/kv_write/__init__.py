@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.kv_write import eager
+from pilotfish.kernels.kv_write import eager, native
+from pilotfish.kernels.native.numbers import has_code
 
 __all__ = ["write_kv"]
 
@@ -19,13 +20,18 @@ def write_kv(
 ) -> None:
     """Copy row t of `kv` to slot `write_slots[t]` of the cache, for every t < T.
 
-    kv: [T', *row_shape] of the cache's dtype, T' >= T; rows past T are padding and not written.
+    kv: [T', *row_shape], T' >= T, of the cache's dtype (native: of any float dtype, rounded to the
+        cache's); rows past T are padding and not written.
         row_shape is [2, K, H] for keys and values, but any shape will do.
     cache: [P, S, *row_shape], contiguous. Mutated in place; only the named slots change.
     write_slots: [T] int64, page * S + offset, distinct.
-    Raises ValueError when shapes or dtypes do not fit. A row's bits are copied, never computed.
+    Raises ValueError when shapes or dtypes do not fit. A row's bits are
+    copied, or rounded number by number.
     """
-    _check(kv, cache, write_slots)
+    _check(kv, cache, write_slots, any_float=backend.name == "native")
+    if backend.name == "native":
+        native.write_kv(kv, cache, write_slots)
+        return
     if backend.name == "triton":
         from pilotfish.kernels.kv_write import triton
 
@@ -34,8 +40,11 @@ def write_kv(
     eager.write_kv(kv, cache, write_slots)
 
 
-def _check(kv: torch.Tensor, cache: torch.Tensor, write_slots: torch.Tensor) -> None:
-    if kv.shape[1:] != cache.shape[2:] or kv.dtype != cache.dtype:
+def _check(
+    kv: torch.Tensor, cache: torch.Tensor, write_slots: torch.Tensor, *, any_float: bool
+) -> None:
+    is_same = kv.dtype == cache.dtype or (any_float and has_code(kv.dtype, cache.dtype))
+    if kv.shape[1:] != cache.shape[2:] or not is_same:
         raise ValueError(
             f"kv is {list(kv.shape)} {kv.dtype} and the cache {list(cache.shape)} {cache.dtype}; "
             "wanted equal row shapes and dtypes: cast and reshape kv as the leaf's spec says"

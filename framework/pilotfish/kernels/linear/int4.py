@@ -6,6 +6,7 @@ Letters: T packed tokens, K input width, O output width, C groups of columns tha
 
 from __future__ import annotations
 
+import attrs
 import torch
 
 from pilotfish.errors import WeightsError
@@ -78,6 +79,14 @@ def linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
         x.contiguous(), weight.weight, weight.group_size, pairs
     )
     return out
+
+
+def unpacked(weight: LinearWeight) -> LinearWeight:
+    """The plain weight that an "int4_plain" one stands for, unpacked now: for several products."""
+    assert weight.kind == "int4_plain", weight.kind
+    assert weight.scale is not None
+    plain = _unpacked(weight.weight, weight.scale, weight.dtype)
+    return attrs.evolve(weight, weight=plain, scale=None, kind="plain")
 
 
 def _unpacked(halves: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""row_multiple: which row padding makes linear layers batch-invariant on this machine.
+"""row_multiple: whether products in blocks of rows make linear layers batch-invariant here.
 
 Knows: how to provoke a difference in rounding cheaply. Does not know: who pads.
 """
@@ -17,14 +17,6 @@ from pilotfish.kernels.linear.weight import LinearWeight
 
 ProbeKey: TypeAlias = tuple[int, int, torch.dtype, bool, str]
 
-MULTIPLES = (2, 4, 8, 16)
-# oneDNN's packed kernels take 4 rows in no more time than 1 or 2, in float32 in less.
-PACKED_MULTIPLES = MULTIPLES[1:]
-# Each multiple is a size; a last size that stays, 16, 32 or 128, is a multiple of all of them.
-SIZES = (2, 4, 6, 8, 12, 16, 32, 128)
-# A pass above this many multiply-adds is left out, unless it is among the smallest sizes.
-PASS_BUDGET = 300_000_000
-ALWAYS_TRIED = 16
 # Weights above this many elements are probed as they are: a stand-in would cost too much memory.
 STAND_IN_LIMIT = 4_000_000
 # Rows of a stand-in that differ; more would only cost time to draw.
@@ -37,15 +29,15 @@ def row_multiple(
     backend: KernelBackend,
     known: MutableMapping[ProbeKey, int | None] | None = None,
 ) -> int | None:
-    """Return the smallest row multiple under which every weight's rows keep their bits.
+    """Return the rows of a block if every weight's products keep rows' bits; None if one does not.
 
     weights: a model's prepared linear layers; each (K, O, dtype, bias, kind) is tried once.
     known: results by that key, read and filled; pass one mapping to share results.
-    Returns 2, 4, 8 or 16 (packed weights: at least 4); None when none of them holds; 1 on triton
-    (by construction) and where invariance is not asked for. Holds for this machine and number of
-    threads.
+    `linear` cuts rows in such blocks and pads the last one; rows that come as a multiple are not
+    copied. 1 on triton and native (by construction) and where invariance is not asked for. Holds
+    for this machine and number of threads.
     """
-    if backend.name == "triton" or not backend.invariant:
+    if backend.name in ("triton", "native") or not backend.invariant:
         return 1
     results = {} if known is None else known
     worst = 1
@@ -68,17 +60,20 @@ def row_multiple(
 
 
 def probe(weight: LinearWeight) -> int | None:
-    """Return the smallest multiple that holds for one weight's shape and kind, or None."""
+    """Return BLOCK_ROWS if a row's bits depend neither on its place in a block nor on its mates.
+
+    Every product that `linear` makes has as many rows, so there is nothing else to try but the
+    places: two blocks, and all the blocks between them, in which one row has every place.
+    """
+    size = eager.BLOCK_ROWS
     generator = torch.Generator().manual_seed(0)
     subject = stand_in(weight, generator)
-    budget_rows = PASS_BUDGET // (weight.in_features * weight.out_features)
-    sizes = [size for size in SIZES if size <= max(budget_rows, ALWAYS_TRIED)]
-    x = cancelling_rows(sizes[-1], weight, generator)
-    wanted = eager.linear(x, subject)
-    bad = [size for size in sizes[:-1] if not _rows_agree(x, subject, size, wanted)]
-    multiples = PACKED_MULTIPLES if weight.kind == "packed" else MULTIPLES
-    good = (m for m in multiples if not any(size % m == 0 for size in bad))
-    return next(good, None)
+    x = cancelling_rows(2 * size, weight, generator)
+    wanted = eager.linear_in_blocks(x, subject)
+    # The last one ends with x, so that its rows of padding stand in the block.
+    runs = [slice(first, first + size) for first in range(1, size)] + [slice(size + 3, None)]
+    held = all(torch.equal(eager.linear_in_blocks(x[run], subject), wanted[run]) for run in runs)
+    return size if held else None
 
 
 def stand_in(weight: LinearWeight, generator: torch.Generator) -> LinearWeight:
@@ -110,11 +105,3 @@ def cancelling_rows(
     half = torch.randn(num_rows, weight.in_features // 2, generator=generator)
     rest = torch.randn(num_rows, weight.in_features % 2, generator=generator)
     return torch.cat((half, -half, rest), dim=1).to(weight.dtype)
-
-
-def _rows_agree(x: torch.Tensor, weight: LinearWeight, size: int, wanted: torch.Tensor) -> bool:
-    """Whether passes of `size` rows, at both ends of x, give the rows of `wanted`."""
-    return all(
-        torch.equal(eager.linear(x[i : i + size], weight), wanted[i : i + size])
-        for i in (0, x.shape[0] - size)
-    )

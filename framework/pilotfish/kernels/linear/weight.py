@@ -5,14 +5,34 @@ Knows: the form and the shape. Does not know: how it is multiplied.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import torch
 
 from pilotfish.errors import WeightsError
 
-LinearKind: TypeAlias = Literal["packed", "plain", "triton", "int4", "int4_plain"]
+LinearKind: TypeAlias = Literal["packed", "plain", "triton", "int4", "int4_plain", "native"]
+
+
+@attrs.frozen(eq=False)
+class PackedRows:
+    """Outputs of a weight as a file has them: each row's K columns in one piece of memory.
+
+    blocks: [O, bytes of a row] uint8 (or any dtype: rows are what counts), rows contiguous.
+    kind: "float32", "bfloat16", "float16", a GGUF type ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+    "q4_k", "q5_k", "q6_k"), or "int4": [O, K/8] int32 with scale [O, C] (see `kernels.int4`).
+    """
+
+    blocks: torch.Tensor
+    kind: str
+    in_features: int
+    scale: torch.Tensor | None = None
+
+    @property
+    def out_features(self) -> int:
+        """O of this part."""
+        return self.blocks.shape[0]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -22,7 +42,9 @@ class LinearWeight:
     kind: "packed" (oneDNN's layout, a copy), "plain" (as loaded, torch multiplies) or "triton"
     (as loaded, our kernel multiplies); of four bits: "int4" (in the layout of torch's operator,
     scale [C, O]) or "int4_plain" ([O, K/2] uint8, scale [O, C], unpacked for every product).
-    dtype: of the rows that are multiplied.
+    "native" (as loaded, native code multiplies): parts hold the O outputs, perhaps of several
+    kinds, native their addresses; weight is the first part's.
+    dtype: of the rows that are multiplied; native code takes rows of any float dtype.
     """
 
     weight: torch.Tensor
@@ -32,6 +54,8 @@ class LinearWeight:
     out_features: int
     dtype: torch.dtype
     scale: torch.Tensor | None = None
+    parts: tuple[PackedRows, ...] = ()
+    native: Any = None
 
     @property
     def group_size(self) -> int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.paged_attention import eager
+from pilotfish.kernels.native.numbers import has_code
+from pilotfish.kernels.paged_attention import eager, native
 from pilotfish.kernels.paged_attention.plan import AttentionPlan, make_plan
 from pilotfish.kernels.paged_attention.probe import attention_row_multiple
 
@@ -57,7 +58,8 @@ def paged_attention(
     """Return `softmax(scale * q k^T + mask) v` for every row over its own request's keys.
 
     q: [T', N, H], T' >= T; rows past T are padding. cache: [P, S, 2, K, H], or [P, S, H] with
-    shared rows, contiguous, q's dtype; this pass's were already written into it (see `write_kv`).
+    shared rows, contiguous, q's dtype (native: any float dtype); this pass's were already written
+    into it (see `write_kv`).
     Row i of request b stands at position p = lengths[b] + i. With mode "causal" it sees the keys
     j <= p, and with a window W only j > p - W: W keys, itself included. With mode "block" every
     row sees all keys of its request, this pass's included; with a window those with |p - j| < W.
@@ -68,7 +70,7 @@ def paged_attention(
     that no row of the pass may see are never used: they may hold NaN.
     Raises ValueError when shapes, dtypes, window or mode do not fit.
     """
-    _check(q, cache, plan)
+    _check(q, cache, plan, backend)
     if value_width is None:
         value_width = q.shape[2]
     elif not 0 < value_width <= q.shape[2]:
@@ -81,10 +83,16 @@ def paged_attention(
 
         out = triton.paged_attention(q, cache, plan, scale, sight)
         return out[..., :value_width].contiguous()
-    return eager.paged_attention(q, cache, plan, scale, sight, value_width=value_width)
+    if backend.name == "native":
+        return native.paged_attention(q, cache, plan, scale, sight, value_width=value_width)
+    return eager.paged_attention(
+        q, cache, plan, scale, sight, value_width=value_width, invariant=backend.invariant
+    )
 
 
-def _check(q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan) -> None:
+def _check(
+    q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan, backend: KernelBackend
+) -> None:
     if q.ndim != 3 or q.shape[0] < plan.num_rows:
         raise ValueError(
             f"q is {list(q.shape)}; wanted [T', N, H] with T' >= {plan.num_rows}, the plan's rows"
@@ -96,9 +104,12 @@ def _check(q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan) -> None:
             f"the cache is {list(cache.shape)}; wanted [P, {size}, 2, K, {width}], or with shared "
             f"rows [P, {size}, {width}], to fit the plan's page size and q's head width"
         )
-    if q.shape[1] % num_kv_heads or q.dtype != cache.dtype or not cache.is_contiguous():
+    is_native = backend.name == "native"
+    fits = has_code(q.dtype, cache.dtype) if is_native else q.dtype == cache.dtype
+    if q.shape[1] % num_kv_heads or not fits or not cache.is_contiguous():
+        dtypes = "float32, bfloat16 or float16" if is_native else "one dtype"
         raise ValueError(
             f"q has {q.shape[1]} heads of {q.dtype}; the cache {num_kv_heads} of {cache.dtype}, "
-            f"strides {cache.stride()}; wanted a multiple of its heads, one dtype, and a "
+            f"strides {cache.stride()}; wanted a multiple of its heads, {dtypes}, and a "
             "contiguous cache: cast q and pass a layer's own block"
         )

@@ -40,11 +40,13 @@ def paged_attention(
     sight: Sight,
     *,
     value_width: int,
+    invariant: bool,
 ) -> torch.Tensor:
     """Arguments and result as the public function.
 
-    float16 is computed in float32: the flash kernel's float16 is not invariant. On another
-    device than a CPU this is the reference: right, slow, and not invariant.
+    float16 is computed in float32, and so is bfloat16 where bits matter: the flash kernel chooses
+    its 16-bit products by the number of rows, of requests and of threads. On another device than a
+    CPU this is the reference: right, slow, and not invariant.
     """
     if q.device.type != "cpu":
         out = reference.paged_attention(q, cache, plan, scale, sight)
@@ -54,7 +56,7 @@ def paged_attention(
         q = q.contiguous()
     if width % WIDTH_MULTIPLE:
         q = functional.pad(q, (0, -width % WIDTH_MULTIPLE))
-    if dtype == torch.float16:
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and invariant):
         q = q.float()
     shared = cache.ndim == 3
     row = RowKind(1 if shared else cache.shape[3], q.shape[2], q.dtype, shared)

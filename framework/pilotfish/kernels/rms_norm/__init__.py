@@ -11,11 +11,11 @@ from typing import Literal, TypeAlias
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.rms_norm import eager
+from pilotfish.kernels.rms_norm import eager, native
 
 Cast: TypeAlias = Literal["before_weight", "after_weight"]
 
-__all__ = ["Cast", "add_rms_norm", "rms_norm"]
+__all__ = ["Cast", "add_rms_norm", "add_scaled", "norm_heads", "rms_norm"]
 
 
 def rms_norm(
@@ -40,6 +40,8 @@ def rms_norm(
         from pilotfish.kernels.rms_norm import triton
 
         return triton.rms_norm(x, weight, eps, cast)
+    if backend.name == "native":
+        return native.rms_norm(x, weight, eps, cast)
     return eager.rms_norm(x, weight, eps, cast)
 
 
@@ -64,4 +66,39 @@ def add_rms_norm(
         from pilotfish.kernels.rms_norm import triton
 
         return triton.add_rms_norm(x, residual, weight, eps, multiplier=multiplier, cast=cast)
+    if backend.name == "native":
+        normed = native.rms_norm(x, weight, eps, cast, residual=residual, multiplier=multiplier)
+        return normed, residual
     return eager.add_rms_norm(x, residual, weight, eps, multiplier=multiplier, cast=cast)
+
+
+def norm_heads(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, *, backend: KernelBackend
+) -> torch.Tensor:
+    """Normalise every head in place, each with a weight row of its own; "before_weight".
+
+    x: [T, N, H] float, heads contiguous inside, the rest may be strided. Mutated; returned for
+    convenience. weight: [N, H] float, rows contiguous. Bits: as for `rms_norm`.
+    """
+    if backend.name == "native":
+        return native.norm_heads(x, weight, eps)
+    normed = rms_norm(x, None, eps, cast="before_weight", backend=backend)
+    return x.copy_(normed.mul_(weight))
+
+
+def add_scaled(
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    multiplier: float,
+    *,
+    out: torch.Tensor | None = None,
+    backend: KernelBackend,
+) -> torch.Tensor:
+    """Return `residual + multiplier * x`, as `add_rms_norm` adds: float32, rounded once.
+
+    residual, x: [T, D] of one dtype, rows contiguous. Returns a new [T, D], or `out`, which may be
+    either of them.
+    """
+    if backend.name == "native":
+        return native.add_scaled(residual, x, multiplier, out)
+    return eager.add_scaled(residual, x, multiplier, out)

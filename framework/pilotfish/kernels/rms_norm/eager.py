@@ -38,10 +38,16 @@ def add_rms_norm(
     cast: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x, residual: [T, D]; updates residual; returns (normed, residual)."""
-    if multiplier == 1.0:
-        residual.add_(x)
-    else:
-        # add_(x, alpha=...) rounds alpha * x in bfloat16, and not so for the last elements.
-        one = constant(1.0, dtype=x.dtype, device=x.device)
-        residual.addcmul_(x, one, value=multiplier)
+    add_scaled(residual, x, multiplier, residual)
     return rms_norm(residual, weight, eps, cast), residual
+
+
+def add_scaled(
+    residual: torch.Tensor, x: torch.Tensor, multiplier: float, out: torch.Tensor | None
+) -> torch.Tensor:
+    """residual, x: [T, D]; returns residual + multiplier * x in `out`, or anew."""
+    if multiplier == 1.0:
+        return torch.add(residual, x, out=out)
+    # torch.add(alpha=...) rounds alpha * x in bfloat16, and not so for the last elements.
+    one = constant(1.0, dtype=x.dtype, device=x.device)
+    return torch.addcmul(residual, x, one, value=multiplier, out=out)

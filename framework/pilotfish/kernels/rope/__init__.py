@@ -1,7 +1,7 @@
 """Rotary position embedding, applied in place.
 
-Knows: half-split and interleaved pairs, partial rotation. Does not know: how angles are made.
-Letters: T packed tokens, N heads, H head width, R rotated width.
+Knows: half-split and interleaved pairs, partial rotation, angles. Does not know: where frequencies
+come from. Letters: T packed tokens, N heads, H head width, R rotated width.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.rope import eager
+from pilotfish.kernels.rope import eager, native
 
-__all__ = ["apply_rope"]
+__all__ = ["apply_rope", "rope_angles"]
 
 
 def apply_rope(
@@ -37,4 +37,26 @@ def apply_rope(
         from pilotfish.kernels.rope import triton
 
         return triton.apply_rope(x, cos, sin, interleaved)
+    if backend.name == "native":
+        return native.apply_rope(x, cos, sin, interleaved)
     return eager.apply_rope(x, cos, sin, interleaved)
+
+
+def rope_angles(
+    positions: torch.Tensor,
+    frequencies: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    interleaved: bool = False,
+    backend: KernelBackend,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin of `positions * frequencies`, as `apply_rope` takes them.
+
+    positions: [T] int64. frequencies: [R/2] float32, radians a token, or [T, R/2] where rows
+    differ. The angle is rounded to float32, as published models have it. scale: cos and sin are
+    multiplied by it. Returns two new [T, R] float32, each pair's value at both of its places.
+    A row's bits depend on that row only.
+    """
+    if backend.name == "native":
+        return native.rope_angles(positions, frequencies, scale, interleaved)
+    return eager.rope_angles(positions, frequencies, scale, interleaved)

@@ -27,3 +27,19 @@ def apply_rope(
         second.add_(crossed_first)
     target.copy_(turned)
     return x
+
+
+def rope_angles(
+    positions: torch.Tensor, frequencies: torch.Tensor, scale: float, interleaved: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """positions: [T]; frequencies: [R/2] or [T, R/2]; as the public function."""
+    if interleaved:
+        frequencies = frequencies.repeat_interleave(2, -1)
+    else:
+        frequencies = torch.cat((frequencies, frequencies), -1)
+    angles = positions.unsqueeze(1) * frequencies
+    cos, sin = angles.cos(), angles.sin_()
+    if scale != 1.0:
+        cos.mul_(scale)
+        sin.mul_(scale)
+    return cos, sin

@@ -6,7 +6,7 @@ Letters: R rows in place, D model width, M columns of memory.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import attrs
 import torch
@@ -44,6 +44,7 @@ class ConvColumns(SlotInputs):
     places: [R] int64, how many rows of its request come before it in this pass.
     runs: requests with many rows. row_counts: rows of each request, on the host.
     ring: a request's columns lie in a ring of so many, which begins at a multiple of it.
+    native: what the native kernel keeps of this pass; empty in a copy.
     """
 
     memory: tuple[torch.Tensor, ...]
@@ -54,6 +55,7 @@ class ConvColumns(SlotInputs):
     runs: tuple[ColumnRun, ...]
     row_counts: tuple[int, ...]
     ring: int
+    native: dict[str, Any] = attrs.field(factory=dict, init=False, repr=False, eq=False)
 
     def next_row(self) -> Self:
         """One row per request, after its rows of this pass. Raises ValueError if one has none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.swiglu import eager
+from pilotfish.kernels.swiglu import eager, native
 
 __all__ = ["swiglu"]
 
@@ -26,4 +26,6 @@ def swiglu(gate_up: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
         from pilotfish.kernels.swiglu import triton
 
         return triton.swiglu(gate_up)
+    if backend.name == "native":
+        return native.swiglu(gate_up)
     return eager.swiglu(gate_up, invariant=backend.invariant)

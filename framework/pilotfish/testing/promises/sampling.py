@@ -5,6 +5,7 @@ Knows: `LLM` and the naive oracle. Does not know: how the engine schedules.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,14 +139,15 @@ def ties_go_to_the_lowest_id(subject: Subject) -> None:
                 tensor[1::2] = tensor[: vocab - 1 : 2]
 
     greedy = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True)
-    prompts = [subject.tokens(5, seed) for seed in range(3)]
+    prompts, barred = [subject.tokens(5, seed) for seed in range(3)], subject.placeholder_ids
     with subject.with_weights(pair) as tied, tied.llm() as llm:
         outputs = llm.generate(prompts, greedy, progress=False)
         for prompt, output in zip(prompts, outputs, strict=True):
-            text = [*prompt, *output.token_ids]
-            for place, row in enumerate(llm.score(text)[len(prompt) - 1 : -1]):
+            answer = output.token_ids
+            seen = itertools.takewhile(lambda token: token not in barred, answer[:-1])
+            rows = llm.score([*prompt, *seen])[len(prompt) - 1 :]
+            for token, row in zip(answer, rows, strict=False):
                 best = (row == row.max()).nonzero()[:, 0].tolist()
-                token = output.token_ids[place]
                 want(len(best) > 1, "no ties: equal weights gave unequal logits", "equal logits")
                 want(token == best[0], f"token {token} of the equal ones {best}", f"{best[0]}")
 

@@ -45,8 +45,8 @@ def attend_absorbed(
     """Return `softmax(scale * q c^T + causal mask) c[:, :C]` over each row's own request.
 
     q: [T', N, R], queries brought to the latent's space, rows past T are padding. cache: [P, S, R]
-    contiguous, q's dtype, this pass's rows already written. latent_width: C; the row's other
-    numbers are the turned part of the keys and no part of the values.
+    contiguous, q's dtype (native: any float dtype), this pass's rows already written.
+    latent_width: C; the row's other numbers are the turned part of the keys, no part of the values.
     Returns [T', N, C] of q's dtype, contiguous in C; rows past T mean nothing. Sums are float32.
     A row's bits depend on its q, the rows it sees, their positions, and the scale.
     Raises ValueError when shapes or dtypes do not fit.
@@ -62,7 +62,7 @@ def attend_absorbed(
         from pilotfish_kimi_k25.kernels.mla_attention import triton
 
         return triton.attend(q, cache, plan, latent_width, scale)
-    return eager.attend(q, cache, plan, latent_width, scale)
+    return eager.attend(q, cache, plan, latent_width=latent_width, scale=scale, backend=backend)
 
 
 def attend_expanded(
@@ -79,7 +79,7 @@ def attend_expanded(
     q: [T', N, Q + R - C], a head's plain part and then its turned one. cache: as above.
     Returns [T', N, V] of q's dtype, contiguous in V; rows past T mean nothing.
     Rounds elsewhere than the absorbed form, so the two differ in their last bits. A row's bits
-    depend on what they depend on there, on triton; on torch also on the number of keys.
+    depend on what they depend on there, on triton and native; on torch also on the number of keys.
     """
     return expanded.attend(q, cache, plan, weights, scale=scale, backend=backend)
 

@@ -7,15 +7,19 @@ import torch
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.paged_attention import AttentionPlan, paged_attention
 
-_TORCH = KernelBackend("torch")
-
 
 def attend(
-    q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan, latent_width: int, scale: float
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    plan: AttentionPlan,
+    *,
+    latent_width: int,
+    scale: float,
+    backend: KernelBackend,
 ) -> torch.Tensor:
-    """Arguments and result as `attend_absorbed`.
+    """Arguments and result as `attend_absorbed`; backend: "torch" or "native".
 
-    The turned part is summed along with the values and then left out: the flash kernel takes
+    torch sums the turned part along with the values and then leaves it out: its flash kernel takes
     values as wide as keys only.
     """
-    return paged_attention(q, cache, plan, scale=scale, value_width=latent_width, backend=_TORCH)
+    return paged_attention(q, cache, plan, scale=scale, value_width=latent_width, backend=backend)

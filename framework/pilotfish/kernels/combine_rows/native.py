@@ -1,0 +1,59 @@
+"""combine_rows on a CPU, by the native library. Knows: its arguments' record in native.h."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+
+import torch
+
+from pilotfish.kernels.native import run
+from pilotfish.kernels.native.numbers import address, dtype_code
+
+
+class Arguments(Structure):
+    """A `pf_combine_rows`."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("places", c_void_p),
+        ("weights", c_void_p),
+        ("last", c_void_p),
+        ("out", c_void_p),
+        ("rows", c_int64),
+        ("filled", c_int64),
+        ("terms", c_int64),
+        ("width", c_int64),
+        ("row_stride", c_int64),
+        ("last_stride", c_int64),
+        ("dtype", c_int64),
+    )
+
+
+def combine_rows(
+    x: torch.Tensor,
+    places: torch.Tensor,
+    weights: torch.Tensor,
+    last: torch.Tensor | None,
+    num_rows: int,
+) -> torch.Tensor:
+    """As the public function."""
+    places, weights = places.contiguous(), weights.contiguous()
+    filled, terms = places.shape
+    width = x.shape[1]
+    out = x.new_empty((num_rows, width))
+    args = Arguments(
+        x.data_ptr(),
+        places.data_ptr(),
+        weights.data_ptr(),
+        address(last),
+        out.data_ptr(),
+        num_rows,
+        filled,
+        terms,
+        width,
+        x.stride(0),
+        0 if last is None else last.stride(0),
+        dtype_code(x.dtype),
+    )
+    run("combine_rows", args, num_rows * terms * width)
+    return out

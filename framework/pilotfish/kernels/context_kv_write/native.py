@@ -1,0 +1,67 @@
+"""write_context_kv on a CPU, by the native library. Knows: its arguments' record in native.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import Structure, addressof, c_float, c_int64, c_void_p
+
+import torch
+
+from pilotfish.kernels.native import run
+from pilotfish.kernels.native.numbers import dtype_code
+
+
+class Arguments(Structure):
+    """A `pf_write_context_kv`."""
+
+    _fields_ = (
+        ("kv", c_void_p),
+        ("weight", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("caches", c_void_p),
+        ("slots", c_void_p),
+        ("rows", c_int64),
+        ("layers", c_int64),
+        ("heads", c_int64),
+        ("width", c_int64),
+        ("rotated", c_int64),
+        ("dtype", c_int64),
+        ("cache_dtype", c_int64),
+        ("eps", c_float),
+    )
+
+
+def write_context_kv(
+    kv: torch.Tensor,
+    k_weight: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    caches: Sequence[torch.Tensor],
+    write_slots: torch.Tensor,
+    *,
+    eps: float,
+) -> None:
+    """As the public function; what is written is rounded to the caches' dtype. kv stays."""
+    if write_slots.shape[0] == 0 or not caches:
+        return
+    cos, sin = (part.contiguous() for part in angles)
+    weight, slots = k_weight.contiguous(), write_slots.contiguous()
+    places = (c_void_p * len(caches))(*(cache.data_ptr() for cache in caches))
+    _, layers, _, heads, width = kv.shape
+    args = Arguments(
+        kv.data_ptr(),
+        weight.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        addressof(places),
+        slots.data_ptr(),
+        slots.shape[0],
+        layers,
+        heads,
+        width,
+        cos.shape[1],
+        dtype_code(kv.dtype),
+        dtype_code(caches[0].dtype),
+        eps,
+    )
+    run("write_context_kv", args, slots.shape[0] * layers * 2 * heads * width)

@@ -1,0 +1,94 @@
+"""Layer norm on a CPU, by the native library. Knows: its arguments' record in native.h."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int64, c_void_p
+
+import torch
+
+from pilotfish.kernels.native import run
+from pilotfish.kernels.native.numbers import address, dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
+
+
+class Arguments(Structure):
+    """A `pf_layer_norm`."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("residual", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("row_stride", c_int64),
+        ("out_stride", c_int64),
+        ("residual_stride", c_int64),
+        ("dtype", c_int64),
+        ("eps", c_float),
+        ("multiplier", c_float),
+    )
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+    multiplier: float = 1.0,
+) -> torch.Tensor:
+    """x: [T, D]; with a residual: it is updated, and the norm is the sum's."""
+    out = torch.empty_like(x)
+    args = Arguments(
+        x.data_ptr(),
+        out.data_ptr(),
+        address(residual),
+        address(weight),
+        address(bias),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        out.stride(0),
+        0 if residual is None else residual.stride(0),
+        dtype_code(x.dtype),
+        eps,
+        multiplier,
+    )
+    run("layer_norm", args, out.numel())
+    return out
+
+
+def plan_layer_norm(
+    plan: Plan,
+    x: Buffer,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    *,
+    residual: Buffer | None = None,
+    multiplier: float = 1.0,
+) -> Buffer:
+    """Plans `layer_norm` of [rows, D]; returns the normed rows."""
+    out = Buffer(x.rows, x.width, x.dtype)
+    plan.keep(weight, bias)
+    plan.call(
+        "layer_norm",
+        Arguments,
+        x=x,
+        out=out,
+        residual=residual,
+        weight=address(weight),
+        bias=address(bias),
+        rows=x.rows,
+        width=x.width,
+        row_stride=x.width,
+        out_stride=x.width,
+        residual_stride=x.width,
+        dtype=dtype_code(x.dtype),
+        eps=eps,
+        multiplier=multiplier,
+    )
+    return out

@@ -1,0 +1,378 @@
+// How a weight's numbers lie in memory, row by row, and how a run of a row's columns is decoded to float32.
+//
+// Knows: kinds of rows. Does not know: what they are multiplied with. Each number is exactly the one that the `gguf`
+// package (or `kernels.int4`) gives in float32: scale * number is exact there, so fma(scale, number, low) is its sum.
+#pragma once
+#include "pilotfish/rows.h"
+
+extern "C" {
+// Float kinds come first, under the numbers of pf_dtype; then the blocks of GGUF files, then our INT4.
+enum pf_kind {
+  PF_Q4_0 = 3,
+  PF_Q4_1 = 4,
+  PF_Q5_0 = 5,
+  PF_Q5_1 = 6,
+  PF_Q8_0 = 7,
+  PF_Q4_K = 8,
+  PF_Q5_K = 9,
+  PF_Q6_K = 10,
+  PF_INT4 = 11
+};
+
+// Some outputs of a weight, all of one kind, where the file or a tensor has them.
+// data: [outputs] rows of `row_bytes` bytes. scale: INT4 only, [outputs, K / group_size] of `scale_dtype`.
+typedef struct pf_weight_part {
+  const void* data;
+  const void* scale;
+  int64_t kind, outputs, row_bytes;
+  int64_t scale_dtype, group_size;
+} pf_weight_part;
+}
+
+namespace pilotfish {
+namespace PF_ISA {
+
+// Columns that are decoded at once, and whose products are one chain of sums (see tiles.h).
+constexpr int64_t CHUNK = 512;
+// How far ahead of the bytes in use memory is asked for.
+constexpr int64_t AHEAD = 2048;
+
+PF_INLINE int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+PF_INLINE void ask_for(const void* p) { __builtin_prefetch((const char*)p + AHEAD); }
+
+PF_INLINE float half(const uint8_t* p) {
+  uint16_t bits;
+  memcpy(&bits, p, 2);
+#if defined(__ARM_NEON)
+  return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0);
+#else
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+#endif
+}
+
+// 0, 1, 2, ... 15 as floats, from `first` on.
+PF_INLINE Floats counting(int32_t first = 0) { return to_floats(lane_numbers() + all_ints(first)); }
+// To be called on an array that was filled with wide stores: its elements are then read as they are needed, where the
+// compiler would keep them in registers and shuffle each into place.
+PF_INLINE void leave_in_memory(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
+
+// q with 16 added where a lane's bit of `bits` is set.
+PF_INLINE Ints with_fifth(Ints q, uint32_t bits) {
+#if defined(__AVX512F__)
+  return {_mm512_mask_or_epi32(q.v, (__mmask16)bits, q.v, _mm512_set1_epi32(16))};
+#else
+  alignas(64) static const int32_t lane_bit[LANES] = {
+      1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+      1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15,
+  };
+  Ints set = all_ints((int32_t)(bits & 0xffff)) & load_ints(lane_bit);
+  return q | select(less(all_ints(0), set), all_ints(16), all_ints(0));
+#endif
+}
+PF_INLINE Floats number(Floats scale, Ints q, Floats low) { return fma(scale, to_floats(q), low); }
+
+// Sixteen bytes hold 32 numbers of four bits: all low halves, with one scale, then all high ones, with another.
+struct Pair {
+  Floats low, high;
+};
+PF_INLINE Pair nibbles(const uint8_t* bytes, Floats scale, Floats low, Floats high_scale, Floats high_low) {
+#if defined(__AVX512F__)
+  // The sixteen numbers there are, looked up: a permutation reads the low four bits of an index.
+  const __m512 table = fma(scale, counting(), low).v, high_table = fma(high_scale, counting(), high_low).v;
+  const __m512i index = widen_u8(bytes).v;
+  return {{_mm512_permutexvar_ps(index, table)}, {_mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), high_table)}};
+#else
+  Ints pair = widen_u8(bytes);
+  return {number(scale, pair & all_ints(15), low), number(high_scale, shift_right<4>(pair), high_low)};
+#endif
+}
+
+// --- Each kind's reader goes through N rows side by side, columns `column` (a multiple of CHUNK) to column + columns,
+// and hands what it decodes to take(row, k, sixteen numbers from column + k on), k ascending for each row.
+
+// Blocks of 32 columns: a scale and, of some, a low end in half precision, perhaps a fifth bit of each number, numbers.
+template <int KIND> struct Block {
+  static constexpr bool HAS_LOW = KIND == PF_Q4_1 || KIND == PF_Q5_1;
+  static constexpr bool HAS_FIFTH = KIND == PF_Q5_0 || KIND == PF_Q5_1;
+  static constexpr int64_t FIFTH = HAS_LOW ? 4 : 2;
+  static constexpr int64_t NUMBERS = FIFTH + (HAS_FIFTH ? 4 : 0);
+  static constexpr int64_t BYTES = NUMBERS + (KIND == PF_Q8_0 ? 32 : 16);
+  static constexpr float CENTRE = KIND == PF_Q4_0 ? -8.0f : KIND == PF_Q5_0 ? -16.0f : 0.0f;
+};
+
+template <int KIND> struct Blocks {
+  // Scattered halves become floats sixteen at a time.
+  PF_INLINE void read_scales(const uint8_t* blocks, int64_t count, float* scale, float* low) {
+    using B = Block<KIND>;
+    uint16_t halves[LANES] = {};
+    if constexpr (B::HAS_LOW) {  // the two are neighbours
+      uint32_t pairs[LANES] = {};
+      for (int64_t i = 0; i < count; i++) memcpy(pairs + i, blocks + i * B::BYTES, 4);
+      leave_in_memory(pairs);
+      const Ints both = load_ints(pairs);
+      narrow_u16(halves, shift_right<16>(both));
+      store(low, load_f16(halves));
+      narrow_u16(halves, both & all_ints(0xffff));
+      store(scale, load_f16(halves));
+    } else {
+      for (int64_t i = 0; i < count; i++) memcpy(halves + i, blocks + i * B::BYTES, 2);
+      leave_in_memory(halves);
+      const Floats d = load_f16(halves);
+      store(scale, d);
+      store(low, d * all(B::CENTRE));
+    }
+  }
+
+  template <int N, typename Take>
+  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+    using B = Block<KIND>;
+    const int64_t num_blocks = columns / 32, start = column / 32 * B::BYTES;
+    float scale[N][LANES], low[N][LANES];
+    for (int o = 0; o < N; o++) {
+      if (num_blocks == LANES) read_scales(rows[o] + start, LANES, scale[o], low[o]);
+      else read_scales(rows[o] + start, num_blocks, scale[o], low[o]);
+    }
+    leave_in_memory(scale);
+    leave_in_memory(low);
+    for (int64_t i = 0; i < num_blocks; i++) {
+      for (int o = 0; o < N; o++) {
+        const uint8_t* block = rows[o] + start + i * B::BYTES;
+        const uint8_t* numbers = block + B::NUMBERS;
+        ask_for(numbers);
+        const Floats d = all(scale[o][i]), m = all(low[o][i]);
+        if constexpr (KIND == PF_Q8_0) {
+          take(o, i * 32, d * to_floats(widen_i8((const int8_t*)numbers)));
+          take(o, i * 32 + 16, d * to_floats(widen_i8((const int8_t*)numbers + 16)));
+        } else if constexpr (B::HAS_FIFTH) {
+          uint32_t fifth;
+          memcpy(&fifth, block + B::FIFTH, 4);
+          Ints pair = widen_u8(numbers);
+          take(o, i * 32, number(d, with_fifth(pair & all_ints(15), fifth), m));
+          take(o, i * 32 + 16, number(d, with_fifth(shift_right<4>(pair), fifth >> 16), m));
+        } else {
+          Pair pair = nibbles(numbers, d, m, d, m);
+          take(o, i * 32, pair.low);
+          take(o, i * 32 + 16, pair.high);
+        }
+      }
+    }
+  }
+};
+
+// Of a Q5_K block, sub-blocks i and i + 1, a number of five bits to a byte.
+// high: 32 bytes of fifth bits, then those of low halves.
+static __attribute__((noinline)) void add_fifths(const uint8_t* high, int i, uint8_t* __restrict five) {
+  const uint8_t* numbers = high + 32 + i * 16;
+  const uint8_t bit = (uint8_t)(1 << i), next = (uint8_t)(2 << i);
+  for (int j = 0; j < 32; j++) {
+    five[j] = (uint8_t)((numbers[j] & 15) + (high[j] & bit ? 16 : 0));
+    five[32 + j] = (uint8_t)((numbers[j] >> 4) + (high[j] & next ? 16 : 0));
+  }
+}
+
+// Blocks of 256 columns, 64 at a time: eight scales and eight low ends of six bits in twelve bytes.
+template <int KIND> struct KBlocks {
+  static constexpr int64_t HIGH_BYTES = KIND == PF_Q5_K ? 32 : 0, BYTES = 16 + HIGH_BYTES + 128;
+
+  // Eight scales, then eight negative low ends.
+  PF_INLINE void read_scales(const uint8_t* block, float* scale) {
+    uint32_t packed[3], six[4];
+    memcpy(packed, block + 4, 12);
+    six[0] = packed[0] & 0x3f3f3f3f;
+    six[1] = (packed[2] & 0x0f0f0f0f) | ((packed[0] >> 2) & 0x30303030);
+    six[2] = packed[1] & 0x3f3f3f3f;
+    six[3] = ((packed[2] >> 4) & 0x0f0f0f0f) | ((packed[1] >> 2) & 0x30303030);
+    const Mask is_scale = less(lane_numbers(), all_ints(8));
+    store(scale, select(is_scale, all(half(block)), all(-half(block + 2))) * to_floats(widen_u8((const uint8_t*)six)));
+  }
+
+  template <int N, typename Take>
+  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+    for (int64_t done = 0; done < columns; done += 256) {
+      const int64_t start = (column + done) / 256 * BYTES;
+      float scale[N][LANES];
+      for (int o = 0; o < N; o++) read_scales(rows[o] + start, scale[o]);
+      leave_in_memory(scale);
+      for (int i = 0; i < 8; i += 2) {
+        uint8_t five[N][64];
+        if constexpr (KIND == PF_Q5_K) {
+          for (int o = 0; o < N; o++) add_fifths(rows[o] + start + 16, i, five[o]);
+          leave_in_memory(five);
+        }
+        for (int o = 0; o < N; o++) {
+          const uint8_t* numbers = rows[o] + start + 16 + HIGH_BYTES + i * 16;
+          ask_for(numbers);
+          const Floats d0 = all(scale[o][i]), m0 = all(scale[o][8 + i]);
+          const Floats d1 = all(scale[o][i + 1]), m1 = all(scale[o][9 + i]);
+          const int64_t k = done + i * 32;
+          if constexpr (KIND == PF_Q4_K) {
+            const Pair first = nibbles(numbers, d0, m0, d1, m1), second = nibbles(numbers + 16, d0, m0, d1, m1);
+            take(o, k, first.low);
+            take(o, k + 16, second.low);
+            take(o, k + 32, first.high);
+            take(o, k + 48, second.high);
+          } else {
+            take(o, k, number(d0, widen_u8(five[o]), m0));
+            take(o, k + 16, number(d0, widen_u8(five[o] + 16), m0));
+            take(o, k + 32, number(d1, widen_u8(five[o] + 32), m1));
+            take(o, k + 48, number(d1, widen_u8(five[o] + 48), m1));
+          }
+        }
+      }
+    }
+  }
+};
+
+// 256 columns: 128 bytes of low halves, 64 of two high bits, sixteen scales of a byte, one in half precision.
+struct Q6KBlocks {
+  PF_INLINE void read_numbers(const uint8_t* block, int8_t* six) {
+    for (int i = 0; i < 2; i++) {
+      const uint8_t *low = block + i * 64, *high = block + 128 + i * 32;
+      int8_t* to = six + i * 128;
+      ask_for(low);
+      ask_for(high);
+      for (int j = 0; j < 32; j++) {
+        to[j] = (int8_t)(((low[j] & 15) | (high[j] << 4 & 48)) - 32);
+        to[32 + j] = (int8_t)(((low[32 + j] & 15) | (high[j] << 2 & 48)) - 32);
+        to[64 + j] = (int8_t)((low[j] >> 4 | (high[j] & 48)) - 32);
+        to[96 + j] = (int8_t)((low[32 + j] >> 4 | (high[j] >> 2 & 48)) - 32);
+      }
+    }
+  }
+
+  template <int N, typename Take>
+  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+    for (int64_t done = 0; done < columns; done += 256) {
+      float scale[N][LANES];
+      int8_t six[N][256];
+      for (int o = 0; o < N; o++) {
+        const uint8_t* block = rows[o] + (column + done) / 256 * 210;
+        store(scale[o], all(half(block + 208)) * to_floats(widen_i8((const int8_t*)block + 192)));
+        read_numbers(block, six[o]);
+      }
+      leave_in_memory(six);
+      leave_in_memory(scale);
+      for (int i = 0; i < 16; i++) {
+        for (int o = 0; o < N; o++) {
+          take(o, done + i * LANES, all(scale[o][i]) * to_floats(widen_i8(six[o] + i * LANES)));
+        }
+      }
+    }
+  }
+};
+
+PF_INLINE float scale_at(const void* scale, int64_t dtype, int64_t i) {
+  if (dtype == PF_FLOAT32) return ((const float*)scale)[i];
+  if (dtype == PF_FLOAT16) return half((const uint8_t*)scale + 2 * i);
+  uint32_t bits = (uint32_t)((const uint16_t*)scale)[i] << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Numbers of INT4 words, one to a byte, and eight zeros.
+static __attribute__((noinline)) void read_int4(const uint8_t* bytes, int64_t columns, int8_t* __restrict numbers) {
+  for (int64_t k = 0; k < columns; k += 128) ask_for(bytes + k / 2);
+  for (int64_t i = 0; i < columns / 2; i++) {
+    numbers[2 * i] = (int8_t)((bytes[i] & 15) - 8);
+    numbers[2 * i + 1] = (int8_t)((bytes[i] >> 4) - 8);
+  }
+  memset(numbers + columns, 0, 8);
+}
+
+// Words of eight columns; a scale for each group of some multiple of eight.
+struct Int4Words {
+  // One for every STEP columns, at scale[0], scale[STEP / 8], ...
+  template <int STEP>
+  PF_INLINE void read_scales(const pf_weight_part* part, int64_t output, int64_t column, int64_t columns,
+                             float* scale) {
+    const int64_t size = part->group_size, groups = part->row_bytes * 2 / size;
+    int64_t i = output * groups + column / size, left = size - column % size;
+    float value = scale_at(part->scale, part->scale_dtype, i);
+    for (int64_t k = 0; k < columns; k += STEP, left -= STEP) {
+      if (left == 0) {
+        value = scale_at(part->scale, part->scale_dtype, ++i);
+        left = size;
+      }
+      scale[k / 8] = value;
+    }
+  }
+
+  template <int N, typename Take>
+  PF_INLINE void read(const pf_weight_part* part, const uint8_t* const* rows, int64_t column, int64_t columns,
+                      Take take) {
+    const bool is_simple = part->group_size % LANES == 0;  // then sixteen columns have one scale
+    int8_t numbers[N][CHUNK + 8];
+    float scale[N][CHUNK / 8 + 1];
+    for (int o = 0; o < N; o++) {
+      const int64_t output = (rows[o] - (const uint8_t*)part->data) / part->row_bytes;
+      read_int4(rows[o] + column / 2, columns, numbers[o]);
+      scale[o][columns / 8] = 0.0f;
+      if (is_simple) read_scales<LANES>(part, output, column, columns, scale[o]);
+      else read_scales<8>(part, output, column, columns, scale[o]);
+    }
+    leave_in_memory(numbers);
+    leave_in_memory(scale);
+    const Mask is_first = less(lane_numbers(), all_ints(8));
+    for (int64_t k = 0; k < columns; k += LANES) {
+      for (int o = 0; o < N; o++) {
+        Floats d = all(scale[o][k / 8]);
+        if (!is_simple) d = select(is_first, d, all(scale[o][k / 8 + 1]));
+        take(o, k, d * to_floats(widen_i8(numbers[o] + k)));
+      }
+    }
+  }
+};
+
+template <int DTYPE> struct FloatRows {
+  template <int N, typename Take>
+  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+    using Type = typename Element<DTYPE>::Type;
+    int64_t k = 0;
+    for (; k + LANES <= columns; k += LANES) {
+      for (int o = 0; o < N; o++) {
+        const Type* x = (const Type*)rows[o] + column + k;
+        ask_for(x);
+        take(o, k, pilotfish::PF_ISA::read<DTYPE>(x));
+      }
+    }
+    if (k == columns) return;
+    for (int o = 0; o < N; o++) take(o, k, read_some<DTYPE>((const Type*)rows[o] + column + k, columns - k));
+  }
+};
+
+// Calls `body` with the reader of a kind, as a value of its type.
+template <typename Body>
+PF_INLINE void with_reader(int64_t kind, Body body) {
+  switch (kind) {
+    case PF_FLOAT32: return body(FloatRows<PF_FLOAT32>());
+    case PF_BFLOAT16: return body(FloatRows<PF_BFLOAT16>());
+    case PF_FLOAT16: return body(FloatRows<PF_FLOAT16>());
+    case PF_Q4_0: return body(Blocks<PF_Q4_0>());
+    case PF_Q4_1: return body(Blocks<PF_Q4_1>());
+    case PF_Q5_0: return body(Blocks<PF_Q5_0>());
+    case PF_Q5_1: return body(Blocks<PF_Q5_1>());
+    case PF_Q8_0: return body(Blocks<PF_Q8_0>());
+    case PF_Q4_K: return body(KBlocks<PF_Q4_K>());
+    case PF_Q5_K: return body(KBlocks<PF_Q5_K>());
+    case PF_Q6_K: return body(Q6KBlocks());
+    default: return body(Int4Words());
+  }
+}
+
+// Writes `columns` numbers of `row` from `column` on (a multiple of CHUNK), and zeros up to a multiple of 16.
+typedef void (*Decode)(const pf_weight_part* part, const uint8_t* row, int64_t column, int64_t columns, float* out);
+
+template <typename Reader>
+static void decode_row(const pf_weight_part* part, const uint8_t* row, int64_t column, int64_t columns, float* out) {
+  const auto take = [=](int, int64_t k, Floats numbers) __attribute__((always_inline)) { store(out + k, numbers); };
+  Reader::template read<1>(part, &row, column, columns, take);
+}
+static Decode decoder_of(int64_t kind) {
+  Decode found = nullptr;
+  with_reader(kind, [&](auto reader) { found = decode_row<decltype(reader)>; });
+  return found;
+}
+
+}  // namespace PF_ISA
+}  // namespace pilotfish

@@ -1,0 +1,33 @@
+"""A linear layer as a planned call. Knows: the record of `native.py`. Does not know: layers."""
+
+from __future__ import annotations
+
+import ctypes
+
+from pilotfish.kernels.linear.native import Arguments
+from pilotfish.kernels.linear.weight import LinearWeight
+from pilotfish.kernels.native.numbers import address, dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
+
+
+def plan_linear(plan: Plan, x: Buffer, weight: LinearWeight, out: Buffer) -> Buffer:
+    """Plans `out = x @ weight.T + bias`; x: [rows, K], out: [rows, O]. Returns out."""
+    assert (x.width, out.width) == (weight.in_features, weight.out_features), (x.width, out.width)
+    plan.keep(weight)
+    plan.call(
+        "linear",
+        Arguments,
+        x=x,
+        out=out,
+        parts=ctypes.addressof(weight.native),
+        bias=address(weight.bias),
+        rows=x.rows,
+        in_features=weight.in_features,
+        num_parts=len(weight.parts),
+        x_dtype=dtype_code(x.dtype),
+        x_stride=x.width,
+        out_dtype=dtype_code(out.dtype),
+        out_stride=out.width,
+        bias_dtype=0 if weight.bias is None else dtype_code(weight.bias.dtype),
+    )
+    return out

@@ -1,0 +1,317 @@
+"""Plan: native calls laid down once, when a model is loaded, and run by one call in every pass.
+
+Knows: argument records, which of their fields change from pass to pass, and the memory between
+calls. Does not know: any kernel, layer or model.
+
+A record is written when it is planned. What changes later (how many rows there are, where a
+buffer or a pass's tensor lies) is written into all records at once before a run, by NumPy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pilotfish.kernels.native.library import library, why_not
+
+_ALIGNMENT = 64
+
+
+@attrs.frozen(eq=False)
+class Rows:
+    """A number of rows that every pass has anew: all rows of it, say, or those with logits."""
+
+    name: str
+
+
+@attrs.frozen(eq=False)
+class Buffer:
+    """Rows between two calls: [rows, width] of a dtype, contiguous.
+
+    external: the pass gives its address; else the plan has memory for it, from the call that first
+    names it to the one that last does.
+    """
+
+    rows: Rows
+    width: int
+    dtype: torch.dtype
+    external: str | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.width * self.dtype.itemsize
+
+    def columns(self, first: int) -> Columns:
+        """The same rows from one column on, for fields that hold an address."""
+        return Columns(self, first)
+
+
+@attrs.frozen(eq=False)
+class Columns:
+    """An address inside of every row of a buffer."""
+
+    buffer: Buffer
+    first: int
+
+
+@attrs.frozen(eq=False)
+class Pointer:
+    """An address that the pass gives by name: a page table, a cache's layer."""
+
+    name: str
+
+
+@attrs.frozen(eq=False)
+class _Call:
+    address: int
+    offset: int
+
+
+@attrs.frozen(eq=False)
+class _TorchStep:
+    """Code that is no native call: it gets the tensors of its buffers, reads and fills them."""
+
+    function: Callable[..., None]
+    buffers: tuple[Buffer, ...]
+
+
+class Plan:
+    """Records calls, then runs them.
+
+    Planned in order: `call` for each, with fields as plain numbers, addresses of tensors that live
+    as long as the model (`keep` them), Buffers, Columns, Pointers and Rows. `finish` ends that.
+    """
+
+    def __init__(self) -> None:
+        self._records: list[bytes] = []
+        self._calls: list[_Call] = []
+        self._steps: dict[int, list[_TorchStep]] = {}
+        self._size = 0
+        self._kept: list[Any] = []
+        self._rows_fields: dict[Rows, list[int]] = {}
+        self._buffer_fields: list[tuple[int, Buffer, int]] = []
+        self._pointer_fields: dict[str, list[int]] = {}
+        self._uses: dict[Buffer, tuple[int, int]] = {}
+        self._marks: list[int] = []
+
+    @property
+    def num_calls(self) -> int:
+        """Calls planned so far."""
+        return len(self._calls)
+
+    def keep(self, *objects: Any) -> None:
+        """Objects whose memory the records name: they live as long as the plan."""
+        self._kept.extend(objects)
+
+    def mark(self) -> None:
+        """A place at which a long pass may be interrupted: `run` can stop between calls here."""
+        if self._calls and (not self._marks or self._marks[-1] != len(self._calls)):
+            self._marks.append(len(self._calls))
+
+    def call(self, function: str | int, record: type[ctypes.Structure], **fields: Any) -> None:
+        """Plans a call.
+
+        function: its name in the core's library, or the address of a plugin's own.
+        record: the Structure of its arguments; fields: all of that structure's.
+        """
+        native = library()
+        assert native is not None, why_not()
+        args = record()
+        index = len(self._calls)
+        missing = {name for name, *_ in record._fields_} - fields.keys()
+        assert not missing, f"{record.__name__}: {sorted(missing)} are not given"
+        for name, value in fields.items():
+            at = self._size + getattr(record, name).offset
+            if isinstance(value, Rows):
+                self._rows_fields.setdefault(value, []).append(at // 8)
+            elif isinstance(value, Buffer | Columns):
+                self._use(at, value, index)
+            elif isinstance(value, Pointer):
+                self._pointer_fields.setdefault(value.name, []).append(at // 8)
+            else:
+                setattr(args, name, value)
+        address = function if isinstance(function, int) else native.address(function)
+        self._calls.append(_Call(address, self._size))
+        raw = bytes(args)
+        padded = -(-len(raw) // _ALIGNMENT) * _ALIGNMENT
+        self._records.append(raw + bytes(padded - len(raw)))
+        self._size += padded
+
+    def torch(self, function: Callable[..., None], *buffers: Buffer) -> None:
+        """Plans code that is no native call: it ends a run of calls, and another begins.
+
+        function: gets the tensors of `buffers`, [rows, width] each, reads and writes them. None of
+        them may be external.
+        """
+        index = len(self._calls)
+        for buffer in buffers:
+            assert buffer.external is None, buffer.external
+            begin, end = self._uses.get(buffer, (index, index))
+            # It runs before call `index`: its memory must last until then, and from before it.
+            self._uses[buffer] = (begin if buffer in self._uses else index - 1, max(end, index))
+        self._steps.setdefault(index, []).append(_TorchStep(function, buffers))
+
+    def _use(self, at: int, value: Buffer | Columns, index: int) -> None:
+        buffer, first = (value, 0) if isinstance(value, Buffer) else (value.buffer, value.first)
+        shift = first * buffer.dtype.itemsize
+        if buffer.external is not None:
+            assert shift == 0, "an external buffer is named from its first column"
+            self._pointer_fields.setdefault(buffer.external, []).append(at // 8)
+            return
+        self._buffer_fields.append((at // 8, buffer, shift))
+        begin, _ = self._uses.get(buffer, (index, index))
+        self._uses[buffer] = (begin, index)
+
+    def finish(self) -> PlannedCalls:
+        """The calls, ready to run."""
+        places, num_slots = _share_memory(self._uses)
+        of_slot = {slot: (buffer.rows, buffer.row_bytes) for buffer, slot in places.items()}
+        return PlannedCalls(
+            records=b"".join(self._records),
+            calls=[(call.address, call.offset) for call in self._calls],
+            marks=[*self._marks, len(self._calls)],
+            steps=self._steps,
+            places=places,
+            rows_fields={rows: _ints(at) for rows, at in self._rows_fields.items()},
+            pointer_fields={name: _ints(at) for name, at in self._pointer_fields.items()},
+            slots=[of_slot[slot] for slot in range(num_slots)],
+            buffer_at=_ints([at for at, _, _ in self._buffer_fields]),
+            buffer_slot=_ints([places[buffer] for _, buffer, _ in self._buffer_fields]),
+            buffer_shift=_ints([shift for _, _, shift in self._buffer_fields]),
+            kept=self._kept,
+        )
+
+
+def _ints(values: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.array(values, dtype=np.int64)
+
+
+def _share_memory(uses: Mapping[Buffer, tuple[int, int]]) -> tuple[dict[Buffer, int], int]:
+    """A slot of memory for every buffer: one is free again after the last call that names it."""
+    places: dict[Buffer, int] = {}
+    free: dict[tuple[Rows, int], list[int]] = {}
+    busy: list[tuple[int, Buffer]] = []
+    count = 0
+    for buffer, (begin, end) in sorted(uses.items(), key=lambda use: use[1][0]):
+        for last, held in [one for one in busy if one[0] < begin]:
+            busy.remove((last, held))
+            free.setdefault((held.rows, held.row_bytes), []).append(places[held])
+        waiting = free.get((buffer.rows, buffer.row_bytes))
+        if waiting:
+            places[buffer] = waiting.pop()
+        else:
+            places[buffer] = count
+            count += 1
+        busy.append((end, buffer))
+    return places, count
+
+
+class PlannedCalls:
+    """Calls that are run in every pass. Made by `Plan.finish`; not for two threads at once."""
+
+    def __init__(
+        self,
+        *,
+        records: bytes,
+        calls: Sequence[tuple[int, int]],
+        marks: Sequence[int],
+        steps: Mapping[int, Sequence[_TorchStep]],
+        places: Mapping[Buffer, int],
+        rows_fields: Mapping[Rows, npt.NDArray[np.int64]],
+        pointer_fields: Mapping[str, npt.NDArray[np.int64]],
+        slots: Sequence[tuple[Rows, int]],
+        buffer_at: npt.NDArray[np.int64],
+        buffer_slot: npt.NDArray[np.int64],
+        buffer_shift: npt.NDArray[np.int64],
+        kept: Sequence[Any],
+    ) -> None:
+        self._memory = torch.empty(len(records) + _ALIGNMENT, dtype=torch.uint8)
+        start = -self._memory.data_ptr() % _ALIGNMENT
+        view = self._memory[start : start + len(records)]
+        view.copy_(torch.frombuffer(bytearray(records), dtype=torch.uint8))
+        self._fields: npt.NDArray[np.int64] = view.numpy().view(np.int64)
+        base = view.data_ptr()
+        self._calls = np.array([(a, base + offset) for a, offset in calls], dtype=np.int64)
+        self._calls_address = self._calls.ctypes.data
+        self._steps = dict(steps)
+        self._places = places
+        # Where a run of calls ends: at torch code always, at marks where a pass is long.
+        self._ends = sorted({*steps, len(calls)})
+        self._short_ends = sorted({*steps, *marks, len(calls)})
+        self._rows_fields = rows_fields
+        self._pointer_fields = pointer_fields
+        self._slots = tuple(slots)
+        self._buffer_at, self._buffer_slot = buffer_at, buffer_slot
+        self._buffer_shift = buffer_shift
+        self._kept = tuple(kept)
+        self._num_rows: dict[Rows, int] = {}
+        self._room: dict[Rows, int] = {}
+        self._arena: list[torch.Tensor] = []
+        self._addresses: dict[str, int] = {}
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory between calls that is held now."""
+        return sum(part.numel() for part in self._arena)
+
+    def begin(self, num_rows: Mapping[Rows, int]) -> None:
+        """Makes room for a pass. num_rows: of each Rows that was planned with."""
+        self._place(num_rows)
+
+    def run(self, pointers: Mapping[str, int], threads: int) -> None:
+        """Runs every call, after `begin`.
+
+        pointers: an address for every name that was planned with.
+        """
+        known = self._addresses
+        for name, fields in self._pointer_fields.items():
+            address = pointers[name]
+            if known.get(name) != address:
+                self._fields[fields] = address
+                known[name] = address
+        native = library()
+        assert native is not None, why_not()
+        run, first = native.lib.pf_run, 0
+        is_long = max(self._num_rows.values()) > _FEW_ROWS
+        for end in self._short_ends if is_long else self._ends:
+            if end > first:
+                run(self._calls_address + 16 * first, end - first, threads)
+            for step in self._steps.get(end, ()):
+                step.function(*(self.tensor(buffer) for buffer in step.buffers))
+            first = end
+
+    def tensor(self, buffer: Buffer) -> torch.Tensor:
+        """[rows, width], the buffer's own memory, while the pass is at a call that uses it."""
+        part = self._arena[self._places[buffer]]
+        start, count = -part.data_ptr() % _ALIGNMENT, self._num_rows[buffer.rows]
+        memory = part[start : start + count * buffer.row_bytes]
+        return memory.view(buffer.dtype).view(count, buffer.width)
+
+    def _place(self, num_rows: Mapping[Rows, int]) -> None:
+        """Writes row counts, and new memory where there are more rows than ever."""
+        grown = False
+        for rows, count in num_rows.items():
+            if self._num_rows.get(rows) != count:
+                self._num_rows[rows] = count
+                if rows in self._rows_fields:
+                    self._fields[self._rows_fields[rows]] = count
+            if count > self._room.get(rows, 0):
+                self._room[rows] = count
+                grown = True
+        if grown:
+            self._arena = []
+            sizes = [self._room.get(rows, 0) * width + _ALIGNMENT for rows, width in self._slots]
+            self._arena = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+            starts = _ints([-(-part.data_ptr() // _ALIGNMENT) * _ALIGNMENT for part in self._arena])
+            self._fields[self._buffer_at] = starts[self._buffer_slot] + self._buffer_shift
+
+
+_FEW_ROWS = 32
+"""A pass of more rows is run part by part, so that an interrupt need not wait for all of it."""

@@ -1,0 +1,249 @@
+"""RMS norm on a CPU, by the native library.
+
+Knows: the arguments' records of native.h. Does not know: how a row is computed.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_double, c_float, c_int64, c_void_p
+
+import torch
+
+from pilotfish.kernels.native import run
+from pilotfish.kernels.native.numbers import address, dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
+
+AFTER_WEIGHT = "after_weight"
+
+
+class Arguments(Structure):
+    """A `pf_rms_norm`."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("residual", c_void_p),
+        ("weight", c_void_p),
+        ("rows", c_int64),
+        ("heads", c_int64),
+        ("width", c_int64),
+        ("row_stride", c_int64),
+        ("head_stride", c_int64),
+        ("out_row_stride", c_int64),
+        ("out_head_stride", c_int64),
+        ("residual_stride", c_int64),
+        ("weight_stride", c_int64),
+        ("dtype", c_int64),
+        ("weight_dtype", c_int64),
+        ("cast_before_weight", c_int64),
+        ("eps", c_float),
+        ("multiplier", c_float),
+    )
+
+
+class AddArguments(Structure):
+    """A `pf_add_scaled`."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("residual", c_void_p),
+        ("out", c_void_p),
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("row_stride", c_int64),
+        ("residual_stride", c_int64),
+        ("out_stride", c_int64),
+        ("dtype", c_int64),
+        ("multiplier", c_double),
+    )
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    cast: str,
+    *,
+    residual: torch.Tensor | None = None,
+    multiplier: float = 1.0,
+) -> torch.Tensor:
+    """x: [T, D] or [T, N, D]; with a residual: [T, D], updated, and the norm is the sum's."""
+    out = torch.empty_like(x)  # contiguous, or as dense as x
+    weight, code, weight_code = _weight_as(weight, x.dtype)
+    rows, *heads, width = x.shape
+    row_stride, *head_stride, _ = x.stride()
+    out_row_stride, *out_head_stride, _ = out.stride()
+    args = Arguments(
+        x.data_ptr(),
+        out.data_ptr(),
+        address(residual),
+        address(weight),
+        rows,
+        heads[0] if heads else 1,
+        width,
+        row_stride,
+        head_stride[0] if heads else 0,
+        out_row_stride,
+        out_head_stride[0] if heads else 0,
+        0 if residual is None else residual.stride(0),
+        0,
+        code,
+        weight_code,
+        cast != AFTER_WEIGHT,
+        eps,
+        multiplier,
+    )
+    run("rms_norm", args, out.numel())
+    return out
+
+
+def plan_rms_norm(
+    plan: Plan,
+    x: Buffer,
+    weight: torch.Tensor | None,
+    eps: float,
+    cast: str,
+    *,
+    residual: Buffer | None = None,
+    multiplier: float = 1.0,
+) -> Buffer:
+    """Plans `rms_norm` of [rows, D]; returns the normed rows."""
+    out = Buffer(x.rows, x.width, x.dtype)
+    weight, code, weight_code = _weight_as(weight, x.dtype)
+    plan.keep(weight)
+    plan.call(
+        "rms_norm",
+        Arguments,
+        x=x,
+        out=out,
+        residual=residual,
+        weight=address(weight),
+        rows=x.rows,
+        heads=1,
+        width=x.width,
+        row_stride=x.width,
+        head_stride=0,
+        out_row_stride=x.width,
+        out_head_stride=0,
+        residual_stride=x.width,
+        weight_stride=0,
+        dtype=code,
+        weight_dtype=weight_code,
+        cast_before_weight=cast != AFTER_WEIGHT,
+        eps=eps,
+        multiplier=multiplier,
+    )
+    return out
+
+
+def plan_norm_heads(
+    plan: Plan, x: Buffer, weight: torch.Tensor, eps: float, *, first: int = 0
+) -> None:
+    """Plans `norm_heads` of the heads in x's columns from `first` on; weight: [N, H]."""
+    row_weight, code, weight_code = _weight_as(weight, x.dtype)
+    assert row_weight is not None
+    heads, width = row_weight.shape
+    plan.keep(row_weight)
+    plan.call(
+        "rms_norm",
+        Arguments,
+        x=x.columns(first),
+        out=x.columns(first),
+        residual=None,
+        weight=row_weight.data_ptr(),
+        rows=x.rows,
+        heads=heads,
+        width=width,
+        row_stride=x.width,
+        head_stride=width,
+        out_row_stride=x.width,
+        out_head_stride=width,
+        residual_stride=0,
+        weight_stride=row_weight.stride(0),
+        dtype=code,
+        weight_dtype=weight_code,
+        cast_before_weight=True,
+        eps=eps,
+        multiplier=1.0,
+    )
+
+
+def norm_heads(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x: [T, N, H], normed in place; weight: [N, H], a row for each head; as the public one."""
+    row_weight, code, weight_code = _weight_as(weight, x.dtype)
+    assert row_weight is not None
+    rows, heads, width = x.shape
+    row_stride, head_stride, _ = x.stride()
+    where = x.data_ptr()
+    args = Arguments(
+        where,
+        where,
+        None,
+        row_weight.data_ptr(),
+        rows,
+        heads,
+        width,
+        row_stride,
+        head_stride,
+        row_stride,
+        head_stride,
+        0,
+        row_weight.stride(0),
+        code,
+        weight_code,
+        True,
+        eps,
+        1.0,
+    )
+    run("rms_norm", args, x.numel())
+    return x
+
+
+def add_scaled(
+    residual: torch.Tensor, x: torch.Tensor, multiplier: float, out: torch.Tensor | None
+) -> torch.Tensor:
+    """residual, x: [T, D] of one dtype; returns residual + multiplier * x, rounded once."""
+    if out is None:
+        out = torch.empty_like(residual)
+    args = AddArguments(
+        x.data_ptr(),
+        residual.data_ptr(),
+        out.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        residual.stride(0),
+        out.stride(0),
+        dtype_code(x.dtype),
+        multiplier,
+    )
+    run("add_scaled", args, x.numel())
+    return out
+
+
+def plan_add_scaled(plan: Plan, residual: Buffer, x: Buffer, multiplier: float) -> None:
+    """Plans residual += multiplier * x, both [rows, D]."""
+    plan.call(
+        "add_scaled",
+        AddArguments,
+        x=x,
+        residual=residual,
+        out=residual,
+        rows=x.rows,
+        width=x.width,
+        row_stride=x.width,
+        residual_stride=x.width,
+        out_stride=x.width,
+        dtype=dtype_code(x.dtype),
+        multiplier=multiplier,
+    )
+
+
+def _weight_as(
+    weight: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor | None, int, int]:
+    """The weight in a dtype that the kernel reads beside rows of `dtype`, and both codes."""
+    code = dtype_code(dtype)
+    if weight is None or weight.dtype == dtype:
+        return weight, code, code
+    return weight.float(), code, dtype_code(torch.float32)

@@ -1,0 +1,192 @@
+"""Sampling on a CPU, by the native library. Knows: the records in native.h, and their addresses.
+
+Does not know: requests; `sampling/native.py` turns those into records.
+"""
+
+from __future__ import annotations
+
+from ctypes import Array, Structure, addressof, c_double, c_float, c_int64, c_uint64, c_void_p
+
+import torch
+from torch import Tensor
+
+from pilotfish.kernels.native import library, run
+from pilotfish.kernels.native.numbers import address
+
+ONE_LOOK, SHORT_LIST, WHOLE_ROW, LOGPROBS = 1, 2, 8, 6
+"""What a row costs, in looks at all its logits: greedy; with top_k; without; log probabilities."""
+
+_LOOKS = 16
+"""So many looks take about as long as other functions need for the elements of a row."""
+
+BAD_LOGITS, BAD_EDITED, BAD_ID = 1, 2, 3
+"""What `Row.status` says of a row that failed: a `pf_sampling_status`."""
+
+
+class Row(Structure):
+    """A `pf_sampling_row`."""
+
+    _fields_ = (
+        ("bias_ids", c_void_p),
+        ("bias", c_void_p),
+        ("num_bias", c_int64),
+        ("seen_ids", c_void_p),
+        ("seen_counts", c_void_p),
+        ("num_seen", c_int64),
+        ("banned_ids", c_void_p),
+        ("num_banned", c_int64),
+        ("repetition_penalty", c_float),
+        ("frequency_penalty", c_float),
+        ("presence_penalty", c_float),
+        ("temperature", c_float),
+        ("top_k", c_int64),
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("seed", c_uint64),
+        ("position", c_uint64),
+        ("wants_logprobs", c_int64),
+        ("num_top", c_int64),
+        ("top_ids", c_void_p),
+        ("top_logprobs", c_void_p),
+        ("status", c_int64),
+        ("num_kept", c_int64),
+        ("rank", c_int64),
+        ("logprob", c_double),
+        ("last_value", c_float),
+        ("largest", c_float),
+    )
+
+
+class SampleRows(Structure):
+    """A `pf_sample_rows`."""
+
+    _fields_ = (
+        ("rows", c_void_p),
+        ("logits", c_void_p),
+        ("processed", c_void_p),
+        ("tokens", c_void_p),
+        ("num_rows", c_int64),
+        ("vocab_size", c_int64),
+        ("row_stride", c_int64),
+        ("draws", c_int64),
+        ("failed", c_int64),
+    )
+
+
+class GumbelNoise(Structure):
+    """A `pf_gumbel_noise`."""
+
+    _fields_ = (
+        ("seeds", c_void_p),
+        ("positions", c_void_p),
+        ("out", c_void_p),
+        ("num_rows", c_int64),
+        ("vocab_size", c_int64),
+    )
+
+
+class GumbelOfCounters(Structure):
+    """A `pf_gumbel_of_counters`."""
+
+    _fields_ = (("counters", c_void_p), ("out", c_void_p), ("count", c_int64))
+
+
+class ApplyBitmask(Structure):
+    """A `pf_apply_bitmask`."""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("masks", c_void_p),
+        ("out", c_void_p),
+        ("num_rows", c_int64),
+        ("vocab_size", c_int64),
+        ("row_stride", c_int64),
+    )
+
+
+def serves(device: torch.device) -> bool:
+    """Whether sampling on this device is done here: the one place where that is decided.
+
+    It is one answer for a whole run, since noise has other bits here than elsewhere.
+    """
+    return device.type == "cpu" and library() is not None
+
+
+def serves_logits(logits: Tensor) -> bool:
+    """Whether these logits are sampled here; of another shape or dtype no one samples them."""
+    is_usual = logits.ndim == 2 and logits.dtype == torch.float32 and logits.shape[1] > 0
+    return is_usual and serves(logits.device)
+
+
+def new_rows(count: int) -> Array[Row]:
+    """Records for some rows: the likeliest token of each, until more is written into them."""
+    return (Row * count)()
+
+
+def sample_rows(
+    logits: Tensor,
+    rows: Array[Row],
+    *,
+    tokens: Tensor | None = None,
+    draws: bool = False,
+    processed: Tensor | None = None,
+    looks: int = 0,
+) -> bool:
+    """Does what the records ask of each row; whether it could be done for all.
+
+    logits: [R, V] float32, V above 0; not changed, unless it is `processed` too.
+    tokens: [R] int64, written if `draws`, else read; None where neither is asked for.
+    processed: [R, V] float32, contiguous; written. looks: at a whole row, which this takes
+    about; the threads are chosen by it.
+    """
+    num_rows, vocab = logits.shape
+    if vocab > 1 and logits.stride(1) != 1:
+        logits = logits.contiguous()
+    args = SampleRows(
+        addressof(rows),
+        logits.data_ptr(),
+        address(processed),
+        address(tokens),
+        num_rows,
+        vocab,
+        logits.stride(0),
+        draws,
+    )
+    run("sample_rows", args, looks * vocab // _LOOKS if num_rows > 1 else 0)
+    return not args.failed
+
+
+def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+    """seeds, positions: [R] int64 on the CPU. Returns [R, V] float32."""
+    seeds, positions = seeds.contiguous(), positions.contiguous()
+    out = torch.empty(seeds.numel(), vocab_size, dtype=torch.float32)
+    args = GumbelNoise(
+        seeds.data_ptr(), positions.data_ptr(), out.data_ptr(), seeds.numel(), vocab_size
+    )
+    run("gumbel_noise", args, out.numel())
+    return out
+
+
+def gumbel_of_counters(counters: Tensor, out: Tensor) -> None:
+    """counters: int64. out: float32 of its shape, contiguous; written."""
+    counters = counters.contiguous()
+    args = GumbelOfCounters(counters.data_ptr(), out.data_ptr(), counters.numel())
+    run("gumbel_of_counters", args, counters.numel())
+
+
+def apply_bitmask(logits: Tensor, masks: Tensor) -> Tensor:
+    """logits: [R, V] float32. masks: [R, ceil(V / 32)] int32. Returns [R, V], a new tensor."""
+    if logits.shape[1] > 1 and logits.stride(1) != 1:
+        logits = logits.contiguous()
+    masks = masks.contiguous()
+    out = torch.empty(logits.shape, dtype=torch.float32)
+    args = ApplyBitmask(
+        logits.data_ptr(),
+        masks.data_ptr(),
+        out.data_ptr(),
+        logits.shape[0],
+        logits.shape[1],
+        logits.stride(0),
+    )
+    run("apply_bitmask", args, logits.numel())
+    return out

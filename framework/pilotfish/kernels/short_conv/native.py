@@ -1,0 +1,148 @@
+"""Gated short convolution on a CPU, by the native library.
+
+Knows: the arguments' records of native.h. Does not know: requests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, c_int64, c_void_p
+from typing import Any
+
+import torch
+
+from pilotfish.kernels.native import run
+from pilotfish.kernels.native.numbers import address, dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan, Pointer
+from pilotfish.kernels.short_conv.columns import ColumnRun, ConvColumns
+
+
+class Rows(Structure):
+    """A `pf_short_conv_rows`."""
+
+    _fields_ = (
+        ("memories", c_void_p),
+        ("columns", c_void_p),
+        ("rows", c_void_p),
+        ("count", c_int64),
+        ("first_row", c_int64),
+        ("start", c_int64),
+        ("memory_stride", c_int64),
+    )
+
+
+class Pass(Structure):
+    """A `pf_short_conv_pass`."""
+
+    _fields_ = (("parts", c_void_p), ("num_parts", c_int64), ("filled", c_int64))
+
+
+class Arguments(Structure):
+    """A `pf_short_conv`."""
+
+    _fields_ = (
+        ("bcx", c_void_p),
+        ("out", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("pass", c_void_p),
+        ("layer", c_int64),
+        ("num_rows", c_int64),
+        ("size", c_int64),
+        ("width", c_int64),
+        ("row_stride", c_int64),
+        ("dtype", c_int64),
+    )
+
+
+def short_conv(
+    bcx: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    columns: ConvColumns,
+    layer: int,
+) -> torch.Tensor:
+    """bcx: [T', 3D]; returns [T', D] and writes the columns, as the public function."""
+    num_rows, (width, size) = bcx.shape[0], weight.shape
+    out = bcx.new_empty((num_rows, size))
+    args = Arguments(
+        bcx.data_ptr(),
+        out.data_ptr(),
+        weight.data_ptr(),
+        address(bias),
+        pass_address(columns),
+        layer,
+        num_rows,
+        size,
+        width,
+        bcx.stride(0),
+        dtype_code(bcx.dtype),
+    )
+    run("short_conv", args, num_rows * size * (width + 2))
+    return out
+
+
+def plan_short_conv(
+    plan: Plan,
+    bcx: Buffer,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    columns: Pointer,
+    layer: int,
+) -> Buffer:
+    """Plans it for [rows, 3D]; columns: `pass_address` of the pass. Returns [rows, D]."""
+    width, size = weight.shape
+    out = Buffer(bcx.rows, size, bcx.dtype)
+    plan.keep(weight, bias)
+    plan.call(
+        "short_conv",
+        Arguments,
+        **{"pass": columns},
+        bcx=bcx,
+        out=out,
+        weight=weight.data_ptr(),
+        bias=address(bias),
+        layer=layer,
+        num_rows=bcx.rows,
+        size=size,
+        width=width,
+        row_stride=bcx.width,
+        dtype=dtype_code(bcx.dtype),
+    )
+    return out
+
+
+def pass_address(columns: ConvColumns) -> int:
+    """Of a pass's `pf_short_conv_pass`, which is made once and lives as long as `columns`."""
+    made = columns.native.get("pass")
+    if made is None:
+        kept: list[Any] = []  # what the records point to
+        parts = [_in_place(columns, kept), *(_run(run, kept) for run in columns.runs)]
+        held = (Rows * len(parts))(*parts)
+        filled = sum(part.count for part in parts)
+        made = Pass(ctypes.addressof(held), len(parts), filled), held, kept
+        columns.native["pass"] = made
+    return ctypes.addressof(made[0])
+
+
+def _in_place(columns: ConvColumns, kept: list[Any]) -> Rows:
+    table = columns.columns.contiguous()
+    rows = None if columns.rows is None else columns.rows.contiguous()
+    kept += (table, rows)
+    memories, stride = _memories(columns.memory, kept)
+    return Rows(memories, table.data_ptr(), address(rows), table.shape[0], 0, 0, stride)
+
+
+def _run(run: ColumnRun, kept: list[Any]) -> Rows:
+    memories, stride = _memories(run.memory, kept)
+    return Rows(memories, None, None, run.num_rows, run.first_row, run.start, stride)
+
+
+def _memories(layers: tuple[torch.Tensor, ...], kept: list[Any]) -> tuple[int, int]:
+    """The address of all layers' addresses, and how far rows are apart in every layer."""
+    stride = layers[0].stride(0)
+    assert all(layer.stride(0) == stride for layer in layers)
+    addresses = (c_void_p * len(layers))(*(layer.data_ptr() for layer in layers))
+    kept += (addresses, layers)
+    return ctypes.addressof(addresses), stride

@@ -1,0 +1,59 @@
+"""SwiGLU on a CPU, by the native library. Knows: its arguments' record in native.h."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+
+import torch
+
+from pilotfish.kernels.native import run
+from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
+
+_COST = 4
+"""Elements of simple work in the time of one exponential and its division."""
+
+
+class Arguments(Structure):
+    """A `pf_swiglu`."""
+
+    _fields_ = (
+        ("gate_up", c_void_p),
+        ("out", c_void_p),
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("row_stride", c_int64),
+        ("dtype", c_int64),
+    )
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """gate_up: [T, 2I]; returns [T, I], as the public function."""
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty((rows, width))
+    args = Arguments(
+        gate_up.data_ptr(),
+        out.data_ptr(),
+        rows,
+        width,
+        gate_up.stride(0),
+        dtype_code(gate_up.dtype),
+    )
+    run("swiglu", args, _COST * rows * width)
+    return out
+
+
+def plan_swiglu(plan: Plan, gate_up: Buffer) -> Buffer:
+    """Plans it for [rows, 2I]; returns [rows, I]."""
+    out = Buffer(gate_up.rows, gate_up.width // 2, gate_up.dtype)
+    plan.call(
+        "swiglu",
+        Arguments,
+        gate_up=gate_up,
+        out=out,
+        rows=gate_up.rows,
+        width=out.width,
+        row_stride=gate_up.width,
+        dtype=dtype_code(gate_up.dtype),
+    )
+    return out

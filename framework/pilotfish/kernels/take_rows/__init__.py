@@ -1,0 +1,21 @@
+"""take_rows: some rows of a matrix, in an order of one's own.
+
+Knows: rows and places. Does not know: why these are wanted.
+Letters: T rows, R rows taken, D their width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.take_rows import native
+
+__all__ = ["take_rows"]
+
+
+def take_rows(x: torch.Tensor, index: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
+    """x: [T, D], contiguous; index: [R] int64, each below T -> a new [R, D]. Bits are copied."""
+    if backend.name == "native":
+        return native.take_rows(x, index)
+    return x.index_select(0, index)

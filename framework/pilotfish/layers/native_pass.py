@@ -1,0 +1,150 @@
+"""NativePass: a decoder's pass as native calls, laid down once and run in one go.
+
+Knows: the order of layers, and where a pass's inputs and results lie. Does not know: batches, or
+what any layer computes (it plans itself, see pass_plan.py).
+Axis letters: T packed tokens, R rows with logits, D model width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, Self
+
+import attrs
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.native.plan import Buffer, Plan, Pointer, Rows
+from pilotfish.kernels.paged_attention.planned import pass_address
+from pilotfish.kernels.rms_norm import add_scaled
+from pilotfish.kernels.take_rows.native import plan_take_rows
+from pilotfish.layers.decoder import Decoder
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.pass_plan import PassPlan, has_plan
+
+_INDEX = Pointer("logits_index")
+
+
+@attrs.frozen(kw_only=True)
+class PassResult:
+    """logits: [R, V] float32, not scaled. kept: boundary -> [T, D], the residual stream there."""
+
+    logits: torch.Tensor
+    kept: dict[int, torch.Tensor]
+
+
+class NativePass:
+    """network: its weights are there. boundaries: which are kept; see `Decoder.run`.
+
+    One thread at a time, as the model that owns it.
+    """
+
+    def __init__(
+        self,
+        network: Decoder,
+        backend: KernelBackend,
+        *,
+        dtype: torch.dtype,
+        cache_dtype: torch.dtype,
+        boundaries: Collection[int] = (),
+    ) -> None:
+        self._network = network
+        self._rows, self._logit_rows = Rows("T"), Rows("R")
+        self._kept: dict[int, torch.Tensor] = {}
+        rotated = network.rotary.parameters.rotary_dim
+        self._run = PassPlan(
+            plan=Plan(),
+            rows=self._rows,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            backend=backend,
+            cos=Buffer(self._rows, rotated, torch.float32, "cos"),
+            sin=Buffer(self._rows, rotated, torch.float32, "sin"),
+        )
+        self._x = self._run.buffer(network.embed_tokens.width)
+        x, stream = self._x, None
+        for number, block in enumerate(network.layers):
+            self._keep(number, x, stream, boundaries)
+            x, stream = self._plan_block(block, x, stream)
+            self._run.plan.mark()
+        self._keep(len(network.layers), x, stream, boundaries)
+        self._plan_head(x, stream)
+        self._calls = self._run.plan.finish()
+
+    @classmethod
+    def of(cls, network: Decoder, backend: KernelBackend, **options: Any) -> Self | Literal[False]:
+        """A network's pass; False where its class runs, finishes or scales in a way of its own."""
+        for name in ("run", "finish", "logits"):
+            if getattr(type(network), name) is not getattr(Decoder, name):
+                return False
+        return cls(network, backend, **options)
+
+    def _plan_block(self, block: Any, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
+        run = self._run
+        if has_plan(block):
+            planned: tuple[Buffer, Buffer] = block.plan(run, x, stream)
+            return planned
+        out, after = run.buffer(x.width), run.buffer(x.width)
+
+        def call(
+            x: torch.Tensor, out: torch.Tensor, after: torch.Tensor, *before: torch.Tensor
+        ) -> None:
+            made, stream = block(x, before[0] if before else None, run.current[0])
+            out.copy_(made)
+            after.copy_(stream)
+
+        run.plan.torch(call, x, out, after, *(() if stream is None else (stream,)))
+        return out, after
+
+    def _keep(
+        self, boundary: int, x: Buffer, stream: Buffer | None, boundaries: Collection[int]
+    ) -> None:
+        if boundary not in boundaries:
+            return
+        multiplier, backend = self._network.residual_multiplier, self._run.backend
+
+        def call(x: torch.Tensor, *before: torch.Tensor) -> None:
+            whole = add_scaled(before[0], x, multiplier, backend=backend) if before else x.clone()
+            self._kept[boundary] = whole
+
+        self._run.plan.torch(call, x, *(() if stream is None else (stream,)))
+
+    def _plan_head(self, x: Buffer, stream: Buffer | None) -> None:
+        run, network = self._run, self._network
+        x = plan_take_rows(run.plan, x, _INDEX, self._logit_rows)
+        if stream is not None:
+            stream = plan_take_rows(run.plan, stream, _INDEX, self._logit_rows)
+        normed, _ = run.add_norm(network.norm, x, stream, network.residual_multiplier)
+        self._vocab_size = network.lm_head.prepared.out_features
+        self._logits: Buffer | None = None
+        out = Buffer(self._logit_rows, self._vocab_size, torch.float32, "logits")
+        if not has_plan(network.lm_head):
+            out = self._logits = attrs.evolve(out, external=None)
+        run.linear(network.lm_head, normed, out)
+
+    def __call__(self, rows: torch.Tensor, run: ForwardPass, indices: Sequence[int]) -> PassResult:
+        """rows: [T, D], what enters block 0. indices: [R], rows whose logits are wanted."""
+        calls, count = self._calls, len(indices)
+        index = torch.tensor(indices, dtype=torch.int64)
+        logits = torch.empty((count, self._vocab_size), dtype=torch.float32)
+        calls.begin({self._rows: rows.shape[0], self._logit_rows: count})
+        calls.tensor(self._x).copy_(rows)
+        addresses = {
+            "cos": run.cos.data_ptr(),
+            "sin": run.sin.data_ptr(),
+            "write_slots": run.write_slots.data_ptr(),
+            "attention": pass_address(run.plan),
+            "logits_index": index.data_ptr(),
+            "logits": logits.data_ptr(),
+            **{f"cache.{i}": cache.data_ptr() for i, cache in enumerate(run.caches)},
+        }
+        self._run.current.append(run)
+        try:
+            calls.run(addresses, torch.get_num_threads())
+            kept = dict(self._kept)
+        finally:
+            self._run.current.clear()
+            self._kept.clear()
+        if self._logits is not None:
+            logits.copy_(calls.tensor(self._logits))
+        return PassResult(logits=logits, kept=kept)

@@ -1,0 +1,55 @@
+"""head_linear on a CPU, by this plugin's own native library.
+
+Knows: its arguments' record in native.h. Does not know: threads or instruction sets.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int64, c_void_p
+
+import torch
+
+from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish_kimi_k25.kernels.native import LIBRARY
+
+
+class Arguments(Structure):
+    """A `pf_head_linear`."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("out", c_void_p),
+        ("rows", c_int64),
+        ("heads", c_int64),
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("row_stride", c_int64),
+        ("head_stride", c_int64),
+        ("dtype", c_int64),
+        ("weight_dtype", c_int64),
+    )
+
+
+def head_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x: [T, N, K]; weight: [N, O, K], copied unless it is contiguous; returns a new [T, N, O]."""
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    weight = weight.contiguous()
+    (num_rows, num_heads, width_k), width_o = x.shape, weight.shape[1]
+    out = torch.empty((num_rows, num_heads, width_o), dtype=x.dtype)
+    args = Arguments(
+        x.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        num_rows,
+        num_heads,
+        width_k,
+        width_o,
+        x.stride(0),
+        x.stride(1),
+        dtype_code(x.dtype),
+        dtype_code(weight.dtype),
+    )
+    LIBRARY.run("head_linear", args, weight.numel())
+    return out

@@ -1,0 +1,77 @@
+"""Norms, rope and swiglu as planned calls give the bits of single calls."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.native_cases import NATIVE, needs_library, same_bits
+from kernels.test_rope import angles
+from pilotfish.kernels.layer_norm import add_layer_norm
+from pilotfish.kernels.layer_norm import native as layer_norm
+from pilotfish.kernels.native.plan import Buffer, Plan, Rows
+from pilotfish.kernels.rms_norm import add_rms_norm, add_scaled, norm_heads
+from pilotfish.kernels.rms_norm import native as rms_norm
+from pilotfish.kernels.rope import apply_rope
+from pilotfish.kernels.rope import native as rope
+from pilotfish.kernels.swiglu import native as swiglu_native
+from pilotfish.kernels.swiglu import swiglu
+
+pytestmark = needs_library
+
+EPS = 1e-5
+
+
+def test_planned_calls_give_the_bits_of_single_ones() -> None:
+    torch.manual_seed(0)
+    dtype, width, heads, head = torch.bfloat16, 60, 3, 20
+    weight, bias = torch.randn(width), torch.randn(width)
+    gains = torch.randn(heads - 1, head)
+    rows = Rows("T")
+    x = Buffer(rows, width, dtype)
+    stream = Buffer(rows, width, dtype)
+    cos_rows, sin_rows = (Buffer(rows, 14, torch.float32) for _ in range(2))
+    plan, given, seen = Plan(), [], []  # type: ignore[var-annotated]
+
+    def fill(*buffers: torch.Tensor) -> None:
+        for buffer, value in zip(buffers, given, strict=True):
+            buffer.copy_(value)
+
+    plan.torch(fill, x, stream, cos_rows, sin_rows)
+    out = rms_norm.plan_rms_norm(
+        plan, x, weight, EPS, "before_weight", residual=stream, multiplier=0.3
+    )
+    rms_norm.plan_norm_heads(plan, out, gains, EPS, first=head)
+    rope.plan_apply_rope(
+        plan, out, cos_rows, sin_rows, heads=heads - 1, head_width=head, first=head
+    )
+    rms_norm.plan_add_scaled(plan, stream, out, 0.7)
+    out = layer_norm.plan_layer_norm(plan, out, weight, bias, EPS, residual=stream)
+    last = swiglu_native.plan_swiglu(plan, out)
+    plan.torch(lambda *found: seen.extend(one.clone() for one in found), last, stream)
+    calls = plan.finish()
+    for count in (1, 5, 2):
+        seen.clear()
+        given[:] = [
+            torch.randn(count, width).to(dtype),
+            torch.randn(count, width).to(dtype),
+            *angles(count, 14, False),
+        ]
+        calls.begin({rows: count})
+        calls.run({}, 2)
+        added, residual, cos, sin = given[0], given[1].clone(), *given[2:]
+        normed, _ = add_rms_norm(
+            added,
+            residual,
+            weight,
+            EPS,
+            multiplier=0.3,
+            cast="before_weight",
+            backend=NATIVE,
+        )
+        turning = normed.view(count, heads, head)[:, 1:]
+        norm_heads(turning, gains, EPS, backend=NATIVE)
+        apply_rope(turning, cos, sin, backend=NATIVE)
+        add_scaled(residual, normed, 0.7, out=residual, backend=NATIVE)
+        normed, _ = add_layer_norm(normed, residual, weight, bias, EPS, backend=NATIVE)
+        assert same_bits(seen[0], swiglu(normed, backend=NATIVE))
+        assert same_bits(seen[1], residual)
