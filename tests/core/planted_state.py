@@ -69,7 +69,7 @@ def _(real: Any) -> Any:
 )
 def _(real: Any) -> Any:
     def attention(q: Any, cache: Any, plan: Any, *, window: int, **options: Any) -> Any:
-        return real(q, cache, plan, window=window - (q.shape[0] > 4), **options)
+        return real(q, cache, plan, window=window - (plan.num_rows > 4), **options)
 
     return attention
 

@@ -108,7 +108,7 @@ def _(real: Any) -> Any:
     24,
     "logit_bias is left out",
     NAIVE,
-    "pilotfish.sampling.sampler:add_bias_",
+    "pilotfish.sampling.edits:add_bias_",
 )
 def _(real: Any) -> Any:
     return lambda logits, params: None

@@ -23,6 +23,8 @@ from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.pass_plan import PassPlan, has_plan
 
 _INDEX = Pointer("logits_index")
+_WRITTEN = {name: getattr(Decoder, name) for name in ("run", "finish", "logits")}
+"""What a plan speaks for: not for what a subclass, or a patch, has put in its place."""
 
 
 @attrs.frozen(kw_only=True)
@@ -74,9 +76,8 @@ class NativePass:
     @classmethod
     def of(cls, network: Decoder, backend: KernelBackend, **options: Any) -> Self | Literal[False]:
         """A network's pass; False where its class runs, finishes or scales in a way of its own."""
-        for name in ("run", "finish", "logits"):
-            if getattr(type(network), name) is not getattr(Decoder, name):
-                return False
+        if any(getattr(type(network), name) is not written for name, written in _WRITTEN.items()):
+            return False
         return cls(network, backend, **options)
 
     def _plan_block(self, block: Any, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
