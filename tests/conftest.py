@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with torch: tests share their cores
+
 import torch
 from hypothesis import HealthCheck, settings
 

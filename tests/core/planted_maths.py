@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import torch
 
 from core.planted_bugs import (
     BIASED,
@@ -63,6 +64,41 @@ def _(real: Any) -> Any:
         real(self, attrs.evolve(parameters, theta=10000.0), **options)
 
     return start
+
+
+@bug(
+    0,
+    "what a row may not see is multiplied by 0, and 0 * NaN is NaN",
+    "later rows do not reach earlier ones",
+    "pilotfish.kernels.paged_attention.eager:without_unseen",
+)
+def _(real: Any) -> Any:
+    return lambda out, *rest: out
+
+
+@bug(
+    0,
+    "a product of a plugin's own adds in another order for few rows, at real widths only",
+    "rows are their own at real widths",
+    "pilotfish.layers.mlp:GatedMLP.__call__",
+)
+def _(real: Any) -> Any:
+    def feed_forward(self: Any, x: Any, run: Any) -> Any:
+        made = real(self, x, run)
+        if x.shape[1] < 512:
+            return made
+        return made * shared_gate(x).to(x.dtype)
+
+    return feed_forward
+
+
+def shared_gate(x: torch.Tensor) -> torch.Tensor:
+    """x: [T, D] -> [T, 1]: a library's choice of kernel by T, the same on every machine."""
+    weight = torch.linspace(-1, 1, x.shape[1])
+    if x.shape[0] > 16:
+        return 1 + (x.float() * weight).sum(-1, keepdim=True)
+    halves = (x.float() * weight).unflatten(1, (2, -1)).sum(-1)
+    return 1 + halves.sum(-1, keepdim=True)
 
 
 @bug(

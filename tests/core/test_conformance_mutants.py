@@ -50,6 +50,7 @@ def subject_of() -> Iterator[MakeSubject]:
                 num_threads=1,
                 draft=first.model,
                 speculative=SpeculativeConfig(method="small_model"),
+                example_of=first.example_of,
             )
             exits.callback(fresh.close)
             return fresh

@@ -440,15 +440,37 @@ def test_scores_that_do_not_fit_are_refused_before_they_are_computed(
     assert llm.score("abcdef").shape == (6, VOCAB)
 
 
+def test_a_model_that_does_not_say_is_tried(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LLM(checkpoint, registry=toy_registry()).generate("abc", GREEDY)
+    real = ToyModel.execute
+
+    def execute(self: ToyModel, model_inputs: Any) -> Any:
+        outputs = real(self, model_inputs)
+        outputs.logits[:] += 0.25 * (len(model_inputs.kv_cache_inputs.row_counts) - 1)
+        return outputs
+
+    monkeypatch.setattr(ToyModel, "execute", execute)
+    with pytest.warns(UserWarning, match="rows differ in a pass beside another text"):
+        LLM(checkpoint, registry=toy_registry()).generate("abc", GREEDY)
+
+
 def test_a_model_that_is_not_invariant_says_so_once_before_it_runs(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ToyModel, "is_invariant", False, raising=False)
     made = LLM(checkpoint, registry=toy_registry())
-    with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant"):
+    with pytest.warns(
+        UserWarning, match="arithmetic is not invariant here: the architecture's model"
+    ):
         made.generate("abc", GREEDY)
     streaming = LLM(checkpoint, registry=toy_registry())
-    with pytest.warns(UserWarning, match="no row padding makes arithmetic invariant"):
+    with pytest.warns(
+        UserWarning, match="arithmetic is not invariant here: the architecture's model"
+    ):
         list(streaming.stream("abc", GREEDY))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

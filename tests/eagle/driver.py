@@ -66,7 +66,9 @@ def load(
     backend: KernelBackend = BACKEND,
     device: torch.device = CPU,
 ) -> EagleModel:
-    """A loaded draft over a loaded target; the target runs on torch where there is no GPU."""
+    """A loaded draft over a loaded target; the target runs on torch where there is no GPU, and
+    nothing native is asked for.
+    """
     options = pipeline(target, draft, dtype)
     config = EagleConfig.initialize(options)
     target_file, draft_file = open_checkpoint(str(target)), open_checkpoint(str(draft))
@@ -77,7 +79,7 @@ def load(
         Llama3Config.initialize(options).finalize(
             target_file.huggingface_config, target_weights.infos
         ),
-        BACKEND if device == CPU else backend,
+        backend if backend.name == "native" or device != CPU else BACKEND,
         device=device,
         return_logits=ReturnLogits.ALL,
         return_hidden_states=config.return_hidden_states,

@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.native_cases import DTYPES, TORCH, same_bits, threads
+from kernels.native_cases import DTYPES, TORCH, needs_library, same_bits, threads
 from pilotfish.kernels import KernelBackend, elementwise
 from pilotfish.kernels.elementwise import reference
-from pilotfish.kernels.native import library
 
 NATIVE = KernelBackend("native")
 FASTEST = KernelBackend("torch", invariant=False)
@@ -21,7 +20,7 @@ BACKENDS = [
     pytest.param(
         NATIVE,
         id="native",
-        marks=pytest.mark.skipif(library() is None, reason="there is no native library here"),
+        marks=needs_library,
     ),
 ]
 NAMES = ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "softplus", "exp", "relu_squared")

@@ -153,7 +153,7 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(
     half = width // 2
     plain[:, half : 2 * half] = plain[:, :half]
     weight = prepare_linear(plain, backend=TORCH, keep_plain=keep_plain)
-    assert row_multiple([weight], backend=TORCH) == eager.BLOCK_ROWS
+    assert row_multiple([weight], backend=TORCH) == eager.block_rows(weight)
     x = probe.cancelling_rows(80, weight, torch.Generator().manual_seed(5))
     wanted = linear(x, weight, backend=TORCH)
     for rows in (*range(1, 20), 31, 32, 33, 48, 64, 70):
@@ -242,6 +242,7 @@ def test_the_probe_claims_what_holds_and_nothing_else(
     breaks: Callable[[torch.Tensor], torch.Tensor],
     holds: bool,
 ) -> None:
+    monkeypatch.setattr(eager, "multiplies_bfloat16", lambda: True)
     plain, _ = draw_layer(20, 32, dtype)
     plain[:, 16:32] = plain[:, :16]  # sums that cancel show any change of order
     weight = prepare_linear(plain, backend=TORCH, keep_plain=True)
@@ -270,6 +271,45 @@ def test_every_product_has_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None
     assert rows == [eager.BLOCK_ROWS] * (1 + 1 + 3)
     linear(torch.randn(19, 3), weight, backend=FASTEST)
     assert rows[5:] == [19]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bfloat16_goes_row_by_row_where_the_processor_does_not_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, multiplies: bool
+) -> None:
+    monkeypatch.setattr(eager, "multiplies_bfloat16", lambda: multiplies)
+    plain, _ = draw_layer(20, 32, dtype)
+    plain[:, 16:] = plain[:, :16]
+    weight = prepare_linear(plain, backend=TORCH, keep_plain=True)
+    rows: list[int] = []
+    multiply = eager.linear
+
+    def counted(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
+        rows.append(x.shape[0])
+        return multiply(x, weight)
+
+    monkeypatch.setattr(eager, "linear", counted)
+    x = probe.cancelling_rows(11, weight, torch.Generator().manual_seed(5))
+    whole = linear(x, weight, backend=TORCH)
+    by_row = dtype == torch.bfloat16 and not multiplies
+    size = 1 if by_row else eager.BLOCK_ROWS
+    assert set(rows) == {size}
+    assert row_multiple([weight], backend=TORCH) == size
+    for first, last in ((0, 1), (3, 7), (10, 11)):
+        assert torch.equal(linear(x[first:last], weight, backend=TORCH), whole[first:last])
+
+
+def test_single_rows_are_claimed_only_if_their_places_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(eager, "multiplies_bfloat16", lambda: False)
+    plain, _ = draw_layer(20, 32, torch.bfloat16)
+    plain[:, 16:] = plain[:, :16]
+    weight = prepare_linear(plain, backend=TORCH, keep_plain=True)
+    odd_place = fake_linear(lambda x: torch.tensor([x.storage_offset() % 64 != 0]))
+    monkeypatch.setattr(eager, "linear", odd_place)
+    assert row_multiple([weight], backend=TORCH) is None
 
 
 def test_the_probe_tries_each_shape_once_and_takes_the_worst(

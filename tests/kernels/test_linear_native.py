@@ -54,9 +54,9 @@ def assert_near(
     size = x.double().abs() @ numbers.double().abs().T
     if bias is not None:
         wanted, size = wanted + bias.double(), size + bias.double().abs()
-    # A number passes a chain of 32, a tree of 4, a chunk's addition for every 512 columns, the
-    # bias (Higham 2002, eq. 4.4); then the result is rounded once.
-    steps = min(32, -(-x.shape[1] // 16)) + 4 + -(-x.shape[1] // 512) + 1
+    # A number passes a chain of 256, an addition for every 4096 columns, a tree of 4, the bias
+    # (Higham 2002, eq. 4.4); then the result is rounded once.
+    steps = min(256, -(-x.shape[1] // 16)) + -(-x.shape[1] // 4096) + 4 + 1
     limit = steps * 2.0**-24 * size + torch.finfo(got.dtype).eps / 2 * wanted.abs() + 1e-37
     if got.dtype == torch.float16:
         limit = limit + 2.0**-25
@@ -75,6 +75,16 @@ def test_decoded_rows_are_the_files_own_numbers(kind: str) -> None:
     absent = lookup_rows(weight, torch.tensor([9, -1, 0]), torch.float32)
     assert absent[:2].isnan().all()
     assert torch.equal(absent[2], numbers[0])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("q")])
+def test_an_infinite_scale_gives_the_same_bits_everywhere(kind: str) -> None:
+    rows, _ = draw_rows(kind, 1, 256, 0)
+    at = {"q6_k": 208}.get(kind, 0)
+    rows.blocks.view(torch.uint8)[0, at : at + 2] = torch.tensor([0, 0x7C], dtype=torch.uint8)
+    weight, token = prepared(rows), torch.tensor([0])
+    got = in_every_way(lambda: lookup_rows(weight, token, torch.float32))
+    assert not got.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,24 +152,25 @@ def rounded(exact: Fraction) -> np.float32:
 
 def by_definition(x: npt.NDArray[np.float32], w: npt.NDArray[np.float32]) -> np.float32:
     """The sum's definition, operation by operation."""
-    total = np.float32(0)
-    for start in range(0, len(x), 512):
+    total: list[np.float32] = []
+    for start in range(0, len(x), 4096):
         lanes = [np.float32(0)] * 16
-        for k in range(start, min(start + 512, len(x))):
+        for k in range(start, min(start + 4096, len(x))):
             product = Fraction(float(w[k])) * Fraction(float(x[k]))
             lanes[k % 16] = rounded(product + Fraction(float(lanes[k % 16])))
-        while len(lanes) > 1:
-            half = len(lanes) // 2
-            lanes = [lanes[i] + lanes[half + i] for i in range(half)]
-        total = total + lanes[0]
-    return total
+        total = [a + b for a, b in zip(total, lanes, strict=True)] if total else lanes
+    while len(total) > 1:
+        half = len(total) // 2
+        total = [total[i] + total[half + i] for i in range(half)]
+    return total[0]
 
 
-@pytest.mark.parametrize("width", [40, 577])
-def test_sums_are_taken_in_the_order_that_is_written(width: int) -> None:
+@pytest.mark.parametrize(("width", "count"), [(40, 3), (577, 1), (1029, 13), (8193, 2), (8193, 9)])
+def test_sums_are_taken_in_the_order_that_is_written(width: int, count: int) -> None:
     rows, numbers = draw_rows("float32", 5, width, 0)
-    x = torch.randn(3, width)
-    got = linear(x, prepared(rows), backend=NATIVE)
+    x = torch.randn(count, width)
+    weight = prepared(rows)
+    got = in_every_way(lambda: linear(x, weight, backend=NATIVE))
     wanted = [[by_definition(a, b) for b in numbers.numpy()] for a in x.numpy()]
     assert torch.equal(got, torch.tensor(np.array(wanted)))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from kernels.native_cases import NATIVE, needs_library, same_bits
+from kernels.native_cases import DTYPES, NATIVE, needs_library, same_bits
 from kernels.test_rope import angles
+from pilotfish.kernels.elementwise.native import plan_clip
 from pilotfish.kernels.layer_norm import add_layer_norm
 from pilotfish.kernels.layer_norm import native as layer_norm
 from pilotfish.kernels.native.plan import Buffer, Plan, Rows
@@ -19,6 +21,21 @@ from pilotfish.kernels.swiglu import swiglu
 pytestmark = needs_library
 
 EPS = 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("limit", [8.0, 0.3])
+def test_clip_is_clamp(dtype: torch.dtype, limit: float) -> None:
+    rows, plan = Rows("T"), Plan()
+    x = Buffer(rows, 37, dtype)
+    plan_clip(plan, x, limit)
+    calls = plan.finish()
+    values = (3 * torch.randn(5, 37)).to(dtype)
+    values[1, 2:6] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
+    calls.begin({rows: 5})
+    calls.tensor(x).copy_(values)
+    calls.run({}, 2)
+    assert same_bits(calls.tensor(x), values.clamp(-limit, limit))
 
 
 def test_planned_calls_give_the_bits_of_single_ones() -> None:

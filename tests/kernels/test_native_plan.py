@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilotfish.kernels.native import library
+from kernels.native_cases import needs_library
 from pilotfish.kernels.native.plan import Buffer, Plan, PlannedCalls, Pointer, Rows
 from pilotfish.kernels.rms_norm import native as norm
 from pilotfish.kernels.take_rows import native as take
 
-pytestmark = pytest.mark.skipif(library() is None, reason="there is no native library here")
+pytestmark = needs_library
 
 WIDTH, EPS = 40, 1e-5
 WEIGHTS = [torch.rand(WIDTH) + 0.5 for _ in range(4)]
@@ -124,3 +124,28 @@ def test_memory_is_shared_only_by_buffers_that_are_not_needed_at_once() -> None:
     for _ in range(6):
         out = norm.rms_norm(out, WEIGHTS[1], EPS, "after_weight")
     assert torch.equal(calls.tensor(kept), want + out)
+
+
+def test_what_is_filled_before_and_read_after_keeps_its_memory() -> None:
+    rows, plan = Rows("T"), Plan()
+    first, second = (Buffer(rows, WIDTH, torch.float32) for _ in range(2))
+    early = plan_norm(plan, first, WEIGHTS[0], None)
+    for weight in WEIGHTS:
+        out = plan_norm(plan, early, weight, None)
+        out = plan_norm(plan, out, weight, None)
+    last = plan_norm(plan, second, WEIGHTS[1], None)
+    plan.fill(first, second)
+    plan.read(early, last)
+    calls = plan.finish()
+    for count in (3, 1):
+        given = [torch.randn(count, WIDTH) for _ in range(2)]
+        calls.begin({rows: count})
+        for buffer, values in zip((first, second), given, strict=True):
+            calls.tensor(buffer).copy_(values)
+        calls.run({}, 1)
+        wanted = [
+            norm.rms_norm(values, weight, EPS, "after_weight")
+            for values, weight in zip(given, WEIGHTS, strict=False)
+        ]
+        assert torch.equal(calls.tensor(early), wanted[0])
+        assert torch.equal(calls.tensor(last), wanted[1])

@@ -13,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.paged_passes import TORCH, Heads, Request, Rows, exact, make_pass
+from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.paged_attention import (
     Mode,
+    alone,
     attention_row_multiple,
     eager,
     paged_attention,
     plan_attention,
     probe,
+    together,
 )
 from pilotfish.kernels.paged_attention.flash import HIDDEN, merge_weights
 from pilotfish.kernels.paged_attention.partitions import partition, partition_of, partitions_of
@@ -119,6 +122,30 @@ def test_the_probe_finds_a_multiple_and_refuses_what_breaks(
     else:
         assert found in probe.CANDIDATES
         assert found >= least  # more where this machine's own kernel needs it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_where_bits_matter_16_bits_are_computed_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """The flash kernel chooses its 16-bit products by the number of rows, requests and threads."""
+    seen: set[torch.dtype] = set()
+    for module in (alone, together):
+        real = module.flash
+
+        def flash(q: torch.Tensor, *rest: Any, real: Any = real) -> Any:
+            seen.add(q.dtype)
+            return real(q, *rest)
+
+        monkeypatch.setattr(module, "flash", flash)
+    requests = [Request.draw(count, Heads(4, 1, 256), dtype, count) for count in (9, 90)]
+    made = make_pass([Rows(r, 0, len(r.q)) for r in requests], page_size=16)
+    for backend in (TORCH, KernelBackend("torch", invariant=False)):
+        seen.clear()
+        paged_attention(made.q, made.cache, made.plan, scale=0.25, backend=backend)
+        made.plan.memo.clear()
+        wide = backend.invariant or dtype != torch.bfloat16
+        assert seen == {torch.float32 if wide else dtype}
 
 
 @pytest.mark.parametrize("row_multiple", [4, 8, 32])

@@ -82,8 +82,17 @@ def test_far_gates_neither_overflow_nor_leak(backend: KernelBackend, dtype: torc
     assert torch.equal(got, gate.clamp(min=0))
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [37, 1536, 1537])
+@pytest.mark.parametrize("width", [37, 1001, 1536, 1537])
+@pytest.mark.usefixtures("three_threads")
 def test_a_rows_bits_do_not_depend_on_its_neighbours(dtype: torch.dtype, width: int) -> None:
     """Up to 70 rows of 1537: torch splits them between threads, in the middle of a row."""
     gate_up = torch.randn(77, 2 * width).to(dtype)

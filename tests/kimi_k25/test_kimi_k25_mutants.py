@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import attrs
 import pytest
 import torch
 
+from kernels.planned_passes import called_one_by_one
 from kimi_k25.cases import subject, write_shape
 from pilotfish.testing import Broken, Subject, promise_named
 from pilotfish_kimi_k25 import mla, network
@@ -23,6 +24,16 @@ Mutate = Callable[[pytest.MonkeyPatch], None]
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shape(SHAPE, tmp_path_factory.mktemp("mutants"))
+
+
+@pytest.fixture(autouse=True)
+def computed_in_python() -> Iterator[None]:
+    """Mistakes are planted in Python's steps, which planned passes do not go through.
+
+    That planned passes give what those steps give is tested in test_kimi_k25_planned.py.
+    """
+    with called_one_by_one():
+        yield
 
 
 def fresh(path: Path) -> Subject:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from kernels.native_cases import needs_library
 from llama3.families import DYNAMIC, LLAMA3, LONG, LONGROPE, SMALL, YARN, rope
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native import library
 from pilotfish.layers.rope import ROPE_TYPES, RopeParameters
 from pilotfish.layers.rotary import Rotary
 
@@ -112,7 +112,7 @@ def test_many_rows_have_the_angles_of_few(name: str) -> None:
 
 @pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("name", SCALED)
-@pytest.mark.skipif(library() is None, reason="there is no native library here")
+@needs_library
 def test_native_and_portable_angles_are_torchs_but_for_rounding(name: str, portable: bool) -> None:
     backend = KernelBackend("native", portable=portable)
     rotary = Rotary(RopeParameters.from_hf(config(SCALED[name]), HEAD_DIM))

@@ -91,6 +91,9 @@ static void case_elementwise(Case& c) {
       c.run("elementwise", a);
       c.result(a.out, 3 * 1100 * size);
     }
+    a.function = pilotfish::PF_ISA::OF_CLIP, a.limit = 3.3f;
+    c.run("elementwise", a);
+    c.result(a.out, 3 * 1100 * size);
   });
   // The ends of float32, and where formulas change.
   const std::vector<float> ends = {0.0f,   1e-45f, 1e-40f,  1.17549435e-38f, 1e-20f,  0.65f,   0.9f,   0.921875f, 1.41421356f,
@@ -290,8 +293,8 @@ static void case_grouped_linear(Case& c) {
                                                int4_rows(c, dtype, outputs, columns, 32)};
     pf_grouped_linear a = {};
     a.parts = parts.data();
-    a.spans = c.list<int64_t>({0, 0, 1, 2, 1, 14});  // group 1 has no rows
-    a.num_spans = 2, a.x_rows = 5, a.in_features = a.x_stride = columns, a.out_stride = outputs;
+    a.spans = c.list<int64_t>({2, 0, 0, 1, 2, 1, 14});  // two groups have rows, and group 1 none
+    a.x_rows = 5, a.in_features = a.x_stride = columns, a.out_stride = outputs;
     a.x_dtype = a.out_dtype = dtype;
     a.x = c.numbers(dtype, 5 * columns);
     a.rows = c.whole<int64_t>(14, 5);
@@ -372,9 +375,16 @@ static void case_choose_experts(Case& c) {
       a.logits = c.floats(rows * experts, -4.0f, 4.0f);
       a.bias = groups > 1 ? c.floats(experts, -0.25f, 0.25f) : nullptr;
       a.choice = (int64_t*)c.nothing(rows * 6 * 8), a.weights = (float*)c.nothing(rows * 6 * 4);
+      const size_t pairs = rows * 6;
+      pf_row_groups& sorted = a.by_expert;
+      sorted.rows = (int64_t*)c.nothing(pairs * 8), sorted.places = (int64_t*)c.nothing(pairs * 8);
+      sorted.spans = (int64_t*)c.nothing((1 + 3 * experts) * 8);
       c.run("choose_experts", a);
-      c.result(a.choice, rows * 6 * 8);
-      c.result(a.weights, rows * 6 * 4);
+      c.result(a.choice, pairs * 8);
+      c.result(a.weights, pairs * 4);
+      c.result(sorted.rows, pairs * 8);
+      c.result(sorted.places, pairs * 8);
+      c.result(sorted.spans, (1 + 3 * (size_t)sorted.spans[0]) * 8);
     }
   }
 }

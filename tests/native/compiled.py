@@ -12,7 +12,8 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,10 @@ def compiled_library(
     options: Sequence[str] = (),
 ) -> Path:
     """The library by another compiler, or with more options."""
-    output = _folder(variant, repr((digest(), compiler, options))) / library_name("linux")
-    if not output.exists():
-        build(output, compiler=compiler, target_machine=target_machine, options=options)
+    with alone(variant):
+        output = _folder(variant, repr((digest(), compiler, options))) / library_name("linux")
+        if not output.exists():
+            build(output, compiler=compiler, target_machine=target_machine, options=options)
     return output
 
 
@@ -94,24 +96,35 @@ def compiled_program(
     command = list(compiler) or find_compiler()
     assert command is not None
     text = "".join(path.read_text() for path in sorted(TESTS.glob("*.[ch]*")))
-    output = _folder(variant, repr((digest(), command, options, text))) / "program"
-    if output.exists():
-        return output
     # The headers want an instruction set; what it computes itself is integers.
     first = next(iter(INSTRUCTION_SETS[target_machine or machine()].values()))
     includes = [f"-I{INCLUDE}", f"-I{SOURCE}", f"-I{KERNELS}"]
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unused-function", "-DPF_ISA=driver"]
-    making = output.with_suffix(".new")
     files = [str(TESTS / name) for name in sources]
-    done = subprocess.run(
-        [*command, *flags, *first, *includes, *options, *files, "-o", str(making), "-ldl"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    making.replace(output)
+    with alone(variant):
+        output = _folder(variant, repr((digest(), command, options, text))) / "program"
+        making = output.with_suffix(".new")
+        if not output.exists():
+            done = subprocess.run(
+                [*command, *flags, *first, *includes, *options, *files, "-o", str(making), "-ldl"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            making.replace(output)
     return output
+
+
+@contextmanager
+def alone(variant: str) -> Iterator[None]:
+    """Inside of it no other process of tests makes that variant: it waits, and finds it made."""
+    import fcntl
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{variant}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _folder(variant: str, key: str) -> Path:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from docs.page import blocks
-from kernels.native_cases import DTYPES, guarded, in_every_way, needs_library, same_bits
+from kernels.native_cases import DTYPES, NATIVE, guarded, in_every_way, needs_library, same_bits
 from native.compiled import needs_compiler
 from pilotfish.kernels.native import building, library, plugin_library
+from pilotfish.layers.pass_plan import PassPlan
 
 pytestmark = [needs_library, needs_compiler]
 
@@ -25,11 +26,11 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The example's files where the page puts them, compiled, and its Python imported."""
     kernels = tmp_path_factory.mktemp("your_plugin") / "kernels"
-    header, table, python, hook = (b.text for b in blocks(PAGE.read_text()) if b.info)
+    header, table, python, layer, hook = (b.text for b in blocks(PAGE.read_text()) if b.info)
     for name, text in (
         ("scale_rows/native.h", header),
         ("native/kernels.h", table),
-        ("scale_rows.py", python),
+        ("scale_rows.py", f"{python}\n{layer}"),
     ):
         (kernels / name).parent.mkdir(parents=True, exist_ok=True)
         (kernels / name).write_text(text)
@@ -52,6 +53,25 @@ def test_it_computes_with_all_threads_and_instructions(
     x, factors = guarded(torch.randn(7, width).to(dtype)), torch.randn(7)
     found = in_every_way(lambda: plugin.scale_rows(x, factors))
     assert same_bits(found, (x.float() * factors[:, None]).to(dtype))
+
+
+def test_its_layer_is_planned(plugin: ModuleType) -> None:
+    run = PassPlan.empty(
+        rotated=2, dtype=torch.bfloat16, cache_dtype=torch.bfloat16, backend=NATIVE
+    )
+    x = run.buffer(37)
+    out = run.sublayer(plugin.ScaledRows(), x)
+    run.plan.fill(x)
+    run.plan.read(out)
+    calls = run.plan.finish()
+    assert calls.num_torch_steps == 0
+    for count in (7, 1):
+        values, factors = torch.randn(count, 37).bfloat16(), torch.randn(count)
+        now: Any = SimpleNamespace(slots=(SimpleNamespace(factors=factors),))
+        calls.begin({run.rows: count})
+        calls.tensor(x).copy_(values)
+        run.run(calls, now)
+        assert same_bits(calls.tensor(out), plugin.ScaledRows()(values, now))
 
 
 def test_it_is_compiled_anew_where_a_source_has_changed(plugin: ModuleType) -> None:

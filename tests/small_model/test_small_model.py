@@ -142,7 +142,7 @@ def test_inspect_says_where_drafting_ends(
     assert main([*flags, str(short)]) == 0
     said = capsys.readouterr().out
     assert re.search(r"drafts in the first 10 tokens of a context of \d+, and not after", said)
-    assert "width adaptive, to 8 tokens a step; the draft has no limit of its own" in said
+    assert "width adaptive, to 7 tokens a step; the draft has no limit of its own" in said
     assert main([*flags, str(llama), "--width", "64"]) == 0
     said = capsys.readouterr().out
     assert "; width 64\n" in said

@@ -1,12 +1,12 @@
-"""Whether batch-invariant arithmetic holds on this machine, found before weights are read.
+"""What a run may claim of its arithmetic: before weights are read, and with them.
 
 Knows: how to probe a model's shapes with stand-in weights, where kernels are not invariant by
-construction. Does not know: the probes' insides.
+construction, and in which words claims are said. Does not know: the probes' insides.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     import torch
 
     from pilotfish.engine.loading import Prepared
-    from pilotfish.kernels import KernelBackend
     from pilotfish.kernels.linear import LinearWeight
+    from pilotfish.protocols import PipelineModel
+
+_PICTURE = (60, 90)
+"""Height and width of the image that a tower is tried with."""
 
 
 @attrs.frozen(kw_only=True)
@@ -34,37 +37,79 @@ class ArithmeticFacts:
 
 def probe_arithmetic(prepared: Prepared) -> ArithmeticFacts:
     """What holds for the model's rows; native products need no probe, each row has its own."""
+    from pilotfish.layers.claims import Claims, told_failures
+
     backend, model = prepared.backend, prepared.model
+    known: dict[Any, int | None] = {}
     multiples: list[int | None]
     if backend.name == "native":
         by_model = prepared.memory_plan.weight_kinds.values()
         multiples, kinds = [1], {kind for of_model in by_model for kind in of_model}
     else:
-        multiples, kinds = _probe_products(prepared)
-        probe_attention = getattr(model, "probe_attention", None)
-        if backend.name == "torch" and probe_attention and probe_attention({}) is None:
-            multiples.append(None)
-    probe_own = getattr(model, "probe_own_rows", None)
-    if probe_own is not None:
-        multiples.append(probe_own({}))
+        multiples, kinds = _probe_products(prepared, known)
+    why_not = backend.why_not_invariant
+    if isinstance(model, Claims):
+        if backend.name == "torch" and backend.invariant:
+            multiples.append(model.probe_attention(known))
+        multiples.append(model.probe_own_rows(known))
+        why_not = why_not or model.probe_own_parts().why_not_invariant
     held = [multiple for multiple in multiples if multiple is not None]
     found = max(held, default=1) if len(held) == len(multiples) else None
+    if found is None and not why_not:
+        why_not = told_failures(known)
     return ArithmeticFacts(
-        row_multiple=found, linear_kinds=sorted(kinds), described=_described(backend, found)
+        row_multiple=found, linear_kinds=sorted(kinds), described=_described(prepared, why_not)
     )
 
 
-def _described(backend: KernelBackend, row_multiple: int | None) -> str:
-    if not backend.invariant:
+def _described(prepared: Prepared, why_not: str) -> str:
+    if prepared.pipeline_config.runtime.arithmetic == "fastest":
         return "fastest: a row's bits may depend on what is computed beside it"
-    if row_multiple is None:
-        return "NOT invariant: this machine's kernels do not keep a row's bits"
-    if backend.portable and row_multiple == 1:  # else torch computes some products
-        return "portable: a row's bits are its own, and the same on every processor"
-    return "invariant: a row's bits are its own"
+    if why_not:
+        return f"NOT invariant: {why_not}"
+    if not prepared.backend.portable:
+        return "invariant: a row's bits are its own"
+    why_not = why_not_portable(prepared)
+    if why_not:
+        return f"NOT portable: {why_not}; a row's bits are its own on this processor"
+    return "portable: a row's bits are its own, and the same on every processor"
 
 
-def _probe_products(prepared: Prepared) -> tuple[list[int | None], set[str]]:
+def why_not_invariant(model: PipelineModel, vocab_size: int) -> str:
+    """What gives a row of a loaded model other bits beside other rows; "" where nothing was found.
+
+    A model that cannot say it is tried with whole passes: see `layers.whole_pass`.
+    """
+    from pilotfish.layers.claims import Claims
+    from pilotfish.layers.whole_pass import probe_passes
+
+    if isinstance(model, Claims):
+        return model.why_not_invariant
+    if not getattr(model, "is_invariant", True):
+        return "the architecture's model says so"
+    return probe_passes(model, vocab_size).why_not_invariant
+
+
+def why_not_portable(prepared: Prepared) -> str:
+    """What has other bits on another processor though its kernels are portable; "" for nothing."""
+    import torch
+
+    from pilotfish.layers.claims import Claims
+
+    model: Any = prepared.model
+    if not isinstance(model, Claims):
+        return f"{type(model).__name__} computes in ways of its own"
+    if model.why_not_portable:
+        return model.why_not_portable
+    if prepared.image_processor is not None:
+        pixels = torch.full((3, *_PICTURE), 128, dtype=torch.uint8)
+        return model.why_images_are_not_portable([prepared.image_processor.preprocess(pixels)])
+    return ""
+
+
+def _probe_products(
+    prepared: Prepared, known: dict[Any, int | None]
+) -> tuple[list[int | None], set[str]]:
     """Row multiple and form of one stand-in weight for every distinct shape of the model."""
     import torch
 
@@ -94,7 +139,7 @@ def _probe_products(prepared: Prepared) -> tuple[list[int | None], set[str]]:
             bias = numbers.new_zeros(shape[0]) if has_bias else None
             weight = prepare_linear(numbers, bias, backend=prepared.backend, keep_plain=is_tied)
         kinds.add(weight.kind)
-        multiples.append(row_multiple([weight], backend=prepared.backend))
+        multiples.append(row_multiple([weight], backend=prepared.backend, known=known))
     return multiples, kinds
 
 

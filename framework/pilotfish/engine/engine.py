@@ -12,6 +12,7 @@ from pilotfish.engine.outputs import FinishReason
 from pilotfish.engine.request import Request
 from pilotfish.engine.runner import Runner, StepResult
 from pilotfish.engine.scheduler import Scheduler
+from pilotfish.kernels.device import current_device
 
 
 class Engine:
@@ -47,7 +48,10 @@ class Engine:
         batch = self.scheduler.schedule()
         for request in batch:
             request.start()
-        results = self.runner.compute(batch) if batch else []
+        results = []
+        if batch:
+            with current_device(self.runner.model.device):
+                results = self.runner.compute(batch)
         for request, result in zip(batch, results, strict=True):
             self._apply(request, result)
         self._raise_release_failure()

@@ -23,12 +23,13 @@ from pilotfish.config import (
 )
 from pilotfish.config.runtime import Arithmetic, BackendName
 from pilotfish.engine.admission import Admission
+from pilotfish.engine.arithmetic import why_not_invariant, why_not_portable
 from pilotfish.engine.assembly import counters_for, make_engine
 from pilotfish.engine.engine import Engine, step_and_warn
 from pilotfish.engine.host_memory import return_freed_memory
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.loading import Prepared, prepare_from_options
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.prompt import (
@@ -42,7 +43,6 @@ from pilotfish.engine.request import Request
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.errors import PilotfishError, RequestError, UserError
 from pilotfish.plugins import load_registry
-from pilotfish.protocols import PipelineModel
 from pilotfish.registry import Registry
 from pilotfish.speculation import Proposer
 from pilotfish.state import MemoryPlan, StateManager, available_bytes
@@ -107,7 +107,7 @@ class LLM:
         self.memory_plan: MemoryPlan = prepared.memory_plan
         self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
         self._state: StateManager | None = prepared.load()
-        self._unwarned: PipelineModel | None = prepared.model if arithmetic == "invariant" else None
+        self._unproved: Prepared | None = None if arithmetic == "fastest" else prepared
         self.proposer: Proposer | None = prepared.load_proposer(registry)
         self._engine: Engine | None = make_engine(prepared, self._state, self.proposer)
         self._admission = Admission(
@@ -315,16 +315,25 @@ class LLM:
         self.close()
 
     def _warn(self) -> None:
-        """Says, once and before the first pass, when the promise of invariance cannot be kept.
+        """Says, once and before the first pass, when what was asked of arithmetic does not hold.
 
         Not when loading: what can be kept here is found by a probe that the first pass makes.
         """
-        model, self._unwarned = self._unwarned, None
-        if model is not None and not getattr(model, "is_invariant", True):
+        prepared, self._unproved = self._unproved, None
+        if prepared is None:
+            return
+        why_not = why_not_invariant(prepared.model, prepared.vocab_size)
+        if why_not:
             warnings.warn(
-                "no row padding makes arithmetic invariant on this machine: with one seed a text "
-                "may differ between batches; if torch multiplied before the LLM was made, set "
+                f"arithmetic is not invariant here: {why_not}; with one seed a text may differ "
+                "between batches; if torch multiplied before the LLM was made, set "
                 "MKL_CBWR=AUTO,STRICT; arithmetic='fastest' says so on purpose",
+                stacklevel=5,
+            )
+        elif prepared.backend.portable and (why_not := why_not_portable(prepared)):
+            warnings.warn(
+                f"arithmetic is not portable here: {why_not}; with one seed a text may differ "
+                "between processors; arithmetic='invariant' promises this one alone",
                 stacklevel=5,
             )
 

@@ -105,7 +105,10 @@ class Prepared:
                 registry=registry,
             )
         )
-        proposer.load_model(self.draft.weights)
+        from pilotfish.kernels.device import current_device
+
+        with current_device(self.device):
+            proposer.load_model(self.draft.weights)
         return proposer
 
     def load(self) -> StateManager:
@@ -113,8 +116,11 @@ class Prepared:
 
         Raises WeightsError naming tensors that do not fit.
         """
-        self.model.load_model(self.weights)
-        return self.allocate()
+        from pilotfish.kernels.device import current_device
+
+        with current_device(self.device):
+            self.model.load_model(self.weights)
+            return self.allocate()
 
     def allocate(self, *, poison: bool = False) -> StateManager:
         """Allocates the state that `model` declares. poison: see StateManager; for tests."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.elementwise.native import plan_clip
 from pilotfish.kernels.kv_write import write_kv
 from pilotfish.kernels.kv_write.native import plan_write_kv
 from pilotfish.kernels.native.plan import Buffer
@@ -21,7 +22,7 @@ from pilotfish.kernels.rope.native import plan_apply_rope
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.pass_plan import ATTENTION, WRITE_SLOTS, PassPlan, cache_of
+from pilotfish.layers.pass_plan import PassPlan
 
 
 class PagedAttentionLayer(Layer):
@@ -142,8 +143,7 @@ class Attention(PagedAttentionLayer):
         plan, head_dim = run.plan, self.head_shape[2]
         qkv = run.linear(self.qkv, x)
         if self.clip is not None:
-            low, high = -self.clip, self.clip
-            plan.torch(lambda rows: rows.clamp_(low, high), qkv)
+            plan_clip(plan, qkv, self.clip)
         if self.head_norm is not None:
             plan_norm_heads(plan, qkv, self.head_norm.weight, self.head_norm.eps)
         if self.rope:
@@ -156,12 +156,12 @@ class Attention(PagedAttentionLayer):
                 head_width=head_dim,
                 interleaved=self.interleaved,
             )
-        cache = cache_of(self.layer)
+        cache = run.cache(self.layer)
         plan_write_kv(
             plan,
             qkv.columns(self.num_heads * head_dim),
             cache,
-            WRITE_SLOTS,
+            run.write_slots,
             width=2 * self.head_shape[1] * head_dim,
             cache_dtype=run.cache_dtype,
         )
@@ -169,7 +169,7 @@ class Attention(PagedAttentionLayer):
             plan,
             qkv,
             cache,
-            ATTENTION,
+            run.attention,
             head_shape=self.head_shape,
             cache_dtype=run.cache_dtype,
             scale=self.scale,

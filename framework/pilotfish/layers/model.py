@@ -1,13 +1,14 @@
 """DecoderModel: everything a decoder-only text model does that is not its architecture.
 
-Knows: padding, row selection, logit and hidden modes, loading. Does not know: any architecture;
-a plugin subclasses it and says which network to build and how weights are named.
+Knows: padding, row selection, logit and hidden modes, loading. Does not know: any architecture (a
+plugin subclasses it and says which network to build and how weights are named), or how what it
+claims of its rows' bits is found (`claims.py`).
 Axis letters: B requests, T packed tokens, T' rows with padding, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,15 +17,12 @@ from pilotfish.batch import RequestContext
 from pilotfish.config import PipelineConfig
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.linear import LinearWeight, row_multiple
-from pilotfish.kernels.paged_attention import attention_row_multiple, plan_attention
-from pilotfish.layers.attention import PagedAttentionLayer
+from pilotfish.kernels.paged_attention import plan_attention
+from pilotfish.layers.claims import Claims, Known
 from pilotfish.layers.decoder import Decoder, Stream
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.inputs import DecoderInputs, initial_inputs, next_inputs
-from pilotfish.layers.linear import Linear
 from pilotfish.layers.loading import load_layers
-from pilotfish.layers.moe import Experts
 from pilotfish.layers.native_pass import NativePass
 from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
@@ -43,7 +41,7 @@ from pilotfish.weights import (
 _HIDDEN = ReturnHiddenStates
 
 
-class DecoderModel:
+class DecoderModel(Claims):
     """Base of decoder-only models; `PipelineModel` and `SpeculativeTarget` in one.
 
     A subclass sets `config_class` (and `inputs_class` if it adds fields) and implements
@@ -75,10 +73,6 @@ class DecoderModel:
         self.hidden_state_boundaries = tuple(hidden_state_boundaries)
         self._check_boundaries()
         self.network = self.build_network()
-        self._row_multiple: int | None = 1
-        self._head_multiple: int | None = 1
-        self._attention_multiple: int | None = None
-        self._known: MutableMapping[Any, int | None] | None = None
         self._native_passes: dict[frozenset[int], NativePass | Literal[False]] = {}
 
     # What a plugin writes.
@@ -105,23 +99,6 @@ class DecoderModel:
         specs: tuple[StateSpec, ...] = self.config.get_state_specs()
         return specs
 
-    @property
-    def row_multiple(self) -> int:
-        """Rows of a pass are padded to this multiple; the head's rows to one of their own."""
-        self._probe()
-        return self._row_multiple or 1
-
-    @property
-    def is_invariant(self) -> bool:
-        """Whether a row's bits are its own: asked for, and found to hold on this machine."""
-        self._probe()
-        return (
-            self.backend.invariant
-            and self._row_multiple is not None
-            and self._head_multiple is not None
-            and (self.backend.name != "torch" or self._attention_multiple is not None)
-        )
-
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every parameter with memory of its own, name -> shape; a tied one has none."""
         ties = self.weight_rules().ties
@@ -143,7 +120,7 @@ class DecoderModel:
     def load_model(
         self,
         weights: WeightSource,
-        known: MutableMapping[Any, int | None] | None = None,
+        known: Known | None = None,
     ) -> None:
         """Fills every parameter.
 
@@ -164,55 +141,7 @@ class DecoderModel:
         )
         self.network.rotary.to(self.device)
         self._known = {} if known is None else known
-
-    def _probe(self) -> None:
-        """Finds the row multiples that hold on this machine; once, when they are first needed."""
-        if self._known is None:
-            return
-        known, self._known = self._known, None
-        head = self.network.lm_head.prepared
-        self._row_multiple = self.probe_rows(known)
-        self._head_multiple = row_multiple([head], backend=self.backend, known=known)
-        self._attention_multiple = self.probe_attention(known)
-
-    def probe_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
-        """The row multiple of all products but the head's."""
-        head = self.network.lm_head.prepared
-        body = [weight for weight in self._linear_weights() if weight is not head]
-        found = row_multiple(body, backend=self.backend, known=known)
-        own = self.probe_own_rows(known)
-        return None if found is None or own is None else max(found, own)
-
-    def probe_own_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
-        """The row multiple of products that are not `Linear`s; a subclass that has some says it.
-
-        known: as in `load_model`. Weights need not be there. None: no multiple holds.
-        """
-        del known
-        return 1
-
-    def _linear_weights(self) -> list[LinearWeight]:
-        found: list[LinearWeight] = []
-        for layer in self.network.layers_inside():
-            if isinstance(layer, Linear):
-                found.append(layer.prepared)
-            elif isinstance(layer, Experts):
-                found += layer.linear_weights()
-        return found
-
-    def probe_attention(self, known: MutableMapping[Any, int | None]) -> int | None:
-        """The row multiple under which every attention layer of the network holds."""
-        shapes = {
-            layer.head_shape
-            for layer in self.network.layers_inside()
-            if isinstance(layer, PagedAttentionLayer)
-        }
-        if self.backend.name != "torch" or not self.backend.invariant:
-            return None
-        for shape in shapes - known.keys():
-            known[shape] = attention_row_multiple(*shape)
-        held = [known[shape] for shape in shapes]
-        return None if None in held else max((m for m in held if m is not None), default=1)
+        self._is_loaded, self._pass_probe = True, None
 
     # Inputs.
 
@@ -360,7 +289,8 @@ class DecoderModel:
                 cache_dtype=run.caches[0].dtype if run.caches else self.dtype,
                 boundaries=boundaries,
             )
-        return self._native_passes[boundaries] or None
+        planned = self._native_passes[boundaries]
+        return planned if planned and planned.serves(run) else None
 
     def _logits(self, state: Stream, indices: list[int]) -> torch.Tensor:
         """The head on some rows of the pass: [R, V] float32."""

@@ -13,6 +13,7 @@ import torch
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.combine_rows import combine_rows
+from pilotfish.kernels.combine_rows.native import plan_combine_rows
 from pilotfish.kernels.grouped_linear import (
     GroupedWeight,
     GroupedWeightBuilder,
@@ -20,12 +21,16 @@ from pilotfish.kernels.grouped_linear import (
     group_rows,
     grouped_linear,
 )
+from pilotfish.kernels.grouped_linear.native import PlannedGroups, plan_grouped_linear
 from pilotfish.kernels.int4 import COLUMNS_PER_WORD
 from pilotfish.kernels.linear import LinearWeight
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.kernels.swiglu import swiglu
+from pilotfish.kernels.swiglu.native import plan_swiglu
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer, Shape
 from pilotfish.layers.mlp import GatedMLP
+from pilotfish.layers.pass_plan import PassPlan, has_plan
 from pilotfish.layers.router import Router, Routing
 from pilotfish.weights import DeferredTensor, StoredRows
 
@@ -128,9 +133,15 @@ class Experts(Layer):
         return [weight.separate[0] for weight in (self.gate_up, self.down) if weight.separate]
 
     def __call__(self, x: torch.Tensor, groups: RowGroups, backend: KernelBackend) -> torch.Tensor:
-        """x: [R, D], sorted by expert as `groups` says -> [R, D]."""
-        inner = swiglu(grouped_linear(x, self.gate_up, groups, backend=backend), backend=backend)
-        return grouped_linear(inner, self.down, groups, backend=backend)
+        """x: [T, D], which `groups` sorts by expert -> [R, D], sorted."""
+        gate_up = grouped_linear(x, self.gate_up, groups, backend=backend, gather=True)
+        return grouped_linear(swiglu(gate_up, backend=backend), self.down, groups, backend=backend)
+
+    def plan(self, run: PassPlan, x: Buffer, groups: PlannedGroups) -> Buffer:
+        """As `__call__`."""
+        gate_up = plan_grouped_linear(run.plan, x, self.gate_up, groups, gather=True)
+        inner = plan_swiglu(run.plan, gate_up)
+        return plan_grouped_linear(run.plan, inner, self.down, groups, gather=False)
 
 
 class MixtureOfExperts(Layer):
@@ -166,11 +177,20 @@ class MixtureOfExperts(Layer):
         groups = group_rows(
             choice, self.experts.num_experts, backend=backend, row_multiple=run.row_multiple
         )
-        routed = self.experts(x.index_select(0, groups.rows), groups, backend)
+        routed = self.experts(x, groups, backend)
         shared = None if self.shared is None else self.shared(x, run)
         return combine_rows(
             routed, groups.places, weights, shared, num_rows=x.shape[0], backend=backend
         )
+
+    def plan(self, run: PassPlan, x: Buffer) -> Buffer:
+        """As `__call__`."""
+        if not (has_plan(self.router, "plan_choose") and has_plan(self.experts)):
+            return run.called(self, x)
+        weights, groups = self.router.plan_choose(run, x)
+        routed = self.experts.plan(run, x, groups)
+        shared = None if self.shared is None else run.sublayer(self.shared, x)
+        return plan_combine_rows(run.plan, routed, groups.places, weights, shared)
 
 
 def _shapes(part: str, rows: int, columns: int, group_size: int | None) -> dict[str, Shape]:

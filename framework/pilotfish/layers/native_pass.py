@@ -14,9 +14,8 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer, Plan, Pointer, Rows
-from pilotfish.kernels.paged_attention.planned import pass_address
-from pilotfish.kernels.rms_norm import add_scaled
+from pilotfish.kernels.native.plan import Buffer, Pointer, Rows
+from pilotfish.kernels.rms_norm.native import plan_add_scaled
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.forward_pass import ForwardPass
@@ -29,7 +28,10 @@ _WRITTEN = {name: getattr(Decoder, name) for name in ("run", "finish", "logits")
 
 @attrs.frozen(kw_only=True)
 class PassResult:
-    """logits: [R, V] float32, not scaled. kept: boundary -> [T, D], the residual stream there."""
+    """logits: [R, V] float32, not scaled. kept: boundary -> [T, D], the residual stream there.
+
+    T: the rows of the pass that are no padding.
+    """
 
     logits: torch.Tensor
     kept: dict[int, torch.Tensor]
@@ -51,19 +53,16 @@ class NativePass:
         boundaries: Collection[int] = (),
     ) -> None:
         self._network = network
-        self._rows, self._logit_rows = Rows("T"), Rows("R")
-        self._kept: dict[int, torch.Tensor] = {}
-        rotated = network.rotary.parameters.rotary_dim
-        self._run = PassPlan(
-            plan=Plan(),
-            rows=self._rows,
+        self._logit_rows = Rows("R")
+        self._kept: dict[int, Buffer | None] = {}
+        self._run = PassPlan.empty(
+            rotated=network.rotary.parameters.rotary_dim,
             dtype=dtype,
             cache_dtype=cache_dtype,
             backend=backend,
-            cos=Buffer(self._rows, rotated, torch.float32, "cos"),
-            sin=Buffer(self._rows, rotated, torch.float32, "sin"),
         )
         self._x = self._run.buffer(network.embed_tokens.width)
+        self._run.plan.fill(self._x)
         x, stream = self._x, None
         for number, block in enumerate(network.layers):
             self._keep(number, x, stream, boundaries)
@@ -72,6 +71,15 @@ class NativePass:
         self._keep(len(network.layers), x, stream, boundaries)
         self._plan_head(x, stream)
         self._calls = self._run.plan.finish()
+
+    @property
+    def num_torch_steps(self) -> int:
+        """What of a pass is no native call: layers without a plan."""
+        return self._calls.num_torch_steps
+
+    def serves(self, run: ForwardPass) -> bool:
+        """Whether no layer would rather be called by itself in this pass."""
+        return self._run.serves(run)
 
     @classmethod
     def of(cls, network: Decoder, backend: KernelBackend, **options: Any) -> Self | Literal[False]:
@@ -100,15 +108,14 @@ class NativePass:
     def _keep(
         self, boundary: int, x: Buffer, stream: Buffer | None, boundaries: Collection[int]
     ) -> None:
+        """The stream of a boundary, in memory that the pass brings; boundary 0 is what it got."""
         if boundary not in boundaries:
             return
-        multiplier, backend = self._network.residual_multiplier, self._run.backend
-
-        def call(x: torch.Tensor, *before: torch.Tensor) -> None:
-            whole = add_scaled(before[0], x, multiplier, backend=backend) if before else x.clone()
-            self._kept[boundary] = whole
-
-        self._run.plan.torch(call, x, *(() if stream is None else (stream,)))
+        self._kept[boundary] = None
+        if stream is not None:
+            name, multiplier = f"kept.{boundary}", self._network.residual_multiplier
+            out = self._kept[boundary] = attrs.evolve(x, external=name)
+            plan_add_scaled(self._run.plan, stream, x, multiplier, out)
 
     def _plan_head(self, x: Buffer, stream: Buffer | None) -> None:
         run, network = self._run, self._network
@@ -122,30 +129,24 @@ class NativePass:
         if not has_plan(network.lm_head):
             out = self._logits = attrs.evolve(out, external=None)
         run.linear(network.lm_head, normed, out)
+        if self._logits is not None:
+            run.plan.read(self._logits)
 
     def __call__(self, rows: torch.Tensor, run: ForwardPass, indices: Sequence[int]) -> PassResult:
-        """rows: [T, D], what enters block 0. indices: [R], rows whose logits are wanted."""
+        """rows: [T', D], what enters block 0, T' >= T. indices: [R], whose logits are wanted."""
         calls, count = self._calls, len(indices)
         index = torch.tensor(indices, dtype=torch.int64)
         logits = torch.empty((count, self._vocab_size), dtype=torch.float32)
-        calls.begin({self._rows: rows.shape[0], self._logit_rows: count})
+        calls.begin({self._run.rows: run.num_rows, self._logit_rows: count})
+        rows = rows[: run.num_rows]
         calls.tensor(self._x).copy_(rows)
-        addresses = {
-            "cos": run.cos.data_ptr(),
-            "sin": run.sin.data_ptr(),
-            "write_slots": run.write_slots.data_ptr(),
-            "attention": pass_address(run.plan),
-            "logits_index": index.data_ptr(),
-            "logits": logits.data_ptr(),
-            **{f"cache.{i}": cache.data_ptr() for i, cache in enumerate(run.caches)},
+        kept = {
+            boundary: rows if buffer is None else torch.empty_like(rows)
+            for boundary, buffer in self._kept.items()
         }
-        self._run.current.append(run)
-        try:
-            calls.run(addresses, torch.get_num_threads())
-            kept = dict(self._kept)
-        finally:
-            self._run.current.clear()
-            self._kept.clear()
+        others = {f"kept.{boundary}": tensor.data_ptr() for boundary, tensor in kept.items()}
+        others |= {"logits_index": index.data_ptr(), "logits": logits.data_ptr()}
+        self._run.run(calls, run, others)
         if self._logits is not None:
             logits.copy_(calls.tensor(self._logits))
         return PassResult(logits=logits, kept=kept)

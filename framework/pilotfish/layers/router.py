@@ -15,8 +15,12 @@ import torch
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels import router as kernels
+from pilotfish.kernels.grouped_linear.native import PlannedGroups
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.kernels.router import choose_experts, eager
+from pilotfish.kernels.router.native import plan_choose_experts
 from pilotfish.layers.linear import Linear
+from pilotfish.layers.pass_plan import PassPlan
 
 Scoring: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """Logits [T, E] float32 -> scores [T, E] float32, each row from its own logits."""
@@ -77,18 +81,26 @@ class Routing:
         Returns (choice [T, S] int64, ascending in each row, weights [T, S] float32). Of experts
         with equal scores torch.topk decides, on each row by itself; natively the lowest ids.
         """
-        known = _KNOWN.get(self.scoring)
-        return choose_experts(
-            logits if known else self.scoring(logits),
-            bias,
-            scoring=known or "given",
-            num_chosen=self.num_chosen,
-            num_groups=self.num_groups,
-            num_kept_groups=self.num_kept_groups,
-            normalize=self.normalize,
-            scale=self.scale,
-            backend=backend,
-        )
+        scores = logits if self.scoring in _KNOWN else self.scoring(logits)
+        return choose_experts(scores, bias, **self._options(), backend=backend)
+
+    def plan(
+        self, run: PassPlan, logits: Buffer, bias: torch.Tensor | None
+    ) -> tuple[Buffer, PlannedGroups]:
+        """As `__call__`: the weights, and the rows sorted by the experts that were chosen."""
+        if self.scoring not in _KNOWN:
+            run.plan.torch(lambda rows: rows.copy_(self.scoring(rows)), logits)
+        return plan_choose_experts(run.plan, logits, bias, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "scoring": _KNOWN.get(self.scoring, "given"),
+            "num_chosen": self.num_chosen,
+            "num_groups": self.num_groups,
+            "num_kept_groups": self.num_kept_groups,
+            "normalize": self.normalize,
+            "scale": self.scale,
+        }
 
 
 class Router(Linear):
@@ -116,4 +128,11 @@ class Router(Linear):
         self, x: torch.Tensor, backend: KernelBackend, num_rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x: [T', D], padded -> of the first num_rows rows, as `Routing`: (choice, weights)."""
-        return self.routing(self(x.float(), backend)[:num_rows], self.correction, backend)
+        rows = x if backend.name == "native" else x.float()
+        logits = self(rows, backend, torch.float32)[:num_rows]
+        return self.routing(logits, self.correction, backend)
+
+    def plan_choose(self, run: PassPlan, x: Buffer) -> tuple[Buffer, PlannedGroups]:
+        """As `choose`, of rows without padding; see `Routing.plan`."""
+        logits = run.linear(self, x, Buffer(x.rows, self.routing.num_experts, torch.float32))
+        return self.routing.plan(run, logits, self.correction)

@@ -25,6 +25,8 @@ from torch import Tensor
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.count_accepted import count_accepted
+from pilotfish.kernels.elementwise import exp
+from pilotfish.kernels.sampling.native import serves
 from pilotfish.sampling.logprobs import TokenLogprobs, token_logprobs
 from pilotfish.sampling.noise import residual_gumbel, uniform_at
 from pilotfish.sampling.row import SamplingRow
@@ -203,7 +205,7 @@ class ResidualAcceptance(_OneByOne):
 
     def judge(self, logits: Tensor, request: VerifyRequest) -> list[int]:
         """As the base."""
-        laws = self._sampler.process_logits(logits, request.rows).double().softmax(-1)
+        laws = self._sampler.laws(logits, request.rows).double()
         for place, draft in enumerate(request.drafts):
             p, row = laws[place], request.rows[place]
             if request.laws is None:
@@ -219,6 +221,10 @@ class ResidualAcceptance(_OneByOne):
         return [*request.drafts, bonus]
 
 
+_SUM_BITS = 60
+"""Of the whole numbers that a law is added up in."""
+
+
 def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
     """p, q: [V] laws of target and draft -> [V], min(1, p / q), 0 wherever p is 0."""
     ratio = torch.where(q > 0, p / q.clamp(min=torch.finfo(q.dtype).tiny), torch.ones_like(p))
@@ -228,10 +234,11 @@ def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
 def residual_law(p: Tensor, q: Tensor) -> Tensor:
     """p, q: [V] -> [V], max(p - q, 0) normalised; p itself where that is zero everywhere.
 
-    It is zero only where p and q are equal up to rounding; then a rejection is rounding too.
+    It is zero only where p and q are equal up to rounding; then a rejection is rounding too. The
+    sum is one of whole numbers, which no order of addition changes.
     """
     left = (p - q).clamp(min=0.0)
-    total = left.sum()
+    total = (left * 2.0**_SUM_BITS).long().sum().double() * 2.0**-_SUM_BITS
     return left / total if total > 0 else p
 
 
@@ -269,7 +276,7 @@ class RelaxedAcceptance(_OneByOne):
     def judge(self, logits: Tensor, request: VerifyRequest) -> list[int]:
         """As the base. The end of the phase inside the block ends the relaxing."""
         sampled = self._sampler.sample(logits, request.rows).token_ids.tolist()
-        laws = self._sampler.process_logits(logits, request.rows).softmax(-1)
+        laws = self._sampler.laws(logits, request.rows)
         best, ids = laws.topk(min(self._top, laws.shape[1]), dim=-1)
         thinking = True
         for place, draft in enumerate(request.drafts):
@@ -343,7 +350,9 @@ def _uniform(row: SamplingRow) -> float:
 def _draw(law: Tensor, row: SamplingRow) -> int:
     """law: [V] float64 -> a token, with noise that no other use of the position shares."""
     noise = residual_gumbel(torch.tensor([row.seed]), torch.tensor([row.position]), law.shape[0])
-    scores = law.log() + noise[0].double().to(law.device)
+    backend = KernelBackend("native" if serves(noise.device) else "torch")
+    # The largest of log(law) + noise, with a function whose bits are the same on every processor.
+    scores = law * exp(noise[0], backend=backend).double().to(law.device)
     return int(scores.argmax())
 
 

@@ -13,6 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.elementwise import softmax
 from pilotfish.kernels.sampling.native import serves_logits
 from pilotfish.sampling import native
 from pilotfish.sampling.argmax import lowest_argmax
@@ -94,6 +96,12 @@ class Sampler:
             truncate_(picked, [row.truncation for row in chosen])
             processed[noisy] = picked
         return processed
+
+    def laws(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+        """[R, V] float32, the law of each row's token; arguments as `process_logits`."""
+        processed = self.process_logits(logits, rows)
+        backend = KernelBackend("native" if serves_logits(processed) else "torch")
+        return softmax(processed, backend=backend)
 
 
 def _pick(

@@ -71,7 +71,7 @@ class TokenChooser:
 
     def _law(self, logits: torch.Tensor, rows: Sequence[SamplingRow], index: int) -> torch.Tensor:
         one = slice(index, index + 1)
-        return self._sampler.process_logits(logits[one], rows[one]).softmax(-1)[0]
+        return self._sampler.laws(logits[one], rows[one])[0]
 
     def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
         try:

@@ -15,11 +15,14 @@ from pilotfish.config import SpeculativeConfig
 from pilotfish.config.speculative import MOST
 from pilotfish.errors import ConfigError
 
-DEFAULT_MOST = 8
+DEFAULT_MOST = 7
 """Widest adaptive draft for a drafter that names no limit of its own."""
 
-_WIDTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+_WIDTHS = (0, 1, 2, 3, 5, 7, 11, 15)
+"""Looked at; a pass verifies a row more, and even numbers of rows fill tiles."""
 _FIRST = 4
+_FIRST_RATE, _FIRST_WEIGHT = 0.6, 4
+"""What a place's rate is thought to be, and how many observations that thought weighs."""
 _MEMORY = 0.95
 """Weight of the past in a moving average; about twenty steps."""
 _GAP = 1.05
@@ -132,6 +135,18 @@ class _Times:
 
 
 @attrs.define
+class _Rate:
+    """How often a place's draft is accepted: a mean that becomes a moving average."""
+
+    value: float
+    weight: float = _FIRST_WEIGHT
+
+    def add(self, hit: float) -> None:
+        self.weight += 1
+        self.value += max(1 / self.weight, 1 - _MEMORY) * (hit - self.value)
+
+
+@attrs.define
 class _Book:
     """What is known of batches of about one size.
 
@@ -153,7 +168,8 @@ class AdaptiveWidth:
     """Maximises (expected tokens a step) / (seconds a step), by moving averages.
 
     Expected tokens of width w: 1 + a_1 + a_1 a_2 + ... + a_1 ... a_w, a_i the rate at which the
-    draft at place i is accepted when those before it are. The seconds of a pass that verifies w
+    draft at place i is accepted when those before it are; a place that was never reached is thought
+    to have the rate of the last one that was. The seconds of a pass that verifies w
     tokens and those of drafting w are kept apart, by batch size, since a step verifies what the
     step before drafted. The first width and plain decoding (0) are each tried at once; later a
     width thought to be worse is looked at now and then, so that neither is held to for ever.
@@ -162,7 +178,7 @@ class AdaptiveWidth:
     def __init__(self, most: int) -> None:
         self.most = most
         self._widths = [*(width for width in _WIDTHS if width < most), most]
-        self._rates = [0.6] * most
+        self._rates: list[_Rate] = []
         self._books: dict[int, _Book] = {}
 
     def choose(self, num_requests: int) -> int:
@@ -196,7 +212,13 @@ class AdaptiveWidth:
         """As WidthPolicy; places after the first rejection say nothing."""
         for place in range(min(num_drafted, num_accepted + 1, self.most)):
             hit = 1.0 if place < num_accepted else 0.0
-            self._rates[place] = _MEMORY * self._rates[place] + (1 - _MEMORY) * hit
+            if place == len(self._rates):
+                self._rates.append(_Rate(self._rate(place)))
+            self._rates[place].add(hit)
+
+    def _rate(self, place: int) -> float:
+        known = self._rates[: place + 1]
+        return known[-1].value if known else _FIRST_RATE
 
     def _book(self, num_requests: int) -> _Book:
         """Batch sizes that share their averages: 1, 2, 4, 8, ..."""
@@ -217,7 +239,7 @@ class AdaptiveWidth:
     def _value(self, book: _Book, width: int) -> float:
         """Tokens a second."""
         expected, chance = 1.0, 1.0
-        for rate in self._rates[:width]:
-            chance *= rate
+        for place in range(width):
+            chance *= self._rate(place)
             expected += chance
         return expected / (book.passes.guess(width) + book.drafting.guess(width))

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.errors import ConfigError
@@ -40,25 +41,44 @@ def examples_of(architecture: str, registry: Registry) -> Examples:
     return examples
 
 
-def tiny_config(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole example: `SMALL` with the options over it, at the depth where they belong."""
+def tiny_config(
+    architecture: str, options: Mapping[str, Any], sizes: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """A whole example: `SMALL` with the options over it, at the depth where they belong.
+
+    sizes: over both.
+    """
     found = {**SMALL, **copy.deepcopy(dict(options)), "architectures": [architecture]}
     if "text_config" in found:
-        found["text_config"] = {**SMALL, **found["text_config"]}
-    return found
+        found["text_config"] = {**SMALL, **found["text_config"], **sizes}
+        return found
+    return {**found, **sizes}
 
 
-def save_tiny(architecture: str, name: str, folder: Path, registry: Registry) -> Path:
+def save_tiny(
+    architecture: str,
+    name: str,
+    folder: Path,
+    registry: Registry,
+    sizes: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """Writes the example `name` of an architecture into a folder of its own; returns that.
 
-    Raises ConfigError for an architecture that neither its plugin nor transformers can write.
+    sizes: options over the example's own. Raises ConfigError for an architecture that neither its
+    plugin nor transformers can write.
     """
     examples = examples_of(architecture, registry)
     path = folder / f"{architecture}-{name}"
     path.mkdir(parents=True)
-    options = tiny_config(architecture, examples.configs[name])
+    options = tiny_config(architecture, examples.configs[name], sizes)
     (examples.save or save_with_transformers)(options, path)
     return path
+
+
+def with_more_heads(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Wide sizes with heads as wide as `SMALL`'s, for options that depend on a head's width."""
+    heads = sizes["hidden_size"] // (SMALL["hidden_size"] // SMALL["num_attention_heads"])
+    return {**sizes, "num_attention_heads": heads, "num_key_value_heads": heads // 2}
 
 
 def save_with_transformers(options: Mapping[str, Any], folder: Path) -> None:

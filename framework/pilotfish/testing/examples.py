@@ -31,6 +31,15 @@ SMALL: Mapping[str, Any] = MappingProxyType(
 )
 """Sizes of a tiny model, under what an example's own options say."""
 
+WIDE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "width 1024": {"hidden_size": 1024, "intermediate_size": 2816},
+        "width 1000": {"hidden_size": 1000, "intermediate_size": 1001},
+    }
+)
+"""Sizes of a wide model, over what an example's own options say; 1001 is no multiple of anything
+that a processor computes at once."""
+
 
 @attrs.frozen(kw_only=True)
 class Examples:
@@ -39,9 +48,11 @@ class Examples:
     configs: name -> Hugging Face options, laid over `SMALL` (a "text_config" among them too).
     save: writes a random checkpoint of such options to a folder, for an architecture whose files
         transformers cannot write; None lets transformers do it.
+    wide: name -> options that make an example wide, laid over its own: see `WIDE`.
     oracle: makes the oracle of a checkpoint's folder; None takes transformers.
     """
 
     configs: Mapping[str, Mapping[str, Any]] = attrs.field(factory=lambda: {"plain": {}})
+    wide: Mapping[str, Mapping[str, Any]] = WIDE
     save: Callable[[Mapping[str, Any], Path], None] | None = None
     oracle: Callable[[Path], Oracle] | None = None

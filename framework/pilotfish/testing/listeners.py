@@ -152,9 +152,9 @@ class _FixedLaw:
 
     law: torch.Tensor
 
-    def process_logits(self, logits: torch.Tensor, rows: Sequence[Any]) -> torch.Tensor:
-        """Logits of the law."""
-        return self.law.log().expand(len(rows), -1)
+    def laws(self, logits: torch.Tensor, rows: Sequence[Any]) -> torch.Tensor:
+        """The law, for every row."""
+        return self.law.expand(len(rows), -1)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[Any]) -> Any:
         """The bonus token, which nobody looks at."""

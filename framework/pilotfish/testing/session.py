@@ -13,6 +13,7 @@ import torch
 from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.runner import paged_leaf, pass_inputs
+from pilotfish.kernels.device import current_device
 from pilotfish.protocols import ModelInputs, ModelOutputs, PipelineModel
 from pilotfish.state import StateManager
 
@@ -97,7 +98,8 @@ class Session:
     @torch.inference_mode()
     def execute(self, inputs: ModelInputs) -> ModelOutputs:
         """One pass; commits nothing."""
-        return self.model.execute(inputs)
+        with current_device(self.model.device):
+            return self.model.execute(inputs)
 
     def commit(self, rows: Mapping[str, int]) -> None:
         """Keeps the first rows of each request's pass; the others never happened."""

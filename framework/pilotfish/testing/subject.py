@@ -25,7 +25,13 @@ from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import Prepared, prepare_from_options
 from pilotfish.protocols import ImageProcessor, PipelineModel, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import Registry
-from pilotfish.testing.checkpoints import copy_with_config, copy_with_weights, examples_of
+from pilotfish.testing.checkpoints import (
+    copy_with_config,
+    copy_with_weights,
+    examples_of,
+    save_tiny,
+    with_more_heads,
+)
 from pilotfish.testing.oracle import Oracle, TransformersOracle
 from pilotfish.testing.promise import NotApplicable
 from pilotfish.testing.session import Session
@@ -57,6 +63,7 @@ class Subject:
     name: for reports. model: directory, .gguf file, hub id or "demo". dtypes: "float32" and so on.
     num_threads: of torch while a promise is checked; None leaves it.
     draft, speculative: a drafter to be tested on it, for the promises about drafts.
+    example_of: the architecture whose tiny example `name` it is; None for anybody's checkpoint.
     """
 
     name: str
@@ -68,6 +75,7 @@ class Subject:
     num_threads: int | None = None
     draft: str | None = None
     speculative: SpeculativeConfig | None = None
+    example_of: str | None = None
     _models: dict[str, tuple[Prepared, PipelineModel]] = attrs.field(factory=dict, repr=False)
     _oracle: Oracle | NotApplicable | None = attrs.field(default=None, repr=False)
     _exits: ExitStack = attrs.field(factory=ExitStack, repr=False)
@@ -266,6 +274,39 @@ class Subject:
     def with_weights(self, change: Callable[[dict[str, torch.Tensor]], None]) -> Subject:
         """The checkpoint with changed tensors."""
         return self._copy(lambda target: copy_with_weights(self.folder, target, change))
+
+    def wide(self) -> Iterator[Subject]:
+        """The example at real widths, or the checkpoint as it is; each to be closed.
+
+        Raises NotApplicable for an example that is refused at such widths.
+        """
+        if self.example_of is None:
+            yield attrs.evolve(self, models={}, exits=ExitStack())
+            return
+        for told, sizes in examples_of(self.example_of, self.registry).wide.items():
+            made = self._wide(sizes)
+            made.name = f"{self.name}, {told}"
+            yield made
+
+    def _wide(self, sizes: Mapping[str, Any]) -> Subject:
+        """The example with other sizes; with as many heads more where its heads' width is fixed."""
+        architecture, registry = self.example_of, self.registry
+        assert architecture is not None
+        refused = ""
+        for given in (sizes, with_more_heads(sizes)):
+            try:
+                made = self._copy(
+                    lambda target, given=given: save_tiny(  # type: ignore[misc]
+                        architecture, self.name, target, registry, given
+                    )
+                )
+                made.prepared(self.dtype)
+                return made
+            except Exception as error:  # a config of anybody's may refuse in any way
+                refused = f"{type(error).__name__}: {error}"
+        raise NotApplicable(
+            f"the example is refused with {dict(sizes)} ({refused}); give its Examples a `wide`"
+        )
 
     @contextmanager
     def threads(self) -> Iterator[None]:

@@ -33,6 +33,7 @@ from pilotfish.testing.promises import (
     requests,
     sampling,
     speculation,
+    widths,
 )
 from pilotfish.testing.subject import Subject
 
@@ -47,7 +48,9 @@ _GROUPS = {
     "any chunking equals one chunk": batching.chunks_equal_whole,
     "any mixture equals singles": batching.mixtures_equal_singles,
     "pages do not matter": batching.pages_do_not_matter,
+    "later rows do not reach earlier ones": batching.later_rows_do_not_reach_earlier_ones,
     "next inputs equal packed inputs": batching.next_inputs_equal_packed,
+    "rows are their own at real widths": widths.rows_are_their_own_at_real_widths,
     "any history equals committed only": lifecycle.history_equals_committed,
     "preemption is invisible": lifecycle.preemption_is_invisible,
     "tiny pools do not matter": lifecycle.tiny_pools_do_not_matter,
@@ -188,6 +191,7 @@ def tiny_subjects(
                 draft=draft,
                 speculative=speculative,
                 num_threads=1,  # toy sizes: a second thread costs more than it gives
+                example_of=architecture,
             )
             for name in names
         ]

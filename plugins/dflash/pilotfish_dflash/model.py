@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from pilotfish.errors import RouteError, WeightsError
+from pilotfish.kernels.elementwise import tanh
 from pilotfish.layers.loading import load_layers
 from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.rows import padded
@@ -105,18 +106,21 @@ class DFlashProposer(BlockProposer):
     @torch.inference_mode()
     def take_in(self, rows: ContextRows) -> None:
         """As BlockProposer: fc, its norm, and all layers' keys and values from one projection."""
-        context = self.network.project_target_hidden(rows.features)
-        self.network.materialize_kv(
-            context, rows.input_row_offsets, rows.kv, rows.num_started_tokens
+        self.network.take_in(
+            rows.features, rows.input_row_offsets, rows.kv, rows.num_started_tokens
         )
 
     @torch.inference_mode()
     def forward(self, rows: BlockRows) -> torch.Tensor:
         """As BlockProposer: [R, V] float32."""
         hidden = self.network.forward_block(
-            self.embed(rows.tokens), rows.kv, rows.input_row_offsets, rows.num_started_tokens
+            self.embed(rows.tokens),
+            rows.kv,
+            rows.input_row_offsets,
+            rows.num_started_tokens,
+            wanted=rows.wanted_rows,
         )
-        return self.logits(hidden[torch.tensor(rows.wanted_rows, device=self.device)])
+        return self.logits(hidden)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [T] int64 -> [T, D], what enters the first layer."""
@@ -137,7 +141,8 @@ class DFlashProposer(BlockProposer):
         if config.logit_factor != 1.0:
             logits = logits * config.logit_factor
         if config.logit_softcap is not None:
-            logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
+            capped = tanh(logits / config.logit_softcap, backend=self.backend)
+            logits = config.logit_softcap * capped
         if self.network.vocabulary is not None:
             logits = self.network.vocabulary(logits)
         return logits

@@ -10,6 +10,7 @@ Source: "DFlash: Block Diffusion for Flash Speculative Decoding", arXiv 2602.060
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
@@ -29,6 +30,9 @@ from pilotfish.layers.rows import padded
 from pilotfish.layers.vocabulary import DraftVocabulary
 from pilotfish.state import KVCacheInputs
 from pilotfish_dflash.config import DFlashConfig
+from pilotfish_dflash.planned import BlockPass, ContextPass
+
+Planned = TypeVar("Planned", ContextPass, BlockPass)
 
 
 class ContextKV(Layer):
@@ -94,6 +98,7 @@ class DFlashLlama3(Layer):
         self.backend = KernelBackend() if backend is None else backend
         self.row_multiple = 1
         self.attention_multiple: int | None = None
+        self._passes: dict[type[ContextPass | BlockPass], ContextPass | BlockPass] = {}
         width, eps = config.hidden_size, config.rms_norm_eps
         self.rotary = Rotary(config.rope)
         self.fc = Linear(self.num_context_features * config.target_hidden_size, width)
@@ -137,21 +142,40 @@ class DFlashLlama3(Layer):
         angles = self._angles(kv, input_row_offsets, rows.shape[0], started)
         self.context.write(rows, angles, kv, self.backend)
 
+    def take_in(
+        self,
+        features: torch.Tensor,
+        input_row_offsets: torch.Tensor,
+        kv: KVCacheInputs,
+        started: Sequence[int] | None = None,
+    ) -> None:
+        """`materialize_kv` of what `project_target_hidden` makes of features [T, F]."""
+        planned = self._planned(ContextPass, features, kv)
+        if planned is None:
+            context = self.project_target_hidden(features)
+            self.materialize_kv(context, input_row_offsets, kv, started)
+            return
+        angles = self._angles(kv, input_row_offsets, features.shape[0], started)
+        planned(features, angles, kv)
+
     def forward_block(
         self,
         input_embeds: torch.Tensor,
         kv: KVCacheInputs,
         input_row_offsets: torch.Tensor,
         started: Sequence[int] | None = None,
+        wanted: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """One pass over the blocks.
 
         input_embeds: [T, D], of the anchors and the mask tokens. kv, input_row_offsets, started: as
-        `materialize_kv`. Writes the rows' keys and values; they are scratch.
-        Returns [T, D] after the final norm.
+        `materialize_kv`. Writes the rows' keys and values; they are scratch. wanted: [R], None: all
+        rows.
+        Returns [R, D] after the final norm.
         """
         num_rows = input_embeds.shape[0]
-        rows = self._padded(input_embeds)
+        planned = self._planned(BlockPass, input_embeds, kv)
+        rows = input_embeds if planned else self._padded(input_embeds)
         cos, sin = self._angles(kv, input_row_offsets, rows.shape[0], started)
         run = ForwardPass(
             backend=self.backend,
@@ -161,10 +185,27 @@ class DFlashLlama3(Layer):
             caches=kv.blocks,
             write_slots=kv.write_slots,
         )
+        if planned:
+            return planned(input_embeds, run, range(num_rows) if wanted is None else wanted)
         x, stream = rows, None
         for layer in self.layers:
             x, stream = layer(x, stream, run)
-        return self.norm.add(x, stream, self.backend)[0][:num_rows]
+        normed = self.norm.add(x, stream, self.backend)[0][:num_rows]
+        return normed if wanted is None else normed[torch.tensor(wanted, device=normed.device)]
+
+    def _planned(
+        self, kind: type[Planned], rows: torch.Tensor, kv: KVCacheInputs
+    ) -> Planned | None:
+        """A pass as native calls, planned when first asked for; None on another backend."""
+        if self.backend.name != "native":
+            return None
+        found = self._passes.get(kind)
+        if found is None:
+            found = self._passes[kind] = kind(
+                self, dtype=rows.dtype, cache_dtype=kv.blocks[0].dtype
+            )
+        assert isinstance(found, kind)
+        return found
 
     def _plan(self, kv: KVCacheInputs, offsets: torch.Tensor) -> AttentionPlan:
         return plan_attention(

@@ -23,7 +23,8 @@ from pilotfish.layers.rows import padded
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
 from pilotfish.weights import WeightSource, plan_load
 from pilotfish_eagle.config import LEAF, EagleConfig
-from pilotfish_eagle.network import EagleNetwork
+from pilotfish_eagle.network import EagleNetwork, LastRows
+from pilotfish_eagle.planned import EaglePass
 from pilotfish_eagle.weights import weight_rules
 
 
@@ -55,6 +56,7 @@ class EagleModel(SequentialProposer):
         self._row_multiple = 1
         self._head_multiple = 1
         self._attention_multiple: int | None = None
+        self._passes: dict[bool, EaglePass] = {}
 
     # Loading.
 
@@ -116,22 +118,48 @@ class EagleModel(SequentialProposer):
         Returns logits [B', V] float32 and what the next rows recycle, [B', D].
         """
         run, num_padded = self._start(rows)
+        planned = self._planned(rows)
+        if planned is not None:
+            embedded, beside = self._embed(rows.tokens), self._beside(rows)
+            return self._outputs(planned(embedded, beside, run, rows.wanted_rows))
         short = num_padded - rows.tokens.shape[0]
-        tokens = torch.nn.functional.pad(rows.tokens, (0, short))
-        embed = self.network.embed_tokens
-        embedded = self.target.embed(tokens) if embed is None else embed(tokens)
+        embedded = self._embed(torch.nn.functional.pad(rows.tokens, (0, short)))
         stream = self.network.run(embedded, self._hidden(rows, short), run)
-        wanted = rows.wanted_rows
-        if not wanted:
-            nothing = torch.empty(0, self.config.target_vocab_size, device=self.device)
-            return DraftOutputs(logits=nothing)
-        return self._finish(stream, wanted)
+        return self._outputs(self._finish(stream, rows.wanted_rows))
 
-    def _hidden(self, rows: DraftRows, short: int) -> torch.Tensor:
-        """[T', D] of this pass's own, what stands beside the rows' tokens."""
+    def _planned(self, rows: DraftRows) -> EaglePass | None:
+        """The pass as native calls, planned when first asked for; None on another backend."""
+        if self.backend.name != "native":
+            return None
+        combines = rows.features is not None and self.config.version == 3
+        if combines not in self._passes:
+            self._passes[combines] = EaglePass(
+                self.network,
+                self.backend,
+                width=self.config.hidden_size,
+                beside=self._beside(rows).shape[1],
+                combines=combines,
+                dtype=self.dtype,
+                cache_dtype=rows.kv.blocks[0].dtype,
+            )
+        return self._passes[combines]
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: [T] int64 -> [T, D]."""
+        own = self.network.embed_tokens
+        rows: torch.Tensor = self.target.embed(tokens) if own is None else own(tokens)
+        return rows
+
+    def _beside(self, rows: DraftRows) -> torch.Tensor:
+        """[T, F] or [T, D], what stands beside the rows' tokens."""
         found = rows.features if rows.features is not None else rows.recycled
         if found is None:
             raise ValueError("the rows have neither features nor recycled ones; wanted one of them")
+        return found
+
+    def _hidden(self, rows: DraftRows, short: int) -> torch.Tensor:
+        """[T', D] of this pass's own, what the network reads beside the rows' tokens."""
+        found = self._beside(rows)
         hidden = torch.nn.functional.pad(found, (0, 0, 0, short)) if short else found.clone()
         if rows.features is not None and self.config.version == 3:
             hidden = self.network.combine(hidden, self.backend)
@@ -161,19 +189,26 @@ class EagleModel(SequentialProposer):
         )
         return run, num_padded
 
-    def _finish(self, stream: Stream, wanted: list[int]) -> DraftOutputs:
-        """Logits and what is recycled, of some rows."""
-        count, network = len(wanted), self.network
+    def _finish(self, stream: Stream, wanted: list[int]) -> LastRows:
+        """Of some rows of the pass."""
+        count = len(wanted)
+        if not count:
+            return LastRows(stream.x[:0], None)
         filled = wanted + [wanted[-1]] * (padded(count, self._head_multiple) - count)
-        whole = stream.rows(torch.tensor(filled, device=self.device)).sum(self.backend)
-        if network.norm is None:
-            return DraftOutputs(logits=self.target.lm_head(whole[:count]), recycled=whole[:count])
-        normed = network.norm(whole, self.backend)
-        if network.lm_head is None:
-            logits = self.target.lm_head(normed[:count])
+        whole = stream.rows(torch.tensor(filled, device=self.device))
+        return self.network.finish(whole.sum(self.backend), self.backend).first(count)
+
+    def _outputs(self, last: LastRows) -> DraftOutputs:
+        """Logits and what is recycled."""
+        network, normed = self.network, last.normed
+        if not len(last.whole):
+            nothing = torch.empty(0, self.config.target_vocab_size, device=self.device)
+            return DraftOutputs(logits=nothing)
+        if last.logits is None:
+            logits = self.target.lm_head(last.whole if normed is None else normed)
         else:
-            logits = network.lm_head(normed, self.backend).float()[:count]
+            logits = last.logits.float()
         if network.vocabulary is not None:
             logits = network.vocabulary(logits)
-        recycled = normed if network.norm_output else whole
-        return DraftOutputs(logits=logits, recycled=recycled[:count])
+        recycled = normed if network.norm_output else last.whole
+        return DraftOutputs(logits=logits, recycled=recycled)

@@ -8,9 +8,12 @@ Sources: Li et al. 2024, "EAGLE: Speculative Sampling Requires Rethinking Featur
 
 from __future__ import annotations
 
+import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.native.plan import Buffer, Columns
+from pilotfish.kernels.rms_norm.native import plan_norm_heads, plan_rms_norm
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import Block, PreNormBlock
 from pilotfish.layers.decoder import Stream
@@ -20,6 +23,7 @@ from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
+from pilotfish.layers.pass_plan import PassPlan
 from pilotfish.layers.rotary import Rotary
 from pilotfish.layers.vocabulary import DraftVocabulary
 from pilotfish_eagle.config import EagleConfig
@@ -40,6 +44,12 @@ class FirstBlock(Block):
         assert stream is None
         normed, stream = self.mlp_norm.add(self.attention(x, run), x, run.backend)
         return self.mlp(normed, run), stream
+
+    def plan(self, run: PassPlan, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
+        """As `__call__`."""
+        assert stream is None
+        normed, stream = run.add_norm(self.mlp_norm, run.sublayer(self.attention, x), x, 1.0)
+        return run.sublayer(self.mlp, normed), stream
 
 
 class JoiningBlock(Layer):
@@ -77,6 +87,16 @@ class JoiningBlock(Layer):
         rows, stream = self.mlp_norm.add(self.attention(joined, run), stream, backend)
         return self.mlp(rows, run), stream
 
+    def plan(self, run: PassPlan, embedded: Buffer, hidden: Buffer) -> tuple[Buffer, Buffer]:
+        """As `__call__`; the norms write side by side."""
+        joined = run.buffer(embedded.width + hidden.width)
+        plan_norm(run, self.input_norm, embedded, joined.columns(0))
+        plan_norm(run, self.hidden_norm, hidden, joined.columns(embedded.width))
+        stream = plan_norm(run, self.hidden_norm, hidden) if self.norm_before_residual else hidden
+        x = run.sublayer(self.attention, joined)
+        rows, stream = run.add_norm(self.mlp_norm, x, stream, 1.0)
+        return run.sublayer(self.mlp, rows), stream
+
 
 class WideAttention(Attention):
     """Attention whose q, k and v are read from rows of twice the width that it puts out."""
@@ -90,6 +110,26 @@ class WideAttention(Attention):
         super().__init__(0, width, heads, kv_heads, config.head_dim, out_bias=config.out_bias)
         rows = (heads + 2 * kv_heads) * config.head_dim
         self.qkv = Linear(2 * width, rows, bias=config.qkv_bias)
+
+
+@attrs.frozen
+class LastRows:
+    """Of the rows that are wanted: whole, normed: [R, D], the residual stream, and after the norm.
+
+    logits: [R, own vocabulary] of the run's dtype. normed, logits: None where there is no norm or
+    head of the draft's own.
+    """
+
+    whole: torch.Tensor
+    normed: torch.Tensor | None
+    logits: torch.Tensor | None = None
+
+    def first(self, count: int) -> LastRows:
+        """The first of these rows."""
+        normed, logits = (
+            None if part is None else part[:count] for part in (self.normed, self.logits)
+        )
+        return LastRows(self.whole[:count], normed, logits)
 
 
 class EagleNetwork(Layer):
@@ -151,6 +191,42 @@ class EagleNetwork(Layer):
         for block in self.layers:
             x, stream = block(x, stream, run)
         return Stream(x, stream, 1.0)
+
+    def plan_combine(self, run: PassPlan, features: Buffer) -> Buffer:
+        """As `combine`; may overwrite the features."""
+        if self.input_norm is not None:
+            features = plan_norm(run, self.input_norm, features)
+        if self.fc_norm:
+            weight = torch.stack([norm.weight for norm in self.fc_norm])
+            plan_norm_heads(run.plan, features, weight, self.fc_norm[0].eps)
+        return run.linear(self.fc, features)
+
+    def plan(self, run: PassPlan, embedded: Buffer, hidden: Buffer) -> tuple[Buffer, Buffer]:
+        """As `run`, of EAGLE-3: the open stream's x and stream."""
+        assert self.joining is not None
+        return self._plan_rest(run, *self.joining.plan(run, embedded, hidden))
+
+    def plan_joined(self, run: PassPlan, both: Buffer) -> tuple[Buffer, Buffer]:
+        """As `run`, of EAGLE-1; both: [T, 2 D], an embedding and what stands beside it."""
+        assert self.first is not None
+        return self._plan_rest(run, *self.first.plan(run, run.linear(self.fc, both), None))
+
+    def _plan_rest(self, run: PassPlan, x: Buffer, stream: Buffer) -> tuple[Buffer, Buffer]:
+        for block in self.layers:
+            x, stream = block.plan(run, x, stream)
+        return x, stream
+
+    def finish(self, whole: torch.Tensor, backend: KernelBackend) -> LastRows:
+        """whole: [R, D], the residual stream of the rows that are wanted."""
+        normed = None if self.norm is None else self.norm(whole, backend)
+        if normed is None or self.lm_head is None:
+            return LastRows(whole, normed)
+        return LastRows(whole, normed, self.lm_head(normed, backend))
+
+
+def plan_norm(run: PassPlan, norm: RMSNorm, x: Buffer, into: Columns | None = None) -> Buffer:
+    """Plans a norm of its own: a new [T, D], or the buffer into whose columns it goes."""
+    return plan_rms_norm(run.plan, x, norm.weight, norm.eps, norm.cast, into=into)
 
 
 def _first_block(config: EagleConfig) -> FirstBlock:

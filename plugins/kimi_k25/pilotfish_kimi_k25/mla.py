@@ -11,20 +11,27 @@ import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import write_kv
+from pilotfish.kernels.kv_write.native import plan_write_kv
+from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.rms_norm.native import plan_norm_heads, plan_rms_norm
 from pilotfish.kernels.rope import apply_rope
+from pilotfish.kernels.rope.native import plan_apply_rope
 from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.norm import RMSNorm
+from pilotfish.layers.pass_plan import PassPlan
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.kernels.head_linear import head_linear
+from pilotfish_kimi_k25.kernels.head_linear.native import plan_head_linear
 from pilotfish_kimi_k25.kernels.mla_attention import (
     HeadWeights,
     attend_absorbed,
     attend_expanded,
     is_expanded_cheaper,
 )
+from pilotfish_kimi_k25.kernels.mla_attention.native import plan_attend_absorbed
 
 LATENT_NORM_EPS = 1e-6
 """The norms of the latents do not read `rms_norm_eps`; they have always had this."""
@@ -142,7 +149,7 @@ class LatentAttention(PagedAttentionLayer):
     ) -> torch.Tensor:
         """[T, N, V]. One form for all rows where bits matter: the two round differently."""
         backend, heads = run.backend, self.kv_b.heads
-        if not backend.invariant and is_expanded_cheaper(run.plan, heads, self.row_width):
+        if self._expands(run):
             whole = torch.cat((plain, turned), -1)
             return attend_expanded(whole, cache, run.plan, heads, scale=self.scale, backend=backend)
         absorbed = torch.cat((head_linear(plain, self.kv_b.absorb, backend=backend), turned), -1)
@@ -155,3 +162,60 @@ class LatentAttention(PagedAttentionLayer):
             backend=backend,
         )
         return head_linear(seen, heads.up_value, backend=backend)
+
+    def _expands(self, run: ForwardPass) -> bool:
+        if run.backend.invariant:
+            return False
+        return is_expanded_cheaper(run.plan, self.kv_b.heads, self.row_width)
+
+    def plan(self, run: PassPlan, x: Buffer) -> Buffer:
+        """As `__call__` in the absorbed form; heads turn in the rows that the projections made."""
+        run.unless("expanded attention", self._expands)
+        plan, (plain, turning) = run.plan, self.q_parts
+        q, rows, first = self._plan_projections(run, x)
+        for heads, buffer, at, width in (
+            (self.num_heads, q, plain, plain + turning),
+            (1, rows, first + self.latent, turning),
+        ):
+            plan_apply_rope(
+                plan,
+                buffer,
+                run.cos,
+                run.sin,
+                heads=heads,
+                head_width=width,
+                interleaved=self.interleaved,
+                first=at,
+            )
+        cache = run.cache(self.layer)
+        plan_write_kv(
+            plan,
+            rows.columns(first),
+            cache,
+            run.write_slots,
+            width=self.row_width,
+            cache_dtype=run.cache_dtype,
+        )
+        seen = plan_attend_absorbed(
+            plan,
+            plan_head_linear(plan, q, self.kv_b.absorb),
+            cache,
+            run.attention,
+            num_heads=self.num_heads,
+            latent_width=self.latent,
+            cache_dtype=run.cache_dtype,
+            scale=self.scale,
+        )
+        return run.linear(self.out, plan_head_linear(plan, seen, self.kv_b.heads.up_value))
+
+    def _plan_projections(self, run: PassPlan, x: Buffer) -> tuple[Buffer, Buffer, int]:
+        """q [T, N (Q + R - C)], rows of at least R, and the column in which their last R begin."""
+        plan, first = run.plan, self.q_rank or 0
+        if self.q_rank is None:
+            q, rows = run.linear(self.q, x), run.linear(self.kv_a, x)
+        else:
+            rows, norm = run.linear(self.qkv_a, x), self.q_norm
+            latent = plan_rms_norm(plan, rows, norm.weight, norm.eps, norm.cast, width=first)
+            q = run.linear(self.q_b, latent)
+        plan_norm_heads(plan, rows, self.kv_norm.weight[None], self.kv_norm.eps, first=first)
+        return q, rows, first

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.kernels.short_conv import ConvColumns, short_conv
+from pilotfish.kernels.short_conv.native import pass_address, plan_short_conv
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import PreNormBlock, Sublayer
 from pilotfish.layers.decoder import Decoder
@@ -18,6 +20,7 @@ from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
+from pilotfish.layers.pass_plan import PassPlan
 from pilotfish.layers.rotary import Rotary
 from pilotfish_lfm2.config import LFM2Config
 
@@ -62,17 +65,34 @@ class ShortConv(Layer):
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> [T, D]. Writes this pass's columns."""
-        backend, columns = run.backend, run.slots[0]
-        assert isinstance(columns, ConvColumns)
+        backend = run.backend
         mixed = short_conv(
             self.in_proj(x, backend),
             self.columns_weight,
             self.columns_bias,
-            columns,
+            _columns(run),
             self.layer,
             backend=backend,
         )
         return self.out_proj(mixed, backend)
+
+    def plan(self, run: PassPlan, x: Buffer) -> Buffer:
+        """As `__call__`."""
+        mixed = plan_short_conv(
+            run.plan,
+            run.linear(self.in_proj, x),
+            self.columns_weight,
+            self.columns_bias,
+            columns=run.given("conv_columns", lambda current: pass_address(_columns(current))),
+            layer=self.layer,
+        )
+        return run.linear(self.out_proj, mixed)
+
+
+def _columns(run: ForwardPass) -> ConvColumns:
+    columns = run.slots[0]
+    assert isinstance(columns, ConvColumns)
+    return columns
 
 
 def _block(config: LFM2Config, layer: int) -> PreNormBlock:

@@ -8,6 +8,7 @@ import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.numbers import address, dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
 
 
 class Arguments(Structure):
@@ -56,4 +57,28 @@ def combine_rows(
         dtype_code(x.dtype),
     )
     run("combine_rows", args, num_rows * terms * width)
+    return out
+
+
+def plan_combine_rows(
+    plan: Plan, x: Buffer, places: Buffer, weights: Buffer, last: Buffer | None
+) -> Buffer:
+    """Plans it for any [R, D], places and weights [T, S], last [T, D]; returns [T, D]."""
+    out = Buffer(places.rows, x.width, x.dtype)
+    plan.call(
+        "combine_rows",
+        Arguments,
+        x=x,
+        places=places,
+        weights=weights,
+        last=last,
+        out=out,
+        rows=places.rows,
+        filled=places.rows,
+        terms=places.width,
+        width=x.width,
+        row_stride=x.width,
+        last_stride=x.width,
+        dtype=dtype_code(x.dtype),
+    )
     return out

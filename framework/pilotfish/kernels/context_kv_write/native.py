@@ -9,6 +9,7 @@ import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan, Pointer
 
 
 class Arguments(Structure):
@@ -65,3 +66,43 @@ def write_context_kv(
         eps,
     )
     run("write_context_kv", args, slots.shape[0] * layers * 2 * heads * width)
+
+
+def plan_write_context_kv(
+    plan: Plan,
+    kv: Buffer,
+    k_weight: torch.Tensor,
+    angles: tuple[Buffer, Buffer],
+    *,
+    caches: Pointer,
+    write_slots: Pointer,
+    cache_dtype: torch.dtype,
+    eps: float,
+) -> None:
+    """Plans it for [T, L 2 K H], none of them padding.
+
+    k_weight: [L, H] of kv's dtype. caches: the address of L addresses of pages.
+    """
+    weight = k_weight.contiguous()
+    layers, width = weight.shape
+    assert weight.dtype == kv.dtype, (weight.dtype, kv.dtype)
+    plan.keep(weight)
+    cos, sin = angles
+    plan.call(
+        "write_context_kv",
+        Arguments,
+        kv=kv,
+        weight=weight.data_ptr(),
+        cos=cos,
+        sin=sin,
+        caches=caches,
+        slots=write_slots,
+        rows=kv.rows,
+        layers=layers,
+        heads=kv.width // (2 * layers * width),
+        width=width,
+        rotated=cos.width,
+        dtype=dtype_code(kv.dtype),
+        cache_dtype=dtype_code(cache_dtype),
+        eps=eps,
+    )

@@ -12,6 +12,7 @@ typedef struct pf_elementwise {
   int64_t rows, width, row_stride;
   int64_t dtype;
   int64_t function;  // an ElementwiseFunction
+  float limit;       // of OF_CLIP: to -limit and limit
 } pf_elementwise;
 
 // Softmax over the width of rows, likewise.
@@ -29,6 +30,7 @@ namespace PF_ISA {
 // As native.py numbers them.
 enum ElementwiseFunction {
   OF_SILU, OF_GELU, OF_GELU_TANH, OF_SIGMOID, OF_TANH, OF_SOFTPLUS, OF_EXP, OF_RELU_SQUARED, OF_LOG, OF_ERF,
+  OF_CLIP,
 };
 
 constexpr int64_t ELEMENTWISE_PIECE = 1024;  // elements that one thread takes at a time
@@ -61,7 +63,13 @@ static void elementwise_by_function(const pf_elementwise* a, const pf_team* team
     case OF_EXP: return elementwise_of<DTYPE>(a, team, [](Floats x) { return exp(x); });
     case OF_RELU_SQUARED: return elementwise_of<DTYPE>(a, team, [](Floats x) { return relu_squared(x); });
     case OF_LOG: return elementwise_of<DTYPE>(a, team, [](Floats x) { return log(x); });
-    default: return elementwise_of<DTYPE>(a, team, [](Floats x) { return erf(x); });
+    case OF_ERF: return elementwise_of<DTYPE>(a, team, [](Floats x) { return erf(x); });
+    default: {
+      const Floats limit = all(a->limit);
+      return elementwise_of<DTYPE>(a, team, [limit](Floats x) {
+        return smaller(limit, larger(negative(limit), x));  // in this order a NaN passes
+      });
+    }
   }
 }
 

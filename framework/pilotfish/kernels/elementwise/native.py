@@ -5,12 +5,13 @@ Knows: the arguments' records of native.h, and how a function is numbered there.
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int64, c_void_p
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
 
 FUNCTIONS = (
     "silu",
@@ -24,7 +25,8 @@ FUNCTIONS = (
     "log",
     "erf",
 )
-"""In the order of `ElementwiseFunction`; the last two serve the others, and tests."""
+"""In the order of `ElementwiseFunction`; the last two serve the others, and tests. CLIP is next."""
+CLIP = len(FUNCTIONS)
 
 _NUMBERS = {name: number for number, name in enumerate(FUNCTIONS)}
 _COST = 4
@@ -42,6 +44,7 @@ class Arguments(Structure):
         ("row_stride", c_int64),
         ("dtype", c_int64),
         ("function", c_int64),
+        ("limit", c_float),
     )
 
 
@@ -68,10 +71,33 @@ def apply(name: str, x: torch.Tensor) -> torch.Tensor:
         rows, width, row_stride = 1, count, count
     out = x.new_empty(x.shape)
     args = Arguments(
-        x.data_ptr(), out.data_ptr(), rows, width, row_stride, dtype_code(x.dtype), _NUMBERS[name]
+        x.data_ptr(),
+        out.data_ptr(),
+        rows,
+        width,
+        row_stride,
+        dtype_code(x.dtype),
+        _NUMBERS[name],
+        0.0,
     )
     run("elementwise", args, _COST * count)
     return out
+
+
+def plan_clip(plan: Plan, x: Buffer, limit: float) -> None:
+    """Plans `x.clamp_(-limit, limit)` of [rows, D]."""
+    plan.call(
+        "elementwise",
+        Arguments,
+        x=x,
+        out=x,
+        rows=x.rows,
+        width=x.width,
+        row_stride=x.width,
+        dtype=dtype_code(x.dtype),
+        function=CLIP,
+        limit=limit,
+    )
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,11 @@ def group_rows(
     """
     if backend.name == "triton":
         return _on_device(choice, num_groups)
-    return _on_host(choice, num_groups, 1 if backend.name == "native" else row_multiple)
+    made = _on_host(choice.cpu(), num_groups, 1 if backend.name == "native" else row_multiple)
+    if choice.device.type == "cpu":
+        return made
+    rows, places = made.rows.to(choice.device), made.places.to(choice.device)
+    return attrs.evolve(made, rows=rows, places=places)
 
 
 def _on_host(choice: torch.Tensor, num_groups: int, row_multiple: int) -> RowGroups:

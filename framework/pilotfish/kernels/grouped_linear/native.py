@@ -1,6 +1,6 @@
 """Grouped linear on a CPU, by the native library: one call for all groups that have rows.
 
-Knows: its arguments' record in native.h. Does not know: who sorted the rows.
+Knows: the records in native.h and groups.h. Does not know: who sorted the rows.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import ctypes
 from ctypes import Structure, c_int64, c_void_p
 
+import attrs
 import torch
 
 from pilotfish.kernels.grouped_linear.groups import RowGroups
 from pilotfish.kernels.grouped_linear.weight import GroupedWeight
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
 
 
 class Arguments(Structure):
@@ -25,7 +27,6 @@ class Arguments(Structure):
         ("parts", c_void_p),
         ("rows", c_void_p),
         ("spans", c_void_p),
-        ("num_spans", c_int64),
         ("x_rows", c_int64),
         ("in_features", c_int64),
         ("x_dtype", c_int64),
@@ -45,7 +46,7 @@ def grouped_linear(
     if x.shape[1] > 1 and x.stride(1) != 1:
         x = x.contiguous()
     out = torch.empty((num_rows, weight.out_features), dtype=x.dtype)
-    flat = [number for span in groups.spans for number in span]
+    flat = [len(groups.spans), *(number for span in groups.spans for number in span)]
     spans = (c_int64 * len(flat))(*flat)
     run(
         "grouped_linear",
@@ -55,7 +56,6 @@ def grouped_linear(
             ctypes.addressof(weight.native),
             groups.rows.data_ptr() if gather else None,
             ctypes.addressof(spans),
-            len(groups.spans),
             x.shape[0],
             weight.in_features,
             dtype_code(x.dtype),
@@ -64,5 +64,54 @@ def grouped_linear(
             out.stride(0),
         ),
         len(groups.spans) * weight.in_features * weight.out_features,
+    )
+    return out
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class PlannedGroups:
+    """What RowGroups are of a pass, in memory that native calls fill and read.
+
+    rows, places: [T, S] int64 each, rows being the T S sorted ones. spans: [1 + 3 E] int64, how
+    many groups have rows, then each of them as in RowGroups; the same memory in every pass.
+    """
+
+    rows: Buffer
+    places: Buffer
+    spans: torch.Tensor
+
+    @classmethod
+    def of(cls, choice: Buffer, num_groups: int) -> PlannedGroups:
+        """For a choice [T, S] of E groups."""
+        return cls(
+            rows=Buffer(choice.rows, choice.width, torch.int64),
+            places=Buffer(choice.rows, choice.width, torch.int64),
+            spans=torch.zeros(1 + 3 * num_groups, dtype=torch.int64),
+        )
+
+
+def plan_grouped_linear(
+    plan: Plan, x: Buffer, weight: GroupedWeight, groups: PlannedGroups, *, gather: bool
+) -> Buffer:
+    """Plans it for [T, K] rows to gather from, or [T S, K] sorted ones; returns [T S, O]."""
+    num_rows = groups.rows.rows.times(groups.rows.width)
+    assert x.rows is (groups.rows.rows if gather else num_rows), x.rows
+    assert x.width == weight.in_features, (x.width, weight.in_features)
+    out = Buffer(num_rows, weight.out_features, x.dtype)
+    plan.keep(weight, groups.spans)
+    plan.call(
+        "grouped_linear",
+        Arguments,
+        x=x,
+        out=out,
+        parts=ctypes.addressof(weight.native),
+        rows=groups.rows if gather else None,
+        spans=groups.spans.data_ptr(),
+        x_rows=x.rows,
+        in_features=weight.in_features,
+        x_dtype=dtype_code(x.dtype),
+        x_stride=x.width,
+        out_dtype=dtype_code(out.dtype),
+        out_stride=out.width,
     )
     return out

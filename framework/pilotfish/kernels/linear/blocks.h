@@ -32,13 +32,13 @@ typedef struct pf_weight_part {
 namespace pilotfish {
 namespace PF_ISA {
 
-// Columns that are decoded at once, and whose products are one chain of sums (see tiles.h).
+// Columns that are decoded at once.
 constexpr int64_t CHUNK = 512;
 // How far ahead of the bytes in use memory is asked for.
-constexpr int64_t AHEAD = 2048;
+constexpr int64_t AHEAD = 8192;
 
 PF_INLINE int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-PF_INLINE void ask_for(const void* p) { __builtin_prefetch((const char*)p + AHEAD); }
+PF_INLINE void ask_for(const void* p) { __builtin_prefetch((const char*)p + AHEAD, 0, 2); }
 
 PF_INLINE float half(const uint8_t* p) {
   uint16_t bits;
@@ -56,103 +56,76 @@ PF_INLINE Floats counting(int32_t first = 0) { return to_floats(lane_numbers() +
 // compiler would keep them in registers and shuffle each into place.
 PF_INLINE void leave_in_memory(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
-// q with 16 added where a lane's bit of `bits` is set.
-PF_INLINE Ints with_fifth(Ints q, uint32_t bits) {
+// The lanes whose bit of `bits` is set.
+PF_INLINE Mask lanes_of(uint32_t bits) {
 #if defined(__AVX512F__)
-  return {_mm512_mask_or_epi32(q.v, (__mmask16)bits, q.v, _mm512_set1_epi32(16))};
+  return {(__mmask16)bits};
 #else
   alignas(64) static const int32_t lane_bit[LANES] = {
       1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
       1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15,
   };
-  Ints set = all_ints((int32_t)(bits & 0xffff)) & load_ints(lane_bit);
-  return q | select(less(all_ints(0), set), all_ints(16), all_ints(0));
+  return less(all_ints(0), all_ints((int32_t)(bits & 0xffff)) & load_ints(lane_bit));
 #endif
 }
 PF_INLINE Floats number(Floats scale, Ints q, Floats low) { return fma(scale, to_floats(q), low); }
 
-// Sixteen bytes hold 32 numbers of four bits: all low halves, with one scale, then all high ones, with another.
-struct Pair {
-  Floats low, high;
-};
-PF_INLINE Pair nibbles(const uint8_t* bytes, Floats scale, Floats low, Floats high_scale, Floats high_low) {
+// Numbers of four bits under one scale: fma(scale, q + FIRST, low), of which one of FIRST and low is zero.
+template <int FIRST> struct Nibbles {
 #if defined(__AVX512F__)
-  // The sixteen numbers there are, looked up: a permutation reads the low four bits of an index.
-  const __m512 table = fma(scale, counting(), low).v, high_table = fma(high_scale, counting(), high_low).v;
-  const __m512i index = widen_u8(bytes).v;
-  return {{_mm512_permutexvar_ps(index, table)}, {_mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), high_table)}};
+  Floats values;  // of all sixteen
+  PF_INLINE Nibbles of(Floats scale, Floats low) { return {fma(scale, counting(FIRST), low)}; }
+  // Of sixteen bytes: the numbers in their low halves, and in their high ones.
+  Floats low(Ints bytes) const { return {_mm512_permutexvar_ps(bytes.v, values.v)}; }  // reads the low four bits
+  Floats high(Ints bytes) const { return low(shift_right<4>(bytes)); }
 #else
-  Ints pair = widen_u8(bytes);
-  return {number(scale, pair & all_ints(15), low), number(high_scale, shift_right<4>(pair), high_low)};
+  Floats scale, added;
+  PF_INLINE Nibbles of(Floats scale, Floats low) { return {scale, low}; }
+  Floats low(Ints bytes) const { return number(scale, (bytes & all_ints(15)) + all_ints(FIRST), added); }
+  Floats high(Ints bytes) const { return number(scale, shift_right<4>(bytes) + all_ints(FIRST), added); }
 #endif
-}
+};
 
 // --- Each kind's reader goes through N rows side by side, columns `column` (a multiple of CHUNK) to column + columns,
 // and hands what it decodes to take(row, k, sixteen numbers from column + k on), k ascending for each row.
 
 // Blocks of 32 columns: a scale and, of some, a low end in half precision, perhaps a fifth bit of each number, numbers.
-template <int KIND> struct Block {
+template <int KIND> struct Blocks {
   static constexpr bool HAS_LOW = KIND == PF_Q4_1 || KIND == PF_Q5_1;
   static constexpr bool HAS_FIFTH = KIND == PF_Q5_0 || KIND == PF_Q5_1;
   static constexpr int64_t FIFTH = HAS_LOW ? 4 : 2;
   static constexpr int64_t NUMBERS = FIFTH + (HAS_FIFTH ? 4 : 0);
   static constexpr int64_t BYTES = NUMBERS + (KIND == PF_Q8_0 ? 32 : 16);
-  static constexpr float CENTRE = KIND == PF_Q4_0 ? -8.0f : KIND == PF_Q5_0 ? -16.0f : 0.0f;
-};
-
-template <int KIND> struct Blocks {
-  // Scattered halves become floats sixteen at a time.
-  PF_INLINE void read_scales(const uint8_t* blocks, int64_t count, float* scale, float* low) {
-    using B = Block<KIND>;
-    uint16_t halves[LANES] = {};
-    if constexpr (B::HAS_LOW) {  // the two are neighbours
-      uint32_t pairs[LANES] = {};
-      for (int64_t i = 0; i < count; i++) memcpy(pairs + i, blocks + i * B::BYTES, 4);
-      leave_in_memory(pairs);
-      const Ints both = load_ints(pairs);
-      narrow_u16(halves, shift_right<16>(both));
-      store(low, load_f16(halves));
-      narrow_u16(halves, both & all_ints(0xffff));
-      store(scale, load_f16(halves));
-    } else {
-      for (int64_t i = 0; i < count; i++) memcpy(halves + i, blocks + i * B::BYTES, 2);
-      leave_in_memory(halves);
-      const Floats d = load_f16(halves);
-      store(scale, d);
-      store(low, d * all(B::CENTRE));
-    }
-  }
 
   template <int N, typename Take>
   PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
-    using B = Block<KIND>;
-    const int64_t num_blocks = columns / 32, start = column / 32 * B::BYTES;
-    float scale[N][LANES], low[N][LANES];
+    const int64_t num_blocks = columns / 32, start = column / 32 * BYTES;
+    float heads[N][CHUNK / 32][4];  // scale, low end, and what follows
     for (int o = 0; o < N; o++) {
-      if (num_blocks == LANES) read_scales(rows[o] + start, LANES, scale[o], low[o]);
-      else read_scales(rows[o] + start, num_blocks, scale[o], low[o]);
+      for (int64_t i = 0; i < num_blocks; i++) widen_four_halves(rows[o] + start + i * BYTES, heads[o][i]);
     }
-    leave_in_memory(scale);
-    leave_in_memory(low);
+    leave_in_memory(heads);
     for (int64_t i = 0; i < num_blocks; i++) {
       for (int o = 0; o < N; o++) {
-        const uint8_t* block = rows[o] + start + i * B::BYTES;
-        const uint8_t* numbers = block + B::NUMBERS;
+        const uint8_t* block = rows[o] + start + i * BYTES;
+        const uint8_t* numbers = block + NUMBERS;
         ask_for(numbers);
-        const Floats d = all(scale[o][i]), m = all(low[o][i]);
+        const Floats d = all(heads[o][i][0]);
         if constexpr (KIND == PF_Q8_0) {
           take(o, i * 32, d * to_floats(widen_i8((const int8_t*)numbers)));
           take(o, i * 32 + 16, d * to_floats(widen_i8((const int8_t*)numbers + 16)));
-        } else if constexpr (B::HAS_FIFTH) {
+        } else if constexpr (HAS_FIFTH) {
           uint32_t fifth;
-          memcpy(&fifth, block + B::FIFTH, 4);
-          Ints pair = widen_u8(numbers);
-          take(o, i * 32, number(d, with_fifth(pair & all_ints(15), fifth), m));
-          take(o, i * 32 + 16, number(d, with_fifth(shift_right<4>(pair), fifth >> 16), m));
+          memcpy(&fifth, block + FIFTH, 4);
+          const Floats m = HAS_LOW ? all(heads[o][i][1]) : d * all(-16.0f);
+          const Ints pair = widen_u8(numbers), sixteen = all_ints(16);
+          take(o, i * 32, number(d, or_where(lanes_of(fifth), pair & all_ints(15), sixteen), m));
+          take(o, i * 32 + 16, number(d, or_where(lanes_of(fifth >> 16), shift_right<4>(pair), sixteen), m));
         } else {
-          Pair pair = nibbles(numbers, d, m, d, m);
-          take(o, i * 32, pair.low);
-          take(o, i * 32 + 16, pair.high);
+          const auto values = Nibbles<HAS_LOW ? 0 : -8>::of(d, HAS_LOW ? all(heads[o][i][1]) : zero());
+          const Ints pair = widen_u8(numbers);
+          take(o, i * 32, values.low(pair));
+          take(o, i * 32 + 16, values.high(pair));
         }
       }
     }
@@ -161,6 +134,18 @@ template <int KIND> struct Blocks {
 
 // Of a Q5_K block, sub-blocks i and i + 1, a number of five bits to a byte.
 // high: 32 bytes of fifth bits, then those of low halves.
+#if defined(__AVX512F__)
+PF_INLINE __m512i twice(const uint8_t* bytes) {
+  return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)bytes));
+}
+PF_INLINE void add_fifths(const uint8_t* high, int i, uint8_t* five) {
+  const __m512i shift = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+  const __m512i bit = _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << i)), _mm256_set1_epi8((char)(2 << i)), 1);
+  const __m512i four = _mm512_and_si512(_mm512_srlv_epi16(twice(high + 32 + i * 16), shift), _mm512_set1_epi8(15));
+  const __mmask64 fifth = _mm512_test_epi8_mask(twice(high), bit);
+  _mm512_storeu_si512(five, _mm512_mask_add_epi8(four, fifth, four, _mm512_set1_epi8(16)));
+}
+#else
 static __attribute__((noinline)) void add_fifths(const uint8_t* high, int i, uint8_t* __restrict five) {
   const uint8_t* numbers = high + 32 + i * 16;
   const uint8_t bit = (uint8_t)(1 << i), next = (uint8_t)(2 << i);
@@ -169,6 +154,7 @@ static __attribute__((noinline)) void add_fifths(const uint8_t* high, int i, uin
     five[32 + j] = (uint8_t)((numbers[j] >> 4) + (high[j] & next ? 16 : 0));
   }
 }
+#endif
 
 // Blocks of 256 columns, 64 at a time: eight scales and eight low ends of six bits in twelve bytes.
 template <int KIND> struct KBlocks {
@@ -206,11 +192,12 @@ template <int KIND> struct KBlocks {
           const Floats d1 = all(scale[o][i + 1]), m1 = all(scale[o][9 + i]);
           const int64_t k = done + i * 32;
           if constexpr (KIND == PF_Q4_K) {
-            const Pair first = nibbles(numbers, d0, m0, d1, m1), second = nibbles(numbers + 16, d0, m0, d1, m1);
-            take(o, k, first.low);
-            take(o, k + 16, second.low);
-            take(o, k + 32, first.high);
-            take(o, k + 48, second.high);
+            const auto low = Nibbles<0>::of(d0, m0), high = Nibbles<0>::of(d1, m1);
+            const Ints first = widen_u8(numbers), second = widen_u8(numbers + 16);
+            take(o, k, low.low(first));
+            take(o, k + 16, low.low(second));
+            take(o, k + 32, high.high(first));
+            take(o, k + 48, high.high(second));
           } else {
             take(o, k, number(d0, widen_u8(five[o]), m0));
             take(o, k + 16, number(d0, widen_u8(five[o] + 16), m0));
@@ -225,36 +212,51 @@ template <int KIND> struct KBlocks {
 
 // 256 columns: 128 bytes of low halves, 64 of two high bits, sixteen scales of a byte, one in half precision.
 struct Q6KBlocks {
-  PF_INLINE void read_numbers(const uint8_t* block, int8_t* six) {
+  // To a byte each, from 0 to 63.
+  PF_INLINE void read_numbers(const uint8_t* block, uint8_t* six) {
     for (int i = 0; i < 2; i++) {
       const uint8_t *low = block + i * 64, *high = block + 128 + i * 32;
-      int8_t* to = six + i * 128;
+      uint8_t* to = six + i * 128;
       ask_for(low);
       ask_for(high);
+#if defined(__AVX512F__)
+      const __m512i both = twice(high), four = _mm512_loadu_si512(low);
+      const __m512i up = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
+      const __m512i down = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
+      const __m512i top = _mm512_set1_epi8(48), bottom = _mm512_set1_epi8(15);
+      const __m512i first = _mm512_and_si512(_mm512_sllv_epi16(both, up), top);
+      const __m512i second = _mm512_and_si512(_mm512_srlv_epi16(both, down), top);
+      _mm512_storeu_si512(to, _mm512_or_si512(first, _mm512_and_si512(four, bottom)));
+      _mm512_storeu_si512(to + 64, _mm512_or_si512(second, _mm512_and_si512(_mm512_srli_epi16(four, 4), bottom)));
+#else
       for (int j = 0; j < 32; j++) {
-        to[j] = (int8_t)(((low[j] & 15) | (high[j] << 4 & 48)) - 32);
-        to[32 + j] = (int8_t)(((low[32 + j] & 15) | (high[j] << 2 & 48)) - 32);
-        to[64 + j] = (int8_t)((low[j] >> 4 | (high[j] & 48)) - 32);
-        to[96 + j] = (int8_t)((low[32 + j] >> 4 | (high[j] >> 2 & 48)) - 32);
+        to[j] = (uint8_t)((low[j] & 15) | (high[j] << 4 & 48));
+        to[32 + j] = (uint8_t)((low[32 + j] & 15) | (high[j] << 2 & 48));
+        to[64 + j] = (uint8_t)(low[j] >> 4 | (high[j] & 48));
+        to[96 + j] = (uint8_t)(low[32 + j] >> 4 | (high[j] >> 2 & 48));
       }
+#endif
     }
   }
 
   template <int N, typename Take>
   PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
     for (int64_t done = 0; done < columns; done += 256) {
-      float scale[N][LANES];
-      int8_t six[N][256];
+      float scale[N][LANES], low[N][LANES];
+      uint8_t six[N][256];
       for (int o = 0; o < N; o++) {
         const uint8_t* block = rows[o] + (column + done) / 256 * 210;
-        store(scale[o], all(half(block + 208)) * to_floats(widen_i8((const int8_t*)block + 192)));
+        const Floats d = all(half(block + 208)) * to_floats(widen_i8((const int8_t*)block + 192));
+        store(scale[o], d);
+        store(low[o], d * all(-32.0f));
         read_numbers(block, six[o]);
       }
       leave_in_memory(six);
       leave_in_memory(scale);
+      leave_in_memory(low);
       for (int i = 0; i < 16; i++) {
         for (int o = 0; o < N; o++) {
-          take(o, done + i * LANES, all(scale[o][i]) * to_floats(widen_i8(six[o] + i * LANES)));
+          take(o, done + i * LANES, number(all(scale[o][i]), widen_u8(six[o] + i * LANES), all(low[o][i])));
         }
       }
     }

@@ -33,15 +33,15 @@ namespace pilotfish {
 namespace PF_ISA {
 
 // Rows up to which each thread widens x for itself: waiting for the team would take longer.
-constexpr int64_t FEW_ROWS = 12;
+constexpr int64_t WIDENED_ALONE = 12;
 // Rows multiplied before the next panel is decoded, fewer where they are wide: they stay in the second cache.
-constexpr int64_t ROWS_AT_ONCE = 96, WIDE_ROWS_AT_ONCE = 66, WIDE = 2048;
+constexpr int64_t ROWS_AT_ONCE = 192, WIDE_ROWS_AT_ONCE = 96, WIDE = 2048;
 
 // x as float32. Few rows: this thread's own copy (or x itself); else the team's, which it waits for.
 static WideRows wide_rows(const void* x, int64_t dtype, int64_t stride, int64_t rows, int64_t columns, pf_team* team) {
   if (rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0) return {(const float*)x, rows, columns};
   const int64_t bytes = WideRows::bytes(rows, columns);
-  const bool is_few = rows <= FEW_ROWS || team->count == 1;
+  const bool is_few = rows <= WIDENED_ALONE || team->count == 1;
   float* wide = (float*)(is_few ? team->scratch(team, 0, bytes) : team->shared(team, 0, bytes));
   const Share mine = is_few ? Share{0, rows} : share(rows, team);
   with_dtype(dtype, [&](auto d) { widen_rows<d()>(x, stride, mine.begin, mine.end, wide, rows, columns); });
@@ -82,8 +82,9 @@ struct Results {
 // a part, whose output 0 is column `shift` of the results.
 static void multiply(const pf_weight_part* part, int64_t from, int64_t last, int64_t shift, const WideRows& x,
                      const int64_t* order, int64_t first_row, int64_t rows, const Results& results, pf_team* team) {
-  float* y = (float*)team->scratch(team, 1, ROWS_AT_ONCE * PANEL * (int64_t)sizeof(float));
   const int64_t at_once = x.columns > WIDE ? WIDE_ROWS_AT_ONCE : ROWS_AT_ONCE;
+  const int64_t floats = floats_of_panel(rows < at_once ? rows : at_once, x.columns);
+  float* work = (float*)team->scratch(team, 1, floats * (int64_t)sizeof(float));
   for (int64_t t = first_row; t < first_row + rows; t += at_once) {
     const int64_t block = first_row + rows - t < at_once ? first_row + rows - t : at_once;
     for (int64_t o = from; o < last; o += PANEL) {
@@ -93,7 +94,7 @@ static void multiply(const pf_weight_part* part, int64_t from, int64_t last, int
         const int64_t at = ((t + i) * results.stride + column) * element_bytes(results.dtype);
         write_sums(sums, n, count, bias, (char*)results.data + at, results.dtype, results.stride);
       };
-      multiply_panel(part, o, count, x, order ? order + t : nullptr, t, block, y, finish);
+      multiply_panel(part, o, count, x, order ? order + t : nullptr, t, block, work, finish);
     }
   }
 }
@@ -125,7 +126,7 @@ static void linear(const void* args, pf_team* team) {
   for (int64_t p = 0; p < a->num_parts; p++) groups += groups_of(a->parts[p]);
   // Rows are shared too where a thread would get less than a panel of outputs.
   int64_t row_parts = 1;
-  while (groups * row_parts * GROUP < PANEL * team->count && a->rows / (row_parts * 2) >= FEW_ROWS) row_parts *= 2;
+  while (groups * row_parts * GROUP < PANEL * team->count && a->rows / (row_parts * 2) >= WIDENED_ALONE) row_parts *= 2;
   const Share mine = share(groups * row_parts, team);
   for (int64_t i = mine.begin; i < mine.end;) {
     const int64_t row_part = i / groups, begin = i % groups;

@@ -40,7 +40,7 @@ def row_multiple(
     if backend.name in ("triton", "native") or not backend.invariant:
         return 1
     results = {} if known is None else known
-    worst = 1
+    found: list[int | None] = [1]
     for weight in weights:
         kind = weight.kind if weight.scale is None else f"{weight.kind}/{weight.group_size}"
         key = (
@@ -52,27 +52,29 @@ def row_multiple(
         )
         if key not in results:
             results[key] = probe(weight)
-        found = results[key]
-        if found is None:
-            return None
-        worst = max(worst, found)
-    return worst
+        found.append(results[key])
+    held = [multiple for multiple in found if multiple is not None]
+    return max(held) if len(held) == len(found) else None
 
 
 def probe(weight: LinearWeight) -> int | None:
-    """Return BLOCK_ROWS if a row's bits depend neither on its place in a block nor on its mates.
+    """Return the rows of a block if a row's bits depend neither on its place in it nor its mates.
 
     Every product that `linear` makes has as many rows, so there is nothing else to try but the
     places: two blocks, and all the blocks between them, in which one row has every place.
     """
-    size = eager.BLOCK_ROWS
+    size = eager.block_rows(weight)
     generator = torch.Generator().manual_seed(0)
     subject = stand_in(weight, generator)
-    x = cancelling_rows(2 * size, weight, generator)
+    x = cancelling_rows(max(2 * size, 4), weight, generator)
     wanted = eager.linear_in_blocks(x, subject)
     # The last one ends with x, so that its rows of padding stand in the block.
     runs = [slice(first, first + size) for first in range(1, size)] + [slice(size + 3, None)]
-    held = all(torch.equal(eager.linear_in_blocks(x[run], subject), wanted[run]) for run in runs)
+    if size == 1:  # places in memory are all that is left
+        runs = [slice(first, None) for first in range(1, x.shape[0])]
+    held = all(
+        torch.equal(eager.linear_in_blocks(x[run].clone(), subject), wanted[run]) for run in runs
+    )
     return size if held else None
 
 

@@ -10,7 +10,7 @@ buffer or a pass's tensor lies) is written into all records at once before a run
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -21,6 +21,7 @@ import torch
 from pilotfish.kernels.native.library import library, why_not
 
 _ALIGNMENT = 64
+_AFTER_ALL = 1 << 62
 
 
 @attrs.frozen(eq=False)
@@ -28,6 +29,19 @@ class Rows:
     """A number of rows that every pass has anew: all rows of it, say, or those with logits."""
 
     name: str
+    _multiples: dict[int, Rows] = attrs.field(factory=dict, init=False, repr=False)
+
+    def times(self, factor: int) -> Rows:
+        """So many for each of these; no pass says how many they are. The same one for a factor."""
+        if factor not in self._multiples:
+            self._multiples[factor] = Rows(f"{factor} {self.name}")
+        return self._multiples[factor]
+
+    def counts(self, count: int) -> Iterator[tuple[Rows, int]]:
+        """How many these, and all multiples that were asked for, are in a pass that has `count`."""
+        yield self, count
+        for factor, rows in self._multiples.items():
+            yield from rows.counts(factor * count)
 
 
 @attrs.frozen(eq=False)
@@ -115,7 +129,7 @@ class Plan:
         if self._calls and (not self._marks or self._marks[-1] != len(self._calls)):
             self._marks.append(len(self._calls))
 
-    def call(self, function: str | int, record: type[ctypes.Structure], **fields: Any) -> None:
+    def call(self, function: str | int, record: type[ctypes.Structure], /, **fields: Any) -> None:
         """Plans a call.
 
         function: its name in the core's library, or the address of a plugin's own.
@@ -158,6 +172,18 @@ class Plan:
             self._uses[buffer] = (begin if buffer in self._uses else index - 1, max(end, index))
         self._steps.setdefault(index, []).append(_TorchStep(function, buffers))
 
+    def fill(self, *buffers: Buffer) -> None:
+        """Buffers whose rows are written before the first call, with `PlannedCalls.tensor`."""
+        for buffer in buffers:
+            assert buffer.external is None, buffer.external
+            self._uses[buffer] = (-1, self._uses.get(buffer, (-1, -1))[1])
+
+    def read(self, *buffers: Buffer) -> None:
+        """Buffers whose rows are read after the last call, with `PlannedCalls.tensor`."""
+        for buffer in buffers:
+            assert buffer.external is None, buffer.external
+            self._uses[buffer] = (self._uses[buffer][0], _AFTER_ALL)
+
     def _use(self, at: int, value: Buffer | Columns, index: int) -> None:
         buffer, first = (value, 0) if isinstance(value, Buffer) else (value.buffer, value.first)
         shift = first * buffer.dtype.itemsize
@@ -166,8 +192,8 @@ class Plan:
             self._pointer_fields.setdefault(buffer.external, []).append(at // 8)
             return
         self._buffer_fields.append((at // 8, buffer, shift))
-        begin, _ = self._uses.get(buffer, (index, index))
-        self._uses[buffer] = (begin, index)
+        begin, end = self._uses.get(buffer, (index, index))
+        self._uses[buffer] = (begin, max(end, index))
 
     def finish(self) -> PlannedCalls:
         """The calls, ready to run."""
@@ -235,7 +261,8 @@ class PlannedCalls:
         self._memory = torch.empty(len(records) + _ALIGNMENT, dtype=torch.uint8)
         start = -self._memory.data_ptr() % _ALIGNMENT
         view = self._memory[start : start + len(records)]
-        view.copy_(torch.frombuffer(bytearray(records), dtype=torch.uint8))
+        if records:
+            view.copy_(torch.frombuffer(bytearray(records), dtype=torch.uint8))
         self._fields: npt.NDArray[np.int64] = view.numpy().view(np.int64)
         base = view.data_ptr()
         self._calls = np.array([(a, base + offset) for a, offset in calls], dtype=np.int64)
@@ -261,8 +288,18 @@ class PlannedCalls:
         """Memory between calls that is held now."""
         return sum(part.numel() for part in self._arena)
 
+    @property
+    def pointers(self) -> KeysView[str]:
+        """The names whose addresses `run` wants."""
+        return self._pointer_fields.keys()
+
+    @property
+    def num_torch_steps(self) -> int:
+        """Steps that are no native calls."""
+        return sum(len(steps) for steps in self._steps.values())
+
     def begin(self, num_rows: Mapping[Rows, int]) -> None:
-        """Makes room for a pass. num_rows: of each Rows that was planned with."""
+        """Makes room for a pass. num_rows: of each Rows that was planned with, multiples aside."""
         self._place(num_rows)
 
     def run(self, pointers: Mapping[str, int], threads: int) -> None:
@@ -288,7 +325,10 @@ class PlannedCalls:
             first = end
 
     def tensor(self, buffer: Buffer) -> torch.Tensor:
-        """[rows, width], the buffer's own memory, while the pass is at a call that uses it."""
+        """[rows, width], the buffer's own memory, while the pass is at a call that uses it.
+
+        Buffers that were planned to be read keep theirs until the next pass begins.
+        """
         part = self._arena[self._places[buffer]]
         start, count = -part.data_ptr() % _ALIGNMENT, self._num_rows[buffer.rows]
         memory = part[start : start + count * buffer.row_bytes]
@@ -297,7 +337,8 @@ class PlannedCalls:
     def _place(self, num_rows: Mapping[Rows, int]) -> None:
         """Writes row counts, and new memory where there are more rows than ever."""
         grown = False
-        for rows, count in num_rows.items():
+        counts = (pair for rows, count in num_rows.items() for pair in rows.counts(count))
+        for rows, count in counts:
             if self._num_rows.get(rows) != count:
                 self._num_rows[rows] = count
                 if rows in self._rows_fields:

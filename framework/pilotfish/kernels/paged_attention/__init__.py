@@ -67,7 +67,9 @@ def paged_attention(
     Returns a new contiguous [T', N, V] of q's dtype; rows past T mean nothing. Sums are float32.
     A row's bits depend on its q, on the keys and values it sees, their positions, and the scale,
     window and mode; not on batch mates, on how many rows a pass has, nor on where pages lie. Slots
-    that no row of the pass may see are never used: they may hold NaN.
+    that no row of the pass may see are never used: they may hold NaN. On torch and native a row is
+    also not reached by numbers that are not finite in keys and values that other rows of the pass
+    see and it does not; on triton it is: a weight of 0 times NaN is NaN.
     Raises ValueError when shapes, dtypes, window or mode do not fit.
     """
     _check(q, cache, plan, backend)

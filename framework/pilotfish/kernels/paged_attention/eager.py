@@ -19,6 +19,7 @@ from pilotfish.kernels.paged_attention.gather import Gather, RowKind
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
 from pilotfish.kernels.paged_attention.sight import Sight
 from pilotfish.kernels.paged_attention.tiles import Tile, make_tiles
+from pilotfish.kernels.paged_attention.unseen import without_unseen
 
 FEW_ROWS, FEW_FOLDED_ROWS = 16, 64
 """A request with at most so many rows, or rows times G, is computed together with others."""
@@ -65,7 +66,12 @@ def paged_attention(
     if work.alone and num_rows < plan.num_padded_rows:
         q = functional.pad(q, (0, 0, 0, 0, 0, plan.num_padded_rows - num_rows))
     row_shape = (1, cache.shape[2]) if shared else cache.shape[2:]
-    out = _attend(q, cache.view(-1, *row_shape), work, scale, value_width)
+    cache_rows = cache.view(-1, *row_shape)
+
+    def attend() -> torch.Tensor:
+        return _attend(q, cache_rows, work, scale, value_width)
+
+    out = without_unseen(attend(), cache, plan, sight, attend)
     out = out if out.shape[0] == num_rows else out[:num_rows]
     return out if out.dtype == dtype else out.to(dtype)
 

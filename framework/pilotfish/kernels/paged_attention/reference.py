@@ -51,5 +51,10 @@ def paged_attention(
         scores = scale * torch.einsum("inh,jnh->nij", q_rows, k_JNH)
         hidden = ~visible(positions, keys.shape[0], sight)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        out[start : start + count] = torch.einsum("nij,jnh->inh", weights, v_JNH).to(q.dtype)
+        # 0 * NaN is NaN: values that are not finite are left out for the rows that do not see them.
+        odd = ~v_JNH.isfinite()
+        sees_odd = torch.einsum("ij,jnh->inh", (~hidden).to(compute_dtype), odd.to(compute_dtype))
+        clean = torch.einsum("nij,jnh->inh", weights, v_JNH.masked_fill(odd, 0.0))
+        whole = torch.einsum("nij,jnh->inh", weights, v_JNH)
+        out[start : start + count] = torch.where(sees_odd > 0, whole, clean).to(q.dtype)
     return out

@@ -11,7 +11,7 @@ import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.numbers import address, dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.plan import Buffer, Columns, Plan
 
 AFTER_WEIGHT = "after_weight"
 
@@ -106,24 +106,31 @@ def plan_rms_norm(
     *,
     residual: Buffer | None = None,
     multiplier: float = 1.0,
+    width: int | None = None,
+    into: Columns | None = None,
 ) -> Buffer:
-    """Plans `rms_norm` of [rows, D]; returns the normed rows."""
-    out = Buffer(x.rows, x.width, x.dtype)
+    """Plans `rms_norm` of x's first D columns, `width` of them, or all.
+
+    Returns a new [rows, D], or the buffer into whose columns the normed rows go.
+    """
+    assert residual is None or width is None
+    width = width or x.width
+    into = into or Buffer(x.rows, width, x.dtype).columns(0)
     weight, code, weight_code = _weight_as(weight, x.dtype)
     plan.keep(weight)
     plan.call(
         "rms_norm",
         Arguments,
         x=x,
-        out=out,
+        out=into,
         residual=residual,
         weight=address(weight),
         rows=x.rows,
         heads=1,
-        width=x.width,
+        width=width,
         row_stride=x.width,
         head_stride=0,
-        out_row_stride=x.width,
+        out_row_stride=into.buffer.width,
         out_head_stride=0,
         residual_stride=x.width,
         weight_stride=0,
@@ -133,7 +140,7 @@ def plan_rms_norm(
         eps=eps,
         multiplier=multiplier,
     )
-    return out
+    return into.buffer
 
 
 def plan_norm_heads(
@@ -221,14 +228,17 @@ def add_scaled(
     return out
 
 
-def plan_add_scaled(plan: Plan, residual: Buffer, x: Buffer, multiplier: float) -> None:
-    """Plans residual += multiplier * x, both [rows, D]."""
+def plan_add_scaled(
+    plan: Plan, residual: Buffer, x: Buffer, multiplier: float, out: Buffer | None = None
+) -> Buffer:
+    """Plans out = residual + multiplier * x, all [rows, D]; out: None for residual itself."""
+    out = out or residual
     plan.call(
         "add_scaled",
         AddArguments,
         x=x,
         residual=residual,
-        out=residual,
+        out=out,
         rows=x.rows,
         width=x.width,
         row_stride=x.width,
@@ -237,6 +247,7 @@ def plan_add_scaled(plan: Plan, residual: Buffer, x: Buffer, multiplier: float) 
         dtype=dtype_code(x.dtype),
         multiplier=multiplier,
     )
+    return out
 
 
 def _weight_as(

@@ -4,6 +4,7 @@
 // lowest id is chosen.
 #pragma once
 #include "elementwise/native.h"
+#include "grouped_linear/groups.h"
 #include "pilotfish/functions.h"
 #include "pilotfish/rows.h"
 
@@ -11,6 +12,7 @@ extern "C" {
 // logits: [rows, experts] float32, rows row_stride apart. bias: [experts] float32 or null, added for the choice alone.
 // choice: [rows, chosen] int64, ascending. weights: [rows, chosen] float32. Only experts of the kept_groups best groups
 // (of `groups` equal ones, judged by their two best) may be chosen; kept_groups * (experts / groups) >= chosen.
+// by_expert: where the rows sorted by expert go, nulls where nobody wants them.
 typedef struct pf_choose_experts {
   const float* logits;
   const float* bias;
@@ -20,6 +22,7 @@ typedef struct pf_choose_experts {
   int64_t scoring;  // a Scoring
   int64_t normalize;
   double scale;
+  pf_row_groups by_expert;
 } pf_choose_experts;
 }
 
@@ -129,6 +132,10 @@ static void choose_experts(const void* args, pf_team* team) {
       weights[i] = weights[i] * (float)a->scale;
     }
   }
+  if (!a->by_expert.rows) return;
+  team->wait(team);
+  if (team->index > 0) return;
+  group_rows(a->choice, a->rows, a->chosen, experts, a->by_expert, (int64_t*)team->scratch(team, 0, experts * 8));
 }
 
 }  // namespace PF_ISA

@@ -1,6 +1,6 @@
 """The choice of experts on a CPU, by the native library.
 
-Knows: its arguments' record in native.h.
+Knows: its arguments' record in native.h. Planned, the rows are sorted by expert in the same call.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from ctypes import Structure, c_double, c_int64, c_void_p
 
 import torch
 
+from pilotfish.kernels.grouped_linear.native import PlannedGroups
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.numbers import address
+from pilotfish.kernels.native.plan import Buffer, Plan
 
 _SCORINGS = {"given": 0, "sigmoid": 1, "softmax": 2}
 _COST = 16
@@ -34,6 +36,9 @@ class Arguments(Structure):
         ("scoring", c_int64),
         ("normalize", c_int64),
         ("scale", c_double),
+        ("sorted_rows", c_void_p),
+        ("places", c_void_p),
+        ("spans", c_void_p),
     )
 
 
@@ -69,3 +74,44 @@ def choose_experts(
     )
     run("choose_experts", args, _COST * rows * experts)
     return choice, weights
+
+
+def plan_choose_experts(
+    plan: Plan,
+    logits: Buffer,
+    bias: torch.Tensor | None,
+    *,
+    scoring: str,
+    num_chosen: int,
+    num_groups: int,
+    num_kept_groups: int,
+    normalize: bool,
+    scale: float,
+) -> tuple[Buffer, PlannedGroups]:
+    """Plans it for [T, E]; returns the weights [T, S], and the rows sorted by expert."""
+    assert logits.dtype == torch.float32, logits.dtype
+    choice = Buffer(logits.rows, num_chosen, torch.int64)
+    weights = Buffer(logits.rows, num_chosen, torch.float32)
+    groups = PlannedGroups.of(choice, logits.width)
+    plan.keep(bias, groups.spans)
+    plan.call(
+        "choose_experts",
+        Arguments,
+        logits=logits,
+        bias=address(bias),
+        choice=choice,
+        weights=weights,
+        rows=logits.rows,
+        experts=logits.width,
+        row_stride=logits.width,
+        chosen=num_chosen,
+        groups=num_groups,
+        kept_groups=num_kept_groups,
+        scoring=_SCORINGS[scoring],
+        normalize=normalize,
+        scale=scale,
+        sorted_rows=groups.rows,
+        places=groups.places,
+        spans=groups.spans.data_ptr(),
+    )
+    return weights, groups

@@ -16,6 +16,7 @@ import torch
 from pilotfish.batch import RaggedBatch, RequestContext
 from pilotfish.config import PipelineConfig
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.device import current_device
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ModelInputs, PipelineModel, ReturnLogits
 from pilotfish.registry import Registry
@@ -147,6 +148,10 @@ class UnifiedModel:
     @torch.inference_mode()
     def execute(self, model_inputs: ModelInputs) -> UnifiedOutputs:
         """One step: verify, accept, take the rows that count into the draft, draft on."""
+        with current_device(self.target.device):
+            return self._execute(model_inputs)
+
+    def _execute(self, model_inputs: ModelInputs) -> UnifiedOutputs:
         if not isinstance(model_inputs, self.inputs_class):
             raise ValueError(
                 f"the inputs are {type(model_inputs).__name__}; wanted "

@@ -6,10 +6,12 @@ Knows: schedules. Does not know: what the logits should be, only that they do no
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import torch
 
 from pilotfish.testing.compare import want_same_bits
+from pilotfish.testing.promise import NotApplicable
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
@@ -106,6 +108,42 @@ def pages_do_not_matter(subject: Subject) -> None:
             want_same_bits(session.finish("a", [3, 9]), whole, where)
             for layer, (got, wanted) in enumerate(zip(session.memory_of("a"), kept, strict=True)):
                 want_same_bits(got, wanted, f"{where}, cached rows of layer {layer}")
+
+
+def later_rows_do_not_reach_earlier_ones(subject: Subject) -> None:
+    """A token whose embedding is NaN or infinite changes no bit of the rows before it."""
+    length, place = LONG, LONG - 6
+    if subject.prepared(subject.dtype).backend.name == "triton":
+        raise NotApplicable("what triton's kernels promise of numbers that are not finite is less")
+    for dtype in subject.dtypes:
+        tokens = subject.tokens(length)
+        odd = next(t for t in range(subject.vocab_size - 1, -1, -1) if t not in tokens)
+        with_odd = [*tokens[:place], odd, *tokens[place + 1 :]]
+        for value in (float("nan"), float("inf")):
+            with subject.with_weights(partial(_poison_embedding, odd, value)) as poisoned:
+                # A head that is tied to the embedding has the value in the token's own column.
+                wanted = _without_column(poisoned.alone(tokens, dtype), odd)
+                for first in (0, place - 3):  # a prefill, and a few rows as when drafts are judged
+                    session = poisoned.session(dtype)
+                    session.add("a", with_odd)
+                    rows = [session.run({"a": first})["a"]] if first else []
+                    rows.append(session.finish("a"))
+                    want_same_bits(
+                        _without_column(torch.cat(rows)[:place], odd),
+                        wanted[:place],
+                        f"{dtype}, rows before a token that is {value}, from row {first} in a pass",
+                    )
+
+
+def _poison_embedding(token: int, value: float, tensors: dict[str, torch.Tensor]) -> None:
+    names = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    if len(names) != 1:
+        raise NotApplicable("the checkpoint has no single embed_tokens.weight")
+    tensors[names[0]][token] = value
+
+
+def _without_column(logits: torch.Tensor, column: int) -> torch.Tensor:
+    return torch.cat((logits[:, :column], logits[:, column + 1 :]), dim=1)
 
 
 def next_inputs_equal_packed(subject: Subject) -> None:

@@ -12,14 +12,18 @@ from collections.abc import Sequence
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.elementwise import gelu, gelu_tanh
+from pilotfish.kernels.paged_attention import paged_attention, plan_attention
 from pilotfish.kernels.rope import apply_rope
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.norm import LayerNorm
+from pilotfish.state import KVCacheInputs
 from pilotfish_kimi_k25.vision.config import VisionConfig
 from pilotfish_kimi_k25.vision.positions import resampled, rotary_angles
 
 Grid = tuple[int, int, int]
+_PAGE_SIZE = 128
 
 
 class PositionTable(Layer):
@@ -54,7 +58,7 @@ class VisionBlock(Layer):
     ) -> torch.Tensor:
         """x: [P', D], updated in place. counts: patches of each image; rows after them pad."""
         x.add_(self.out(self._attend(self.norm1(x, backend), counts, cos, sin, backend), backend))
-        inner = gelu_tanh(self.fc1(self.norm2(x, backend), backend))
+        inner = gelu_tanh(self.fc1(self.norm2(x, backend), backend), backend=backend)
         return x.add_(self.fc2(inner, backend))
 
     def _attend(
@@ -71,9 +75,7 @@ class VisionBlock(Layer):
         start = 0
         for count in counts:
             own = qkv_P3NH[start : start + count].view(count, 3, self.num_heads, -1)
-            q, k, v = own.permute(1, 2, 0, 3).contiguous().unsqueeze(1)
-            found = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-            mixed[start : start + count] = found[0].transpose(0, 1).reshape(count, -1)
+            mixed[start : start + count] = attend(own, backend).flatten(1)
             start += count
         return mixed
 
@@ -87,18 +89,11 @@ class Projector(Layer):
         self.fc1 = Linear(config.merged_size, config.merged_size, bias=True)
         self.fc2 = Linear(config.merged_size, config.text_hidden_size, bias=True)
 
-    def __call__(
-        self, x: torch.Tensor, multiple: int, counts: Sequence[int], backend: KernelBackend
-    ) -> torch.Tensor:
-        """x: [P, D], patches in the order of their tokens. counts: tokens of each image."""
+    def __call__(self, x: torch.Tensor, multiple: int, backend: KernelBackend) -> torch.Tensor:
+        """x: [P, D], patches in the order of their tokens."""
         merged = self.norm(x, backend).view(-1, self.merged_size)
         num_rows = merged.shape[0]
-        inner = self.fc1(_padded(merged, multiple), backend)
-        start = 0
-        for count in counts:  # erf rounds the last elements of an array otherwise
-            own = inner[start : start + count]
-            own.copy_(torch.nn.functional.gelu(own))
-            start += count
+        inner = gelu(self.fc1(_padded(merged, multiple), backend), backend=backend)
         return self.fc2(inner, backend)[:num_rows]
 
 
@@ -106,8 +101,8 @@ class VisionTower(Layer):
     """MoonViT and its projector.
 
     Several images of different grids run in one ragged pass; a row's bits are its image's own:
-    linear layers get rows in multiples of `row_multiple`, attention and the projector's GELU work
-    image by image, everything else element by element.
+    linear layers get rows in multiples of `row_multiple`, attention works image by image,
+    everything else element by element.
     Parameters: patch_embed, positions, layers.{layer}..., norm, projector...
     """
 
@@ -141,7 +136,7 @@ class VisionTower(Layer):
         x = self.norm(x, backend)[:num_rows]
         order = torch.cat(self._merge_orders(grids)).to(device)
         tokens = [self.config.num_tokens(grid) for grid in grids]
-        rows = self.projector(x.index_select(0, order), row_multiple, tokens, backend)
+        rows = self.projector(x.index_select(0, order), row_multiple, backend)
         return [part.clone() for part in torch.split(rows, tokens)]
 
     def _angles(
@@ -170,15 +165,36 @@ class VisionTower(Layer):
         return orders
 
 
-def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """GELU with the tanh form, x * sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
+def attend(qkv: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+    """Full attention of one image's patches: [n, 3, N, H] queries, keys, values -> [n, N, H].
 
-    Computed in float32 with operations that round an element the same wherever it lies; torch's
-    own kernel treats the last elements of an array otherwise. Source: Hendrycks and Gimpel 2016.
+    torch's own, which is faster, but where bits must not depend on the processor.
     """
-    wide = x.float()
-    twice = wide.pow(3).mul_(0.044715).add_(wide).mul_(-2 * math.sqrt(2 / math.pi))
-    return torch.div(wide, twice.exp_().add_(1.0), out=twice).to(x.dtype)
+    if not backend.portable:
+        q, k, v = qkv.permute(1, 2, 0, 3).contiguous().unsqueeze(1)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+    count, _, num_heads, width = qkv.shape
+    num_pages = -(-count // _PAGE_SIZE)
+    pages = qkv.new_zeros(num_pages, _PAGE_SIZE, 2, num_heads, width)
+    pages.flatten(0, 1)[:count] = qkv[:, 1:]
+    inputs = KVCacheInputs(
+        blocks=(pages,),
+        lookup_table=torch.arange(num_pages, dtype=torch.int32)[None],
+        cache_lengths=torch.zeros(1, dtype=torch.int32),
+        write_slots=torch.arange(count),
+        page_size_tokens=_PAGE_SIZE,
+        lengths=(0,),
+        row_counts=(count,),
+    )
+    offsets = torch.tensor((0, count), dtype=torch.int32)
+    return paged_attention(
+        qkv[:, 0],
+        pages,
+        plan_attention(inputs, offsets, backend=backend),
+        scale=width**-0.5,
+        mode="block",
+        backend=backend,
+    )
 
 
 def _padded(rows: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -9,14 +9,15 @@
 
 extern "C" {
 // x: [T, N, K] of `dtype`, K contiguous, strides in elements. weight: [N, O, K] of `weight_dtype`, contiguous.
-// out: [T, N, O] of `dtype`, contiguous.
+// out: [T, N, O + copied] of `dtype`, contiguous: behind its outputs a head has the `copied` columns of x that stand
+// behind its K.
 typedef struct pf_head_linear {
   const void* x;
   const void* weight;
   void* out;
   int64_t rows, heads, in_features, out_features;
   int64_t row_stride, head_stride;
-  int64_t dtype, weight_dtype;
+  int64_t dtype, weight_dtype, copied;
 } pf_head_linear;
 }
 
@@ -80,8 +81,10 @@ static void multiply_rows(const pf_head_linear* a, int64_t head, int64_t first_o
         multiply<ROWS>(x + k, weight + k, stride, stride - k < CHUNK ? stride - k : CHUNK, y);
       }
       for (int i = 0; i < ROWS; i++) {
-        Type* out = (Type*)a->out + ((t + i) * a->heads + head) * a->out_features + first_output;
+        Type* out = (Type*)a->out + ((t + i) * a->heads + head) * (a->out_features + a->copied) + first_output;
         write_some<DTYPE>(out, y[i], left);
+        if (left > PANEL || !a->copied) continue;
+        memcpy(out + left, from + i * a->row_stride + a->in_features, sizeof(Type) * (size_t)a->copied);
       }
     }
     multiply_rows<DTYPE, ROWS - 1>(a, head, first_output, weight, x, t);

@@ -10,6 +10,7 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.plan import Buffer, Plan
 from pilotfish_kimi_k25.kernels.native import LIBRARY
 
 
@@ -28,6 +29,7 @@ class Arguments(Structure):
         ("head_stride", c_int64),
         ("dtype", c_int64),
         ("weight_dtype", c_int64),
+        ("copied", c_int64),
     )
 
 
@@ -50,6 +52,38 @@ def head_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         x.stride(1),
         dtype_code(x.dtype),
         dtype_code(weight.dtype),
+        0,
     )
     LIBRARY.run("head_linear", args, weight.numel())
+    return out
+
+
+def plan_head_linear(plan: Plan, x: Buffer, weight: torch.Tensor) -> Buffer:
+    """Plans it for [T, N (K + W)]; returns [T, N (O + W)].
+
+    weight: [N, O, K], copied unless it is contiguous. W: columns of every head that stand behind
+    those that are multiplied; they are copied behind its outputs.
+    """
+    weight = weight.contiguous()
+    num_heads, width_o, width_k = weight.shape
+    copied = x.width // num_heads - width_k
+    assert copied >= 0, (x.width, weight.shape)
+    out = Buffer(x.rows, num_heads * (width_o + copied), x.dtype)
+    plan.keep(weight)
+    plan.call(
+        LIBRARY.address("head_linear"),
+        Arguments,
+        x=x,
+        weight=weight.data_ptr(),
+        out=out,
+        rows=x.rows,
+        heads=num_heads,
+        in_features=width_k,
+        out_features=width_o,
+        row_stride=x.width,
+        head_stride=width_k + copied,
+        dtype=dtype_code(x.dtype),
+        weight_dtype=dtype_code(weight.dtype),
+        copied=copied,
+    )
     return out

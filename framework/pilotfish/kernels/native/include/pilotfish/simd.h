@@ -74,6 +74,8 @@ PF_INLINE Mask is_nan(Floats a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNOR
 PF_INLINE Mask less(Ints a, Ints b) { return {_mm512_cmplt_epi32_mask(a.v, b.v)}; }
 PF_INLINE Floats select(Mask m, Floats yes, Floats no) { return {_mm512_mask_blend_ps(m.v, no.v, yes.v)}; }
 PF_INLINE Ints select(Mask m, Ints yes, Ints no) { return {_mm512_mask_blend_epi32(m.v, no.v, yes.v)}; }
+// x | y where a lane of m is set, else x.
+PF_INLINE Ints or_where(Mask m, Ints x, Ints y) { return {_mm512_mask_or_epi32(x.v, m.v, x.v, y.v)}; }
 PF_INLINE Mask operator&(Mask a, Mask b) { return {(__mmask16)(a.v & b.v)}; }
 PF_INLINE Mask operator|(Mask a, Mask b) { return {(__mmask16)(a.v | b.v)}; }
 
@@ -142,6 +144,7 @@ PF_INLINE Mask is_nan(Floats a) { return {_mm256_cmp_ps(a.a, a.a, _CMP_UNORD_Q),
 PF_INLINE Mask less(Ints a, Ints b) { return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(b.a, a.a)), _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.b, a.b))}; }
 PF_INLINE Floats select(Mask m, Floats yes, Floats no) { return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)}; }
 PF_INLINE Ints select(Mask m, Ints yes, Ints no) { return bits_as_ints(select(m, bits_as_floats(yes), bits_as_floats(no))); }
+PF_INLINE Ints or_where(Mask m, Ints x, Ints y) { return x | (Ints{_mm256_castps_si256(m.a), _mm256_castps_si256(m.b)} & y); }
 PF_INLINE Mask operator&(Mask a, Mask b) { return {_mm256_and_ps(a.a, b.a), _mm256_and_ps(a.b, b.b)}; }
 PF_INLINE Mask operator|(Mask a, Mask b) { return {_mm256_or_ps(a.a, b.a), _mm256_or_ps(a.b, b.b)}; }
 #undef PF_BOTH
@@ -215,6 +218,7 @@ PF_INLINE Mask is_nan(Floats a) { PF_EACH(Mask, vmvnq_u32(vceqq_f32(a.q[i], a.q[
 PF_INLINE Mask less(Ints a, Ints b) { PF_EACH(Mask, vcltq_s32(a.q[i], b.q[i])); }
 PF_INLINE Floats select(Mask m, Floats yes, Floats no) { PF_EACH(Floats, vbslq_f32(m.q[i], yes.q[i], no.q[i])); }
 PF_INLINE Ints select(Mask m, Ints yes, Ints no) { PF_EACH(Ints, vbslq_s32(m.q[i], yes.q[i], no.q[i])); }
+PF_INLINE Ints or_where(Mask m, Ints x, Ints y) { PF_EACH(Ints, vorrq_s32(x.q[i], vandq_s32(vreinterpretq_s32_u32(m.q[i]), y.q[i]))); }
 PF_INLINE Mask operator&(Mask a, Mask b) { PF_EACH(Mask, vandq_u32(a.q[i], b.q[i])); }
 PF_INLINE Mask operator|(Mask a, Mask b) { PF_EACH(Mask, vorrq_u32(a.q[i], b.q[i])); }
 #undef PF_EACH
@@ -232,6 +236,34 @@ PF_INLINE float tree_sum(Floats x) {
 PF_INLINE Floats negative(Floats x) { return bits_as_floats(bits_as_ints(x) ^ all_ints(INT32_MIN)); }
 PF_INLINE Floats magnitude(Floats x) { return bits_as_floats(bits_as_ints(x) & all_ints(INT32_MAX)); }
 
+// Some lanes of Floats that one register holds, for loops that need many of them: PARTS of them are all lanes.
+// clang-format off
+#if defined(__AVX512F__)
+typedef __m512 Part;
+PF_INLINE Part load_part(const float* p) { return _mm512_loadu_ps(p); }
+PF_INLINE void store_part(float* p, Part x) { _mm512_storeu_ps(p, x); }
+PF_INLINE Part zero_part() { return _mm512_setzero_ps(); }
+PF_INLINE Part fma_part(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+// x, in a register from here on: a compiler would rather load it again at every use.
+PF_INLINE Part in_register(Part x) { __asm__("" : "+v"(x)); return x; }
+#elif defined(__AVX2__)
+typedef __m256 Part;
+PF_INLINE Part load_part(const float* p) { return _mm256_loadu_ps(p); }
+PF_INLINE void store_part(float* p, Part x) { _mm256_storeu_ps(p, x); }
+PF_INLINE Part zero_part() { return _mm256_setzero_ps(); }
+PF_INLINE Part fma_part(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+PF_INLINE Part in_register(Part x) { __asm__("" : "+x"(x)); return x; }
+#else
+typedef float32x4_t Part;
+PF_INLINE Part load_part(const float* p) { return vld1q_f32(p); }
+PF_INLINE void store_part(float* p, Part x) { vst1q_f32(p, x); }
+PF_INLINE Part zero_part() { return vdupq_n_f32(0.0f); }
+PF_INLINE Part fma_part(Part a, Part b, Part c) { return vfmaq_f32(c, a, b); }
+PF_INLINE Part in_register(Part x) { __asm__("" : "+w"(x)); return x; }
+#endif
+// clang-format on
+constexpr int PART_LANES = (int)(sizeof(Part) / sizeof(float));
+
 // bfloat16: the upper half of a float32.
 PF_INLINE Floats load_bf16(const uint16_t* p) { return bits_as_floats(shift_left<16>(widen_u16(p))); }
 // Rounded to nearest, ties to even; a NaN stays one (its payload's upper bits, made quiet).
@@ -242,6 +274,15 @@ PF_INLINE Ints rounded_bf16(Floats x) {
   return select(is_nan(x), shift_right<16>(bits) | all_ints(0x40), rounded);
 }
 PF_INLINE void store_bf16(uint16_t* p, Floats x) { narrow_u16(p, rounded_bf16(x)); }
+
+// Four halves, as floats.
+PF_INLINE void widen_four_halves(const void* from, float* to) {
+#if defined(__ARM_NEON)
+  vst1q_f32(to, vcvt_f32_f16(vreinterpret_f16_u16(vreinterpret_u16_u8(vld1_u8((const uint8_t*)from)))));
+#else
+  _mm_storeu_ps(to, _mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)from)));
+#endif
+}
 
 // The first n lanes of memory (n may be 16 or more); the other lanes are zero and their memory is not touched.
 PF_INLINE Floats load_some(const float* p, int64_t n) {

@@ -1,0 +1,65 @@
+"""Keys and values of a pass that are not finite, kept from the rows that may not see them.
+
+Knows: that 0 * NaN is NaN, and how to compute without. Does not know: how attention is computed.
+Letters as in the package, and: C rows of the cache that are not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pilotfish.kernels.paged_attention.plan import AttentionPlan
+from pilotfish.kernels.paged_attention.sight import Sight
+
+
+def without_unseen(
+    out: torch.Tensor,
+    cache: torch.Tensor,
+    plan: AttentionPlan,
+    sight: Sight,
+    attend: Callable[[], torch.Tensor],
+) -> torch.Tensor:
+    """out: [T', N, V], what `attend` gave over the cache; returns it, or what it should have been.
+
+    A row that sees no infinity and no NaN gets what it has when the rows of its pass that do are
+    finite. Looks further only where `out` is not finite itself, which a sum tells.
+    """
+    if all(count < 2 for count in plan.row_counts) or (
+        sight.mode == "block" and sight.window is None
+    ):
+        return out
+    if math.isfinite(out.sum(dtype=torch.float32).item()):
+        return out
+    rows = cache.view(cache.shape[0] * cache.shape[1], -1)
+    slots, sees = _not_finite(rows, plan, sight, out.shape[0])
+    if not slots.numel():
+        return out
+    kept = rows[slots]
+    rows[slots] = kept.where(kept.isfinite(), torch.zeros_like(kept))
+    try:
+        clean = attend()
+    finally:
+        rows[slots] = kept
+    return torch.where(sees[:, None, None], out, clean)
+
+
+def _not_finite(
+    rows: torch.Tensor, plan: AttentionPlan, sight: Sight, num_rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[C] int64 slots of this pass's rows that are not finite, and [T'] bool: who sees any."""
+    sees = torch.zeros(num_rows, dtype=torch.bool)
+    found = [torch.empty(0, dtype=torch.int64)]
+    for request, (start, count) in enumerate(zip(plan.offsets, plan.row_counts, strict=True)):
+        positions = np.arange(count) + plan.lengths[request]
+        slots = torch.from_numpy(np.asarray(plan.slots(request, positions)))
+        bad = ~rows[slots].isfinite().all(1)
+        if bad.any():
+            num_keys = np.array(plan.num_keys[request])
+            hidden = sight.hidden(positions[:, None], positions[bad.numpy()][None], num_keys)
+            sees[start : start + count] = torch.from_numpy(~hidden.all(1))
+            found.append(slots[bad])
+    return torch.cat(found), sees

@@ -1,0 +1,191 @@
+"""Claims: what a decoder says of its rows' bits, and how it finds out.
+
+Knows: which parts are probed by themselves and which in whole passes. Does not know: how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.linear import LinearWeight, row_multiple
+from pilotfish.kernels.paged_attention import attention_row_multiple
+from pilotfish.layers.attention import PagedAttentionLayer
+from pilotfish.layers.decoder import Decoder
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.moe import Experts
+from pilotfish.layers.native_pass import NativePass
+from pilotfish.layers.own_operations import OwnOperations
+from pilotfish.layers.shallow import own_layers, own_methods, shallow
+from pilotfish.layers.whole_pass import PassProbe, probe_passes
+
+if TYPE_CHECKING:
+    from pilotfish.layers.model import DecoderModel
+    from pilotfish.protocols import ImageFeatures
+
+Known = MutableMapping[Any, int | None]
+"""Results of probes by shape; None: no multiple of rows keeps a row's bits."""
+
+
+class Claims:
+    """The part of a DecoderModel that answers for its arithmetic."""
+
+    backend: KernelBackend
+    device: torch.device
+    dtype: torch.dtype
+    network: Decoder
+
+    _row_multiple: int | None = 1
+    _head_multiple: int | None = 1
+    _attention_multiple: int | None = None
+    _known: Known | None = None
+    _is_loaded: bool = False
+    _pass_probe: PassProbe | None = None
+    _failed: str = ""
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a pass are padded to this multiple; the head's rows to one of their own."""
+        self._probe()
+        return self._row_multiple or 1
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether a row's bits are its own: asked for, and found to hold on this machine."""
+        return self.backend.invariant and not self.why_not_invariant
+
+    @property
+    def why_not_invariant(self) -> str:
+        """What gives a row other bits beside other rows, here; "" where nothing was found to."""
+        if not self.backend.invariant:
+            return self.backend.why_not_invariant
+        self._probe()
+        return self._failed or self.probe_own_parts().why_not_invariant
+
+    @property
+    def why_not_portable(self) -> str:
+        """What may have other bits on another processor; "" where nothing was found to."""
+        if not self.backend.portable:
+            return f"the kernels are {self.backend.name!r}"
+        return self.probe_own_parts().why_not_portable
+
+    def probe_own_parts(self) -> PassProbe:
+        """What whole passes show of the parts that are not the library's; weights may be unread.
+
+        One layer of each kind is tried, at its real widths (see `layers.shallow`), once; nothing
+        is where every part is the library's, or a pass is native calls alone.
+        """
+        if self._pass_probe is None:
+            self._pass_probe = self._try_passes()
+        return self._pass_probe
+
+    @torch.inference_mode()
+    def why_images_are_not_portable(self, images: Sequence[ImageFeatures]) -> str:
+        """What of an image's encoding is computed by torch; "" for nothing. Weights may be unread.
+
+        For models that have `encode_images`.
+        """
+        made = shallow(cast("DecoderModel", self), is_loaded=self._is_loaded)
+        if made is None:
+            return "the encoding of images can be tried with the weights only"
+        few: Any = made[0]
+        with OwnOperations(()) as own:
+            few.encode_images(images)
+        return PassProbe(operations=tuple(own.found)).why_not_portable
+
+    def _try_passes(self) -> PassProbe:
+        model = cast("DecoderModel", self)
+        layers, methods = own_layers(model), own_methods(model)
+        if not layers and not methods:
+            return PassProbe()
+        made = shallow(model, is_loaded=self._is_loaded)
+        if made is None:
+            parts = ", ".join((*layers, *methods))
+            return PassProbe(unlike=f"{parts} can be tried with the weights only")
+        few, vocab_size = made
+        if not methods and is_all_native(few):
+            return PassProbe()
+        return probe_passes(few, vocab_size)
+
+    def _probe(self) -> None:
+        """Finds the row multiples that hold on this machine; once, when they are first needed."""
+        if self._known is None:
+            return
+        known, self._known = self._known, None
+        head = self.network.lm_head.prepared
+        self._row_multiple = self.probe_rows(known)
+        self._head_multiple = row_multiple([head], backend=self.backend, known=known)
+        self._attention_multiple = self.probe_attention(known)
+        found = [self._row_multiple, self._head_multiple]
+        if self.backend.name == "torch" and self.backend.invariant:
+            found.append(self._attention_multiple)
+        if None in found:
+            self._failed = told_failures(known)
+
+    def probe_rows(self, known: Known) -> int | None:
+        """The row multiple of all products but the head's."""
+        head = self.network.lm_head.prepared
+        body = [weight for weight in self._linear_weights() if weight is not head]
+        found = row_multiple(body, backend=self.backend, known=known)
+        own = self.probe_own_rows(known)
+        return None if found is None or own is None else max(found, own)
+
+    def probe_own_rows(self, known: Known) -> int | None:
+        """The row multiple of products that are not `Linear`s; a subclass that has some says it.
+
+        known: as in `load_model`. Weights need not be there. None: no multiple holds.
+        """
+        del known
+        return 1
+
+    def _linear_weights(self) -> list[LinearWeight]:
+        found: list[LinearWeight] = []
+        for layer in self.network.layers_inside():
+            if isinstance(layer, Linear):
+                found.append(layer.prepared)
+            elif isinstance(layer, Experts):
+                found += layer.linear_weights()
+        return found
+
+    def probe_attention(self, known: Known) -> int | None:
+        """The row multiple under which every attention layer of the network holds."""
+        shapes = {
+            layer.head_shape
+            for layer in self.network.layers_inside()
+            if isinstance(layer, PagedAttentionLayer)
+        }
+        if self.backend.name != "torch" or not self.backend.invariant:
+            return None
+        for shape in shapes - known.keys():
+            known[shape] = attention_row_multiple(*shape)
+        held = [known[shape] for shape in shapes]
+        return None if None in held else max((m for m in held if m is not None), default=1)
+
+
+def is_all_native(model: DecoderModel) -> bool:
+    """Whether a pass is native calls alone, whoever planned them: those keep every row's bits."""
+    if model.backend.name != "native":
+        return False
+    planned = NativePass.of(
+        model.network, model.backend, dtype=model.dtype, cache_dtype=model.dtype
+    )
+    return planned is not False and planned.num_torch_steps == 0
+
+
+def told_failures(known: Known) -> str:
+    """The shapes with which no number of rows kept their bits, in words."""
+    failed = sorted(_told(key) for key, multiple in known.items() if multiple is None)
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return f"no number of rows keeps their bits in {', '.join(failed[:3])}{more}"
+
+
+def _told(key: Any) -> str:
+    if isinstance(key, tuple) and len(key) == 5:  # kernels.linear.ProbeKey
+        columns, rows, dtype, _, kind = key
+        return f"products with [{rows}, {columns}] {str(dtype).removeprefix('torch.')} ({kind})"
+    if isinstance(key, tuple) and len(key) == 3:
+        return "attention of {} heads, {} of keys, width {}".format(*key)
+    return f"products of {key}"

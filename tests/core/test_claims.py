@@ -1,0 +1,318 @@
+"""What a run claims of its arithmetic is so: plugins that compute by themselves, inspect, GPUs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.own_arithmetic import (
+    HandMadeModel,
+    MeetingModel,
+    RouterModel,
+    SteadyModel,
+    UnsteadyModel,
+    registry_of,
+    router_weight,
+    write_checkpoint,
+)
+from kernels.native_cases import needs_library
+from pilotfish import LLM, SamplingParams, load_registry
+from pilotfish.cli.inspect import describe
+from pilotfish.config import CacheConfig
+from pilotfish.engine.arithmetic import probe_arithmetic
+from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.device import current_device
+from pilotfish.layers.claims import Claims
+from pilotfish.layers.own_operations import OwnOperations
+from pilotfish.layers.shallow import own_layers, own_methods, shallow
+from pilotfish.layers.whole_pass import TEXT, PassProbe, probe_passes
+from pilotfish.testing import save_tiny
+
+BACKENDS = [pytest.param("native", marks=needs_library), "torch"]
+GREEDY = SamplingParams(temperature=0, max_tokens=2)
+PROMPT = [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_checkpoint(tmp_path_factory.mktemp("wide") / "model")
+
+
+def prepared(path: str, model: type[HandMadeModel], **options: Any) -> Prepared:
+    options = {"dtype": "float32", **options}
+    cache = CacheConfig(page_size_tokens=16, num_pages=32)
+    return prepare_from_options(path, registry=registry_of(model), cache=cache, **options)
+
+
+def claims_of(made: Prepared) -> Claims:
+    assert isinstance(made.model, Claims)
+    return made.model
+
+
+def warnings_of(path: str, model: type[HandMadeModel], **options: Any) -> list[str]:
+    options = {"dtype": "float32", "max_length": 128, **options}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with LLM(path, registry=registry_of(model), **options) as llm:
+            llm.generate([PROMPT, PROMPT], GREEDY)
+            llm.generate(PROMPT, GREEDY)
+    return [str(one.message) for one in seen if "arithmetic" in str(one.message)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (SteadyModel, ""),
+        (UnsteadyModel, "rows differ in passes of 1, 3 and 16 rows"),
+        (MeetingModel, "rows differ in passes of 1, 3 and 16 rows"),
+    ],
+)
+def test_inspect_says_what_the_run_warns_of_and_names_the_call(
+    wide: str, backend: str, model: type[HandMadeModel], told: str
+) -> None:
+    described = describe(prepared(wide, model, backend=backend))["arithmetic"]
+    loaded = prepared(wide, model, backend=backend)
+    loaded.model.load_model(loaded.weights)
+    said = warnings_of(wide, model, backend=backend)
+    if not told:
+        assert described == "invariant: a row's bits are its own"
+        assert claims_of(loaded).is_invariant
+        assert said == []
+        return
+    assert not claims_of(loaded).is_invariant
+    assert described.startswith(f"NOT invariant: {told}")
+    assert "core.own_arithmetic:" in described
+    assert len(said) == 1
+    assert described.removeprefix("NOT invariant: ") in said[0]
+    assert "with one seed a text may differ between batches" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("probe", "told"),
+    [
+        ("pilotfish.layers.claims.attention_row_multiple", "attention of 4 heads, 1 of keys"),
+        ("pilotfish.kernels.linear.probe.probe", "products with [1024, 1024] float32 (packed)"),
+    ],
+)
+def test_inspect_and_the_run_name_what_no_number_of_rows_keeps(
+    wide: str, monkeypatch: pytest.MonkeyPatch, probe: str, told: str
+) -> None:
+    monkeypatch.setattr(probe, lambda *shape: None)
+    made = prepared(wide, SteadyModel, backend="torch")
+    described = describe(made)
+    assert described["arithmetic"].startswith("NOT invariant: no number of rows keeps")
+    assert described["row_multiple"] is None
+    (said,) = warnings_of(wide, SteadyModel, backend="torch")
+    assert told in described["arithmetic"].replace("(plain)", "(packed)")
+    assert told in said.replace("(plain)", "(packed)")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_raw_router_is_claimed_as_its_rows_are(wide: str, backend: str, dtype: str) -> None:
+    """Whether the library multiplies rows alike is a matter of the machine; the claim follows."""
+    claims = claims_of(prepared(wide, RouterModel, backend=backend, dtype=dtype))
+    found = claims.probe_own_parts()
+    assert [one.name for one in found.operations] == ["linear"]
+    half = torch.randn(TEXT, 512, generator=torch.Generator().manual_seed(3))
+    x = torch.cat((half, -half), dim=1).to(getattr(torch, dtype))
+    weight = router_weight(x)
+    weight[:, 512:] = weight[:, :512]
+    whole = torch.nn.functional.linear(x, weight)
+    counts = [
+        count
+        for count in (1, 3, 16)
+        if not torch.equal(torch.nn.functional.linear(x[:count], weight), whole[:count])
+    ]
+    print(backend, dtype, "rows differ in calls of", counts)
+    if counts:
+        assert not claims.is_invariant
+        assert "linear of" in claims.why_not_invariant
+        assert "core.own_arithmetic" in claims.why_not_invariant
+
+
+@torch.library.custom_op("pilotfish_tests::linear", mutates_args=())
+def unsteady_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A library's product, of which one row is added in another order, on every machine."""
+    total = x.new_zeros(x.shape[0], weight.shape[0])
+    columns = range(x.shape[1])
+    for k in reversed(columns) if x.shape[0] == 1 else columns:
+        total += x[:, k, None] * weight[None, :, k]
+    return total
+
+
+@torch.library.custom_op("pilotfish_tests::silu", mutates_args=())
+def unsteady_silu(x: torch.Tensor) -> torch.Tensor:
+    """A library's function, whose last three elements run through other code."""
+    flat = x.flatten().clone()
+    flat[:-3] = flat[:-3] * 1.000001
+    return flat.view(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_call_whose_order_follows_the_number_of_rows_is_found(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(TEXT, 64).to(dtype), torch.randn(5, 64).to(dtype)
+    with OwnOperations((TEXT,)) as own:
+        for _ in range(2):
+            unsteady_linear(x, weight)
+        unsteady_linear(x[:7], weight)
+        torch.relu(x) + x
+    assert [one.differs_at for one in own.found] == [(1,), ()]
+    assert own.found[0].operands.startswith("[88, 64] x [5, 64]")
+    assert own.found[0].place.startswith(f"{__name__}:")
+
+
+def test_a_call_whose_last_elements_run_through_other_code_is_found() -> None:
+    with OwnOperations((TEXT,)) as own:
+        unsteady_silu(torch.randn(TEXT, 5))
+    assert own.found[0].differs_at
+
+
+def test_what_the_library_calls_is_left_to_its_kernels() -> None:
+    from pilotfish.kernels.elementwise import silu
+
+    with OwnOperations((TEXT,)) as own:
+        silu(torch.randn(TEXT, 5), backend=KernelBackend("torch"))
+        torch.exp(torch.randn(TEXT, 5, dtype=torch.float64))
+    assert own.found == []
+
+
+def test_operands_are_as_they_were_and_the_pass_gets_its_own_result() -> None:
+    x = torch.randn(TEXT, 8)
+    before, wanted = x.clone(), torch.nn.functional.silu(x)
+    with OwnOperations((TEXT,)):
+        made = torch.nn.functional.silu(x)
+        assert torch.equal(x, before)
+        torch.nn.functional.silu(x, inplace=True)
+    assert torch.equal(made, wanted)
+    assert torch.equal(x, wanted)
+
+
+def test_one_layer_of_each_kind_is_tried_and_no_weight_is_read(wide: str) -> None:
+    made = prepared(wide, SteadyModel, backend="torch")
+    model: Any = made.model
+    assert own_layers(model) == ["Steady"]
+    assert own_methods(model) == []
+    few, vocab_size = shallow(model, is_loaded=False) or (None, 0)
+    assert few is not None
+    assert (len(few.network.layers), len(model.network.layers), vocab_size) == (1, 3, 64)
+    assert probe_passes(few, vocab_size).unlike == ""
+    model.load_model(made.weights)  # what was tried without weights left nothing behind
+    assert model.is_invariant
+
+
+def test_the_librarys_own_layers_are_not_tried(wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prepare_from_options(wide, backend="torch", dtype="float32")
+    monkeypatch.setattr("pilotfish.layers.claims.probe_passes", None)
+    assert probe_arithmetic(made).described.startswith(("invariant", "NOT invariant"))
+
+
+def test_a_layer_that_is_too_large_without_weights_is_not_claimed(
+    wide: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilotfish.layers.shallow.LARGEST", 1000)
+    made = prepared(wide, SteadyModel, backend="torch")
+    assert probe_arithmetic(made).described == (
+        "NOT invariant: Steady can be tried with the weights only"
+    )
+    made.model.load_model(made.weights)
+    assert claims_of(made).is_invariant
+
+
+@needs_library
+def test_portable_names_what_torch_computes(wide: str) -> None:
+    options = {"backend": "native", "arithmetic": "portable"}
+    described = probe_arithmetic(prepared(wide, SteadyModel, **options)).described
+    assert described.startswith("NOT portable: exp of [88, 1] float32 (core.own_arithmetic:")
+    (said,) = warnings_of(wide, SteadyModel, **options)
+    assert "is computed by torch" in said
+    assert "between processors" in said
+    plain = prepare_from_options(wide, dtype="float32", **options)
+    assert probe_arithmetic(plain).described.startswith("portable")
+
+
+def test_every_launch_is_on_the_models_gpu(wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the thread's current GPU, wherever its arguments lie."""
+    named = current_device(torch.device("cuda:1"))
+    assert isinstance(named, torch.cuda.device)
+    assert named.idx == 1
+    inside: list[torch.device] = []
+    seen: dict[str, bool] = {}
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        inside.append(device)
+        try:
+            yield
+        finally:
+            inside.pop()
+
+    for module in ("engine.engine", "kernels.device", "layers.whole_pass"):
+        monkeypatch.setattr(f"pilotfish.{module}.current_device", entered)
+    for name in ("load_model", "execute"):
+        real = getattr(SteadyModel, name)
+
+        def watched(self: Any, *args: Any, name: str = name, real: Any = real) -> Any:
+            seen[name] = seen.get(name, True) and bool(inside)
+            return real(self, *args)
+
+        monkeypatch.setattr(SteadyModel, name, watched)
+    with LLM(wide, registry=registry_of(SteadyModel), dtype="float32", max_length=128) as llm:
+        llm.generate([PROMPT], GREEDY)
+    assert seen == {"load_model": True, "execute": True}
+
+
+def test_torch_on_a_gpu_claims_nothing() -> None:
+    """A library there chooses its kernel by the number of rows."""
+    made = KernelBackend.choose("torch", "cuda", "invariant")
+    assert not made.invariant
+    assert "on a GPU" in made.why_not_invariant
+    assert KernelBackend.choose("torch", "cpu", "invariant").why_not_invariant == ""
+    assert KernelBackend.choose("triton", "cuda", "invariant").invariant
+    assert "fastest" in KernelBackend.choose("torch", "cpu", "fastest").why_not_invariant
+
+
+def test_a_run_of_torch_on_a_gpu_is_warned_of(wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = KernelBackend.choose
+    monkeypatch.setattr(
+        KernelBackend, "choose", lambda name, device, arithmetic: choose(name, "cuda", arithmetic)
+    )
+    made = prepared(wide, SteadyModel, backend="torch")
+    assert "NOT invariant: torch's kernels on a GPU" in probe_arithmetic(made).described
+    assert not claims_of(made).is_invariant
+    assert any("on a GPU" in said for said in warnings_of(wide, SteadyModel, backend="torch"))
+
+
+@needs_library
+def test_a_pass_of_native_calls_alone_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin's layer that plans itself; one that does not is."""
+    registry = load_registry()
+    path = str(save_tiny("Lfm2ForCausalLM", "attention between", tmp_path, registry))
+    cache = CacheConfig(page_size_tokens=16, num_pages=32)
+    tried: list[Any] = []
+
+    def try_passes(model: Any, vocab_size: int) -> PassProbe:
+        tried.append(model)
+        return PassProbe()
+
+    monkeypatch.setattr("pilotfish.layers.claims.probe_passes", try_passes)
+    for backend in ("native", "torch"):
+        made = prepare_from_options(path, registry=registry, backend=backend, cache=cache)
+        assert own_layers(made.model) == ["ShortConv"]  # type: ignore[arg-type]
+        assert claims_of(made).probe_own_parts() == PassProbe()
+        assert len(tried) == (backend == "torch")
+    tried.clear()
+    monkeypatch.delattr("pilotfish_lfm2.network.ShortConv.plan")
+    made = prepare_from_options(path, registry=registry, backend="native", cache=cache)
+    assert claims_of(made).probe_own_parts() == PassProbe()
+    assert len(tried) == 1

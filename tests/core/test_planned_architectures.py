@@ -1,0 +1,59 @@
+"""Every architecture's passes as native calls: the bits of single calls, and nothing left over."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+
+from kernels.native_cases import needs_library
+from kernels.planned_passes import both_ways
+from pilotfish import load_registry
+from pilotfish.layers.model import DecoderModel
+from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
+from pilotfish.testing import Subject, tiny_subjects
+
+pytestmark = needs_library
+
+MODES = (
+    ReturnHiddenStates.NONE,
+    ReturnHiddenStates.LAST,
+    ReturnHiddenStates.ALL_NORMALIZED,
+    ReturnHiddenStates.SELECTED,
+)
+
+
+def passes(one: Subject, dtype: str, model: DecoderModel) -> list[torch.Tensor]:
+    """Logits and hidden states: prefills, chunks, rejected rows and single rows."""
+    session = one.session(dtype, model=model, page_size=4, num_pages=128)
+    for name, length in (("a", 30), ("b", 12)):
+        session.add(name, one.tokens(length, length))
+    found: list[torch.Tensor] = []
+    for rows, keep in (
+        ({"a": 20, "b": 5}, {}),
+        ({"b": 4, "a": 3}, {"b": 1}),
+        ({"a": 1, "b": 1}, {}),
+        ({"b": 1}, {}),
+    ):
+        outputs = session.execute(session.inputs(dict(rows), dict.fromkeys(rows, 1)))
+        session.commit({**rows, **keep})
+        found.append(outputs.logits.clone())
+        if outputs.hidden_states is not None:
+            found.append(outputs.hidden_states.clone())
+    return found
+
+
+@pytest.mark.parametrize("architecture", load_registry().architectures)
+def test_planned_passes_have_the_bits_of_single_calls(architecture: str) -> None:
+    with tiny_subjects(architecture, load_registry(), dtypes=("bfloat16",)) as subjects:
+        for one in subjects:
+            for mode in MODES:
+                boundaries = (0, 2, 1) if mode is ReturnHiddenStates.SELECTED else ()
+                made = one.load("bfloat16", ReturnLogits.VARIABLE, mode, boundaries)
+                model = cast(DecoderModel, made)
+                planned, single = both_ways(
+                    model, lambda one=one, model=model: passes(one, "bfloat16", model)
+                )
+                assert len(planned) == len(single) == (4 if mode is MODES[0] else 8)
+                assert all(map(torch.equal, planned, single)), (one.name, mode)

@@ -1,0 +1,46 @@
+"""A draft's passes as native calls: the bits of its layers called one by one, nothing left over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eagle.checkpoints import CASES
+from eagle.conftest import Pair
+from eagle.driver import Driver, Move, load
+from eagle.test_eagle_batches import PROMPTS, move, note
+from kernels.native_cases import NATIVE, needs_library
+from kernels.planned_passes import called_one_by_one
+from pilotfish_eagle.model import EagleModel
+
+pytestmark = needs_library
+
+
+def history(eagle: EagleModel) -> list[torch.Tensor]:
+    """Logits of every drafted token: chunked prompts, batches, rejections, requests that wait."""
+    driver = Driver(eagle)
+    found: list[torch.Tensor] = []
+    for name, prompt in PROMPTS.items():
+        driver.add(name, prompt)
+    driver.step({"a": Move(rows=3), "c": Move(rows=2)})
+    driver.step({"a": Move(rows=4, next_token=9, width=3), "c": Move(rows=1)})
+    driver.step({"c": Move(rows=1, next_token=4, width=2)})
+    found += note(driver, ["c"])
+    for step in range(1, 5):
+        driver.step({name: move(driver, name, step) for name in PROMPTS})
+        found += note(driver, list(PROMPTS))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_planned_passes_have_the_bits_of_single_calls(pair: Pair, case: str, dtype: str) -> None:
+    eagle = load(*pair(case), dtype=dtype, backend=NATIVE)
+    planned = history(eagle)
+    assert set(eagle._passes) == ({False} if eagle.config.version == 1 else {False, True})
+    assert all(made.num_torch_steps == 0 for made in eagle._passes.values())
+    with called_one_by_one(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EagleModel, "_planned", lambda self, rows: None)
+        single = history(eagle)
+    assert len(planned) == len(single) > 10
+    assert all(map(torch.equal, planned, single))
