@@ -30,8 +30,11 @@ from pilotfish.engine.loading import Prepared, prepare_from_options
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.device import current_device
 from pilotfish.layers.claims import Claims
+from pilotfish.layers.decoder import Decoder
+from pilotfish.layers.model import DecoderModel
 from pilotfish.layers.own_operations import OwnOperations
-from pilotfish.layers.shallow import own_layers, own_methods, shallow
+from pilotfish.layers.own_parts import OwnPart, own_part, own_parts
+from pilotfish.layers.shallow import shallow
 from pilotfish.layers.whole_pass import TEXT, PassProbe, probe_passes
 from pilotfish.testing import save_tiny
 
@@ -134,9 +137,10 @@ def test_a_raw_router_is_claimed_as_its_rows_are(wide: str, backend: str, dtype:
     ]
     print(backend, dtype, "rows differ in calls of", counts)
     if counts:
-        assert not claims.is_invariant
-        assert "linear of" in claims.why_not_invariant
+        assert claims.why_not_invariant.startswith("linear of")
         assert "core.own_arithmetic" in claims.why_not_invariant
+    assert claims.is_invariant == (claims.why_not_invariant == "")
+    assert claims.is_invariant == (not found.operations[0].problem and not found.unlike)
 
 
 @torch.library.custom_op("pilotfish_tests::linear", mutates_args=())
@@ -165,7 +169,10 @@ def test_a_call_whose_order_follows_the_number_of_rows_is_found(dtype: torch.dty
             unsteady_linear(x, weight)
         unsteady_linear(x[:7], weight)
         torch.relu(x) + x
-    assert [one.differs_at for one in own.found] == [(1,), ()]
+    said = [one.problem for one in own.found]
+    assert said[0] == "gives the rows of a call of 1 other bits than those of many"
+    assert "no axis of its operands is the rows" in said[1]  # 7 rows are of no pass
+    assert [one.is_untried for one in own.found] == [False, True]
     assert own.found[0].operands.startswith("[88, 64] x [5, 64]")
     assert own.found[0].place.startswith(f"{__name__}:")
 
@@ -173,7 +180,8 @@ def test_a_call_whose_order_follows_the_number_of_rows_is_found(dtype: torch.dty
 def test_a_call_whose_last_elements_run_through_other_code_is_found() -> None:
     with OwnOperations((TEXT,)) as own:
         unsteady_silu(torch.randn(TEXT, 5))
-    assert own.found[0].differs_at
+    assert own.found[0].problem.startswith("gives")
+    assert not own.found[0].is_untried
 
 
 def test_what_the_library_calls_is_left_to_its_kernels() -> None:
@@ -196,11 +204,24 @@ def test_operands_are_as_they_were_and_the_pass_gets_its_own_result() -> None:
     assert torch.equal(x, wanted)
 
 
+def test_helpers_of_what_a_plugin_must_write_are_no_computation() -> None:
+    class Helped(DecoderModel):
+        def build_network(self) -> Decoder:
+            return self._block()
+
+        def _block(self) -> Any: ...
+
+    class Logits(Helped):
+        def _logits(self, *args: Any) -> Any: ...
+
+    assert own_part(object.__new__(Helped)) is None
+    assert own_part(object.__new__(Logits)) == OwnPart(Logits.__qualname__, keeps_bits=False)
+
+
 def test_one_layer_of_each_kind_is_tried_and_no_weight_is_read(wide: str) -> None:
     made = prepared(wide, SteadyModel, backend="torch")
     model: Any = made.model
-    assert own_layers(model) == ["Steady"]
-    assert own_methods(model) == []
+    assert own_parts(model) == [OwnPart("Steady", keeps_bits=False)]
     few, vocab_size = shallow(model, is_loaded=False) or (None, 0)
     assert few is not None
     assert (len(few.network.layers), len(model.network.layers), vocab_size) == (1, 3, 64)
@@ -228,12 +249,12 @@ def test_a_layer_that_is_too_large_without_weights_is_not_claimed(
 
 
 @needs_library
-def test_portable_names_what_torch_computes(wide: str) -> None:
+def test_portable_names_the_part_that_does_not_say_so(wide: str) -> None:
     options = {"backend": "native", "arithmetic": "portable"}
     described = probe_arithmetic(prepared(wide, SteadyModel, **options)).described
-    assert described.startswith("NOT portable: exp of [88, 1] float32 (core.own_arithmetic:")
+    assert described.startswith("NOT portable: Steady computes in a way of its own")
     (said,) = warnings_of(wide, SteadyModel, **options)
-    assert "is computed by torch" in said
+    assert "does not say `keeps_bits`" in said
     assert "between processors" in said
     plain = prepare_from_options(wide, dtype="float32", **options)
     assert probe_arithmetic(plain).described.startswith("portable")
@@ -295,20 +316,20 @@ def test_a_run_of_torch_on_a_gpu_is_warned_of(wide: str, monkeypatch: pytest.Mon
 def test_a_pass_of_native_calls_alone_is_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plugin's layer that plans itself; one that does not is."""
+    """A plugin's layer that plans itself and is believed; one that does not is tried."""
     registry = load_registry()
     path = str(save_tiny("Lfm2ForCausalLM", "attention between", tmp_path, registry))
     cache = CacheConfig(page_size_tokens=16, num_pages=32)
     tried: list[Any] = []
 
-    def try_passes(model: Any, vocab_size: int) -> PassProbe:
+    def try_passes(model: Any, vocab_size: int, *, believed: bool) -> PassProbe:
         tried.append(model)
         return PassProbe()
 
     monkeypatch.setattr("pilotfish.layers.claims.probe_passes", try_passes)
     for backend in ("native", "torch"):
         made = prepare_from_options(path, registry=registry, backend=backend, cache=cache)
-        assert own_layers(made.model) == ["ShortConv"]  # type: ignore[arg-type]
+        assert {part.name for part in own_parts(made.model)} == {"LFM2Model", "ShortConv"}  # type: ignore[arg-type]
         assert claims_of(made).probe_own_parts() == PassProbe()
         assert len(tried) == (backend == "torch")
     tried.clear()

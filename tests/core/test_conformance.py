@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from core.toy_model import toy_registry
+from kernels.native_cases import needs_library
 from pilotfish import load_registry
 from pilotfish.cli import main
 from pilotfish.errors import ConfigError, RouteError, UserError
+from pilotfish.kernels.rms_norm import native as rms_norm_native
+from pilotfish.layers.native_pass import NativePass
 from pilotfish.plugin_specs import ArchitectureSpec, Plugin
 from pilotfish.registry import Registry
 from pilotfish.testing import (
@@ -362,3 +365,25 @@ def test_a_model_built_on_nothing_of_ours_is_tested_alike() -> None:
     assert [attrs.astuple(r)[:4] for r in results if r.status != "ok"] == []
     assert oracle.status == "not applicable"
     assert "have no oracle" in oracle.said
+
+
+@needs_library
+def test_a_kernel_that_depends_on_the_number_of_threads_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    promise = promise_named("rows are their own at real widths")
+    real = rms_norm_native.run
+
+    def run(name: str, args: Any, work: int) -> None:
+        if torch.get_num_threads() == 2:
+            args.eps *= 1.5
+        real(name, args, work)
+
+    # Planned calls would not pass through it.
+    monkeypatch.setattr(NativePass, "of", lambda *_, **__: False)
+    for planted in (real, run):
+        monkeypatch.setattr(rms_norm_native, "run", planted)
+        with tiny_subjects("LlamaForCausalLM", load_registry(), backend="native") as subjects:
+            found = check(promise, subjects[0])
+        assert found.status == ("ok" if planted is real else "FAILED"), found.said
+    assert "logits differ with 2 threads and 3" in found.said

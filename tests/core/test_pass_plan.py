@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from typing import Any, cast
 
+import attrs
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.moe import MixtureOfExperts
 from pilotfish.layers.norm import LayerNorm, Norm, RMSNorm
 from pilotfish.layers.pass_plan import PassPlan, has_plan
-from pilotfish.layers.router import Router
+from pilotfish.layers.router import Router, Routing
 
 pytestmark = needs_library
 
@@ -82,17 +83,34 @@ def test_a_plan_speaks_for_what_was_written_beside_it(
     assert has_plan(make(), plan) is speaks
 
 
-def test_a_part_that_computes_in_its_own_way_stops_the_plan_of_what_holds_it() -> None:
-    class Reversed(Router):
-        def choose(self, *args: Any) -> Any:
-            choice, weights = super().choose(*args)
-            return choice, weights.flip(1)
+class Reversed(Router):
+    def choose(self, *args: Any) -> Any:
+        choice, weights = super().choose(*args)
+        return choice, weights.flip(1)
 
+
+class Heavier(Routing):
+    def __call__(self, *args: Any) -> Any:
+        choice, weights = super().__call__(*args)
+        return choice, 2 * weights
+
+
+def own_router(layer: MixtureOfExperts) -> None:
+    layer.router.__class__ = Reversed
+
+
+def own_routing(layer: MixtureOfExperts) -> None:
+    options = attrs.asdict(layer.router.routing, recurse=False)
+    layer.router.routing = Heavier(**options)
+
+
+@pytest.mark.parametrize("change", [own_router, own_routing])
+def test_a_part_that_computes_in_its_own_way_stops_the_plan_of_what_holds_it(
+    change: Callable[[MixtureOfExperts], None],
+) -> None:
     shape = Shape()
-    layer = build(shape, tensors_of(shape.oracle(), torch.float32), NATIVE)
-    own = Reversed(shape.width, shape.routing)
-    own.__dict__.update(layer.router.__dict__)
-    plain, layer.router = layer.router, own
+    plain, layer = (build(shape, tensors_of(shape.oracle(), torch.float32), NATIVE) for _ in "ab")
+    change(layer)
     run = PassPlan.empty(rotated=2, dtype=torch.float32, cache_dtype=torch.float32, backend=NATIVE)
     x = run.buffer(shape.width)
     out = run.sublayer(layer, x)
@@ -106,8 +124,27 @@ def test_a_part_that_computes_in_its_own_way_stops_the_plan_of_what_holds_it() -
     calls.run({}, 1)
     found = calls.tensor(out).clone()
     assert torch.equal(found, layer(rows, now))
-    layer.router = plain
-    assert not torch.equal(found, layer(rows, now))
+    assert not torch.equal(found, plain(rows, now))
+
+
+@pytest.mark.parametrize(
+    ("make", "plan", "kind", "name"),
+    [
+        (lambda: RMSNorm(4, 1e-5), "plan_add", RMSNorm, "add"),
+        (lambda: RMSNorm(4, 1e-5), "plan", RMSNorm, "__call__"),
+        (lambda: OwnPlan(4, 4), "plan", OwnPlan, "__call__"),
+        (Wider, "plan", Attention, "__call__"),
+        (lambda: Shape().routing, "plan", Routing, "__call__"),
+    ],
+)
+def test_a_plan_does_not_speak_for_a_class_that_was_patched(
+    make: Callable[[], Any], plan: str, kind: type, name: str
+) -> None:
+    assert has_plan(make(), plan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, name, lambda *args: args)
+        assert not has_plan(make(), plan)
+    assert has_plan(make(), plan)
 
 
 def test_blocks_and_mixtures_are_planned() -> None:

@@ -105,6 +105,8 @@ class ToyModel:
     """
 
     config_class: ClassVar[type[Any]] = ToyConfig
+    keeps_bits: ClassVar[bool] = True
+    """What NumPy computes here cannot be tried."""
 
     def __init__(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +14,8 @@ from dflash.driver import Driver, Recorder, load
 from dflash.histories import play
 from kernels.native_cases import NATIVE, needs_library
 from kernels.planned_passes import called_one_by_one
-from pilotfish_dflash.network import DFlashLlama3
+from pilotfish.layers.rotary import Rotary
+from pilotfish_dflash.network import ContextKV, DFlashLlama3
 
 pytestmark = needs_library
 
@@ -40,3 +44,66 @@ def test_planned_passes_have_the_bits_of_single_calls(pair: Pair, case: str, dty
         single = history(draft)
     assert len(planned) == len(single) > 20
     assert all(map(torch.equal, planned, single))
+
+
+def turned(name: str) -> Callable[[Any], None]:
+    """Gives a part a method that gives columns in reverse."""
+
+    def plant(part: Any) -> None:
+        real = getattr(type(part), name)
+
+        def method(self: object, *args: object) -> object:
+            found = real(self, *args)
+            x, *others = found if isinstance(found, tuple) else (found,)
+            return (x.flip(-1), *others) if others else x.flip(-1)
+
+        part.__class__ = type("Own", (type(part),), {name: method})
+
+    return plant
+
+
+def turned_context(part: ContextKV) -> None:
+    class Own(ContextKV):
+        def write(self, rows: torch.Tensor, *args: Any) -> None:
+            super().write(rows.flip(-1), *args)
+
+    part.__class__ = Own
+
+
+@pytest.mark.parametrize(
+    ("path", "plant"),
+    [
+        ("hidden_norm", turned("__call__")),
+        ("fc", turned("__call__")),
+        ("context.kv", turned("__call__")),
+        ("context", turned_context),
+        ("layers.1", turned("__call__")),
+        ("norm", turned("add")),
+        ("", turned("project_target_hidden")),
+    ],
+)
+def test_a_part_of_ones_own_computes_in_planned_passes(
+    pair: Pair, path: str, plant: Callable[[Any], None]
+) -> None:
+    case = next(iter(CASES))
+    plain, draft = (load(*pair(case), dtype="bfloat16", backend=NATIVE) for _ in range(2))
+    part: Any = draft.network
+    for step in path.split(".") if path else ():
+        part = part[int(step)] if step.isdecimal() else getattr(part, step)
+    plant(part)
+    found = history(draft)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DFlashLlama3, "_planned", lambda self, kind, rows, kv: None)
+        assert all(map(torch.equal, found, history(draft)))
+    assert not all(map(torch.equal, found, history(plain)))
+
+
+def test_angles_that_native_code_would_misread_are_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = load(*pair(next(iter(CASES))), backend=NATIVE)
+    real = Rotary.__call__
+    changed: Any = lambda self, *args: tuple(one.double() for one in real(self, *args))  # noqa: E731
+    monkeypatch.setattr(Rotary, "__call__", changed)
+    with pytest.raises(ValueError, match=r"cos is .*torch\.float64"):
+        history(draft)

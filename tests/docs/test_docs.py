@@ -122,6 +122,13 @@ def test_every_hook_has_a_section_with_its_signature_and_its_test(hook: str) -> 
     assert f"\ndef {test}(" in (ROOT / file).read_text()
 
 
+def test_every_operation_is_in_the_table_of_kernels() -> None:
+    kernels = ROOT / "framework" / "pilotfish" / "kernels"
+    folders = {path.parent.name for path in kernels.glob("*/__init__.py")} - {"native"}
+    named = re.findall(r"^\| \[(\w+)\]", (DOCS / "kernels.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(folders)
+
+
 def test_hooks_md_has_no_section_for_a_hook_that_is_gone() -> None:
     sections = re.findall(r"^## `(pilotfish_\w+)`$", (DOCS / "hooks.md").read_text(), re.MULTILINE)
     assert sections == HOOKS

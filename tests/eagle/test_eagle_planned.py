@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,3 +46,46 @@ def test_planned_passes_have_the_bits_of_single_calls(pair: Pair, case: str, dty
         single = history(eagle)
     assert len(planned) == len(single) > 10
     assert all(map(torch.equal, planned, single))
+
+
+def turned(kind: type, name: str = "__call__") -> type:
+    """A subclass of which a method gives columns in reverse."""
+    real = getattr(kind, name)
+
+    def method(self: object, *args: object) -> object:
+        found = real(self, *args)
+        x, *others = found if isinstance(found, tuple) else (found,)
+        return (x.flip(-1), *others) if others else x.flip(-1)
+
+    return type("Own", (kind,), {name: method})
+
+
+@pytest.mark.parametrize(
+    ("case", "path", "name"),
+    [
+        ("eagle1-deep", "first", "__call__"),
+        ("eagle1-deep", "layers.0", "__call__"),
+        ("eagle1", "fc", "__call__"),
+        ("eagle3", "joining", "__call__"),
+        ("eagle3", "joining.input_norm", "__call__"),
+        ("eagle3", "joining.hidden_norm", "__call__"),
+        ("eagle3", "norm", "__call__"),
+        ("eagle3", "lm_head", "__call__"),
+        ("eagle3", "", "combine"),
+        ("eagle3-norm-before-fc", "input_norm", "__call__"),
+        ("eagle3-fc-norm", "fc_norm.1", "__call__"),
+    ],
+)
+def test_a_part_of_ones_own_computes_in_planned_passes(
+    pair: Pair, case: str, path: str, name: str
+) -> None:
+    plain, eagle = (load(*pair(case), dtype="bfloat16", backend=NATIVE) for _ in range(2))
+    part: Any = eagle.network
+    for step in path.split(".") if path else ():
+        part = part[int(step)] if step.isdecimal() else getattr(part, step)
+    part.__class__ = turned(type(part), name)
+    found = history(eagle)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EagleModel, "_planned", lambda self, rows: None)
+        assert all(map(torch.equal, found, history(eagle)))
+    assert not all(map(torch.equal, found, history(plain)))

@@ -57,7 +57,7 @@ def test_planned_calls_give_the_bits_of_single_ones() -> None:
     out = rms_norm.plan_rms_norm(
         plan, x, weight, EPS, "before_weight", residual=stream, multiplier=0.3
     )
-    rms_norm.plan_norm_heads(plan, out, gains, EPS, first=head)
+    rms_norm.plan_norm_heads(plan, out, gains, EPS)
     rope.plan_apply_rope(
         plan, out, cos_rows, sin_rows, heads=heads - 1, head_width=head, first=head
     )
@@ -85,10 +85,31 @@ def test_planned_calls_give_the_bits_of_single_ones() -> None:
             cast="before_weight",
             backend=NATIVE,
         )
-        turning = normed.view(count, heads, head)[:, 1:]
-        norm_heads(turning, gains, EPS, backend=NATIVE)
-        apply_rope(turning, cos, sin, backend=NATIVE)
+        parts = normed.view(count, heads, head)
+        norm_heads(parts[:, :-1], gains, EPS, backend=NATIVE)
+        apply_rope(parts[:, 1:], cos, sin, backend=NATIVE)
         add_scaled(residual, normed, 0.7, out=residual, backend=NATIVE)
         normed, _ = add_layer_norm(normed, residual, weight, bias, EPS, backend=NATIVE)
         assert same_bits(seen[0], swiglu(normed, backend=NATIVE))
         assert same_bits(seen[1], residual)
+
+
+def test_some_columns_are_normed_into_others() -> None:
+    rows, plan = Rows("T"), Plan()
+    x, weight = Buffer(rows, 50, torch.bfloat16), torch.randn(20)
+    out = Buffer(rows, 31, torch.bfloat16)
+    some, into = x.columns(7, 20), out.columns(11)
+    rms_norm.plan_rms_norm(plan, some, weight, EPS, "after_weight", into=into)
+    rms_norm.plan_rms_norm(plan, some, weight, EPS, "before_weight", into=some)
+    calls = plan.finish()
+    given = torch.randn(5, 50).bfloat16()
+    calls.begin({rows: 5})
+    calls.tensor(x).copy_(given)
+    calls.tensor(out).fill_(3.0)
+    calls.run({}, 2)
+    part = some.of(given)
+    wanted = torch.cat((torch.full((5, 11), 3.0).bfloat16(), part), 1)
+    into.of(wanted).copy_(rms_norm.rms_norm(part, weight, EPS, "after_weight"))
+    assert same_bits(calls.tensor(out), wanted)
+    part.copy_(rms_norm.rms_norm(part, weight, EPS, "before_weight"))
+    assert same_bits(calls.tensor(x), given)

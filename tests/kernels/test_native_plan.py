@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.native_cases import needs_library
+from pilotfish.kernels.native import plan as plan_module
+from pilotfish.kernels.native.library import library
 from pilotfish.kernels.native.plan import Buffer, Plan, PlannedCalls, Pointer, Rows
 from pilotfish.kernels.rms_norm import native as norm
 from pilotfish.kernels.take_rows import native as take
@@ -37,16 +46,17 @@ class Chain:
         plan.torch(lambda a, b: torch.add(a, a, out=b), out, doubled)
         out = plan_norm(plan, doubled, WEIGHTS[2], stream)
         out = plan_norm(plan, out, WEIGHTS[3], stream)
-        few = take.plan_take_rows(plan, out, Pointer("index"), self.taken)
-        self.seen: list[torch.Tensor] = []
-        plan.torch(lambda a: self.seen.append(a.clone()), few)
+        self.few = take.plan_take_rows(plan, out, Pointer("index"), self.taken)
+        self.num_seen: list[int] = []
+        plan.torch(lambda a: self.num_seen.append(a.shape[0]), self.few)
+        plan.read(self.few)
         self.calls: PlannedCalls = plan.finish()
 
     def run(self, x: torch.Tensor, index: torch.Tensor, threads: int) -> torch.Tensor:
         self.calls.begin({self.rows: x.shape[0], self.taken: index.shape[0]})
         self.calls.tensor(self.x).copy_(x)
         self.calls.run({"index": index.data_ptr()}, threads)
-        return self.seen.pop()
+        return self.calls.tensor(self.few).clone()
 
 
 def one_by_one(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -69,6 +79,98 @@ def test_a_plan_computes_what_its_calls_compute_in_passes_of_any_size(data: st.D
         index = torch.tensor(some, dtype=torch.int64)
         found = chain.run(x, index, data.draw(st.integers(1, 3)))
         assert torch.equal(found, one_by_one(x, index))
+
+
+def test_a_step_of_torch_is_left_out_where_it_has_no_rows() -> None:
+    chain = Chain()
+    for some in ([0, 2], [], [1]):
+        x, index = torch.randn(3, WIDTH), torch.tensor(some, dtype=torch.int64)
+        assert torch.equal(chain.run(x, index, 1), one_by_one(x, index))
+    assert chain.num_seen == [2, 1]
+
+
+@pytest.mark.parametrize(("count", "is_cut"), [(32, False), (33, True)])
+def test_a_pass_is_cut_by_its_rows_not_by_their_multiples(
+    count: int, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = library()
+    assert native is not None
+    runs: list[int] = []
+    real = native.lib.pf_run
+    lib = types.SimpleNamespace(pf_run=lambda at, n, t: runs.append(n) or real(at, n, t))
+    rows, plan = Rows("T"), Plan()
+    for of_what in (rows, rows.times(8)):
+        plan_norm(plan, Buffer(of_what, WIDTH, torch.float32), WEIGHTS[0], None)
+        plan.mark()
+    calls = plan.finish()
+    calls.begin({rows: count})
+    monkeypatch.setattr(plan_module, "library", lambda: types.SimpleNamespace(lib=lib))
+    calls.run({}, 1)
+    assert runs == ([1, 1] if is_cut else [2])
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@contextmanager
+def interrupted_at(number: int) -> Iterator[None]:
+    """Raises Interrupted before the numbered line that plan.py runs inside of it."""
+    left = [number]
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != plan_module.__file__:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] < 0:
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def test_an_interrupt_between_any_two_lines_leaves_the_next_pass_right() -> None:
+    passes = [(torch.randn(count, WIDTH), torch.tensor([0, count - 1])) for count in (2, 5, 2)]
+    wanted = [one_by_one(*one) for one in passes]
+    for number in range(1000):
+        chain = Chain()
+        assert torch.equal(chain.run(*passes[0], 1), wanted[0])
+        try:
+            with interrupted_at(number):
+                chain.run(*passes[1], 1)
+        except Interrupted:
+            pass
+        else:
+            break
+        for one, right in list(zip(passes, wanted, strict=True))[number % 2 :]:
+            assert torch.equal(chain.run(*one, 1), right), number
+    assert 50 < number < 999
+
+
+def test_memory_that_could_not_be_had_leaves_the_next_pass_right() -> None:
+    chain = Chain()
+    few, many = ((torch.randn(count, WIDTH), torch.tensor([0])) for count in (1, 40))
+    chain.run(*few, 1)
+    empty, calls = torch.empty, iter(range(9))
+
+    def failing(*args: Any, **options: Any) -> torch.Tensor:
+        if options.get("dtype") is torch.uint8 and next(calls) == 1:
+            raise RuntimeError("planted: no memory")
+        found: torch.Tensor = empty(*args, **options)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", failing)
+        with pytest.raises(RuntimeError, match="planted"):
+            chain.run(*many, 1)
+    for one in (few, many):
+        assert torch.equal(chain.run(*one, 1), one_by_one(*one))
 
 
 def test_an_exception_in_the_middle_leaves_the_next_pass_right() -> None:
@@ -100,8 +202,8 @@ def test_an_exception_in_the_middle_leaves_the_next_pass_right() -> None:
 
 
 def test_a_field_that_is_not_given_is_named() -> None:
-    with pytest.raises(AssertionError, match="row_bytes"):
-        Plan().call("take_rows", take.Arguments, x=0, index=0, out=0, rows=0)
+    with pytest.raises(ValueError, match=r"without \['row_bytes'\] and with \['row_byte'\]"):
+        Plan().call("take_rows", take.Arguments, x=0, index=0, out=0, rows=0, row_byte=4)
 
 
 def test_memory_is_shared_only_by_buffers_that_are_not_needed_at_once() -> None:

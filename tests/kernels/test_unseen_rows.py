@@ -65,6 +65,25 @@ def test_attention_before_a_key_that_is_not_finite(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("which", [0, 1], ids=["key", "value"])
+@pytest.mark.parametrize(
+    ("start", "count", "window", "place"),
+    [(6, 20, 4, 4), (6, 4, 4, 4), (6, 20, 4, 1), (130, 40, 9, 127), (40, 1, 9, 20), (6, 1, 4, 1)],
+)
+def test_attention_behind_a_cached_key_that_is_not_finite(
+    *, backend: KernelBackend, which: int, start: int, count: int, window: int, place: int
+) -> None:
+    """The first rows may see it, the others of the pass may not."""
+    request = Request.draw(start + count, Heads(4, 2, 16), torch.float32, 1)
+    (wanted,) = attend([Rows(request, start, count)], backend=backend, window=window)
+    request.kv[place, which, 1, 3] = torch.nan
+    (got,) = attend([Rows(request, start, count)], backend=backend, window=window)
+    seeing = max(0, place + window - start)
+    assert torch.equal(got[seeing:], wanted[seeing:])
+    assert not got[:seeing, 2:, 3].isfinite().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_pages_hold_what_was_written_after_attention_looked_away(backend: KernelBackend) -> None:
     request = Request.draw(9, Heads(2, 1, 16), torch.float32, 1)
     request.kv[7, 1, 0, 2] = torch.inf

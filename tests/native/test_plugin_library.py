@@ -14,6 +14,7 @@ import torch
 from docs.page import blocks
 from kernels.native_cases import DTYPES, NATIVE, guarded, in_every_way, needs_library, same_bits
 from native.compiled import needs_compiler
+from pilotfish.errors import ConfigError
 from pilotfish.kernels.native import building, library, plugin_library
 from pilotfish.layers.pass_plan import PassPlan
 
@@ -26,7 +27,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The example's files where the page puts them, compiled, and its Python imported."""
     kernels = tmp_path_factory.mktemp("your_plugin") / "kernels"
-    header, table, python, layer, hook = (b.text for b in blocks(PAGE.read_text()) if b.info)
+    header, table, python, layer, hook = (
+        b.text for b in blocks(PAGE.read_text()) if b.info in ("cpp", "py")
+    )
     for name, text in (
         ("scale_rows/native.h", header),
         ("native/kernels.h", table),
@@ -82,6 +85,10 @@ def test_it_is_compiled_anew_where_a_source_has_changed(plugin: ModuleType) -> N
     before = header.read_text()
     header.write_text(before + "\n")
     assert building.is_stale(built.path(), built)
+    again = plugin_library(plugin.LIBRARY.folder / ".." / "native")  # looked at anew
+    assert "from other sources than lie beside it" in again.why_not()
+    with pytest.raises(ConfigError, match=r"pilotfish\.kernels\.native\.building"):
+        again.address("scale_rows")
     header.write_text(before)
     assert not building.is_stale(built.path(), built)
 

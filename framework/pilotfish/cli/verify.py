@@ -6,11 +6,12 @@ Knows: how results are shown, and the exit code. Does not know: any promise.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_speculation_flags(parser)
     parser.add_argument("--dtype", action="append", default=[], metavar="D", help="only this one")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--backend", default="auto", metavar="B", help="auto, torch, triton")
+    parser.add_argument(
+        "--backend", default="auto", metavar="B", help="auto, torch, native, triton"
+    )
     parser.add_argument("--json", action="store_true", help="one object a promise")
     return parser
 
@@ -56,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     promises = [promise_named(name) for name in args.promise] or promises_for(
         with_drafter=args.speculative is not None
     )
+    with suppress(OSError, ValueError):  # stderr may be no file
+        faulthandler.enable()  # where a kernel of a plugin's crashes, it is told who called it
     worst, counts = KEPT, Counter[str]()
     with quiet(), _subjects(args) as subjects:
         for name, results in groupby(check_all(subjects, promises), lambda r: r.promise):

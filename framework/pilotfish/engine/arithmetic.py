@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from pilotfish.engine.loading import Prepared
     from pilotfish.kernels.linear import LinearWeight
     from pilotfish.protocols import PipelineModel
-
-_PICTURE = (60, 90)
-"""Height and width of the image that a tower is tried with."""
+_THE_MODEL_SAYS_SO = "the architecture's model says so"
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +51,8 @@ def probe_arithmetic(prepared: Prepared) -> ArithmeticFacts:
             multiples.append(model.probe_attention(known))
         multiples.append(model.probe_own_rows(known))
         why_not = why_not or model.probe_own_parts().why_not_invariant
+    elif not getattr(model, "is_invariant", True):
+        why_not = why_not or _THE_MODEL_SAYS_SO
     held = [multiple for multiple in multiples if multiple is not None]
     found = max(held, default=1) if len(held) == len(multiples) else None
     if found is None and not why_not:
@@ -63,10 +63,15 @@ def probe_arithmetic(prepared: Prepared) -> ArithmeticFacts:
 
 
 def _described(prepared: Prepared, why_not: str) -> str:
+    from pilotfish.layers.claims import Claims
+
     if prepared.pipeline_config.runtime.arithmetic == "fastest":
         return "fastest: a row's bits may depend on what is computed beside it"
     if why_not:
         return f"NOT invariant: {why_not}"
+    model: Any = prepared.model
+    if not isinstance(model, Claims) and not hasattr(model, "is_invariant"):
+        return f"not known before weights are read: {type(model).__name__} is tried whole"
     if not prepared.backend.portable:
         return "invariant: a row's bits are its own"
     why_not = why_not_portable(prepared)
@@ -86,25 +91,19 @@ def why_not_invariant(model: PipelineModel, vocab_size: int) -> str:
     if isinstance(model, Claims):
         return model.why_not_invariant
     if not getattr(model, "is_invariant", True):
-        return "the architecture's model says so"
-    return probe_passes(model, vocab_size).why_not_invariant
+        return _THE_MODEL_SAYS_SO
+    believed = bool(getattr(model, "keeps_bits", False))
+    return probe_passes(model, vocab_size, believed=believed).why_not_invariant
 
 
 def why_not_portable(prepared: Prepared) -> str:
     """What has other bits on another processor though its kernels are portable; "" for nothing."""
-    import torch
-
     from pilotfish.layers.claims import Claims
 
     model: Any = prepared.model
     if not isinstance(model, Claims):
         return f"{type(model).__name__} computes in ways of its own"
-    if model.why_not_portable:
-        return model.why_not_portable
-    if prepared.image_processor is not None:
-        pixels = torch.full((3, *_PICTURE), 128, dtype=torch.uint8)
-        return model.why_images_are_not_portable([prepared.image_processor.preprocess(pixels)])
-    return ""
+    return model.why_not_portable
 
 
 def _probe_products(

@@ -326,8 +326,7 @@ class LLM:
         if why_not:
             warnings.warn(
                 f"arithmetic is not invariant here: {why_not}; with one seed a text may differ "
-                "between batches; if torch multiplied before the LLM was made, set "
-                "MKL_CBWR=AUTO,STRICT; arithmetic='fastest' says so on purpose",
+                "between batches; arithmetic='fastest' says so on purpose",
                 stacklevel=5,
             )
         elif prepared.backend.portable and (why_not := why_not_portable(prepared)):

@@ -22,7 +22,7 @@ from pilotfish.kernels.rope.native import plan_apply_rope
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.pass_plan import PassPlan
+from pilotfish.layers.pass_plan import PassPlan, has_plan
 
 
 class PagedAttentionLayer(Layer):
@@ -60,6 +60,10 @@ class HeadNorm(Layer):
     def __call__(self, heads: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
         """heads: [T, N + K, H], may be strided; normed in place and returned."""
         return norm_heads(heads, self.weight, self.eps, backend=backend)
+
+    def plan(self, run: PassPlan, x: Buffer) -> None:
+        """As `__call__`, of the heads in x's first columns."""
+        plan_norm_heads(run.plan, x, self.weight, self.eps)
 
 
 class Attention(PagedAttentionLayer):
@@ -144,8 +148,14 @@ class Attention(PagedAttentionLayer):
         qkv = run.linear(self.qkv, x)
         if self.clip is not None:
             plan_clip(plan, qkv, self.clip)
-        if self.head_norm is not None:
-            plan_norm_heads(plan, qkv, self.head_norm.weight, self.head_norm.eps)
+        norm = self.head_norm
+        if norm is not None and has_plan(norm):
+            norm.plan(run, qkv)
+        elif norm is not None:
+            plan.torch(
+                lambda rows: norm(rows.view(self.heads_shape)[:, : self.num_turning], run.backend),
+                qkv,
+            )
         if self.rope:
             plan_apply_rope(
                 plan,

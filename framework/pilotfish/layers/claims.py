@@ -5,8 +5,8 @@ Knows: which parts are probed by themselves and which in whole passes. Does not 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
@@ -15,28 +15,34 @@ from pilotfish.kernels.linear import LinearWeight, row_multiple
 from pilotfish.kernels.paged_attention import attention_row_multiple
 from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.decoder import Decoder
+from pilotfish.layers.layer import Written
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.moe import Experts
 from pilotfish.layers.native_pass import NativePass
-from pilotfish.layers.own_operations import OwnOperations
-from pilotfish.layers.shallow import own_layers, own_methods, shallow
+from pilotfish.layers.own_parts import OwnPart, own_parts
+from pilotfish.layers.shallow import shallow
 from pilotfish.layers.whole_pass import PassProbe, probe_passes
 
 if TYPE_CHECKING:
     from pilotfish.layers.model import DecoderModel
-    from pilotfish.protocols import ImageFeatures
 
 Known = MutableMapping[Any, int | None]
 """Results of probes by shape; None: no multiple of rows keeps a row's bits."""
 
 
-class Claims:
+class Claims(Written):
     """The part of a DecoderModel that answers for its arithmetic."""
 
     backend: KernelBackend
     device: torch.device
     dtype: torch.dtype
     network: Decoder
+
+    keeps_bits: ClassVar[bool] = False
+    """What the author of a class says, of a model, a network or a layer alike: what the methods of
+    this very class compute gives a row bits of its own, and with native kernels the same ones on
+    every processor. It is believed where it cannot be tried. A subclass with methods of its own
+    says it again."""
 
     _row_multiple: int | None = 1
     _head_multiple: int | None = 1
@@ -67,48 +73,51 @@ class Claims:
 
     @property
     def why_not_portable(self) -> str:
-        """What may have other bits on another processor; "" where nothing was found to."""
+        """What may have other bits on another processor; "" where every part speaks for itself.
+
+        The library's parts do as they were written, and those whose author says so.
+        """
         if not self.backend.portable:
             return f"the kernels are {self.backend.name!r}"
-        return self.probe_own_parts().why_not_portable
+        silent = [part.name for part in self._own_parts() if not part.keeps_bits]
+        if not silent:
+            return ""
+        return f"{silent[0]} computes in a way of its own and does not say `keeps_bits`"
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether of every part that is not the library's its author says that it keeps bits."""
+        return all(part.keeps_bits for part in self._own_parts())
 
     def probe_own_parts(self) -> PassProbe:
         """What whole passes show of the parts that are not the library's; weights may be unread.
 
         One layer of each kind is tried, at its real widths (see `layers.shallow`), once; nothing
-        is where every part is the library's, or a pass is native calls alone.
+        is where every part is the library's, or believed and run by native calls alone.
         """
         if self._pass_probe is None:
-            self._pass_probe = self._try_passes()
+            try:
+                self._pass_probe = self._try_passes()
+            except Exception as error:  # a plugin's parts may raise anything; the run will, too
+                told = f"what tries it raised {type(error).__name__}: {error}"
+                self._pass_probe = PassProbe(unlike=told)
         return self._pass_probe
 
-    @torch.inference_mode()
-    def why_images_are_not_portable(self, images: Sequence[ImageFeatures]) -> str:
-        """What of an image's encoding is computed by torch; "" for nothing. Weights may be unread.
-
-        For models that have `encode_images`.
-        """
-        made = shallow(cast("DecoderModel", self), is_loaded=self._is_loaded)
-        if made is None:
-            return "the encoding of images can be tried with the weights only"
-        few: Any = made[0]
-        with OwnOperations(()) as own:
-            few.encode_images(images)
-        return PassProbe(operations=tuple(own.found)).why_not_portable
+    def _own_parts(self) -> list[OwnPart]:
+        return own_parts(cast("DecoderModel", self))
 
     def _try_passes(self) -> PassProbe:
-        model = cast("DecoderModel", self)
-        layers, methods = own_layers(model), own_methods(model)
-        if not layers and not methods:
+        parts, believed = self._own_parts(), self.is_believed
+        if not parts:
             return PassProbe()
-        made = shallow(model, is_loaded=self._is_loaded)
+        made = shallow(cast("DecoderModel", self), is_loaded=self._is_loaded)
         if made is None:
-            parts = ", ".join((*layers, *methods))
-            return PassProbe(unlike=f"{parts} can be tried with the weights only")
+            names = ", ".join(part.name for part in parts)
+            return PassProbe(unlike=f"{names} can be tried with the weights only")
         few, vocab_size = made
-        if not methods and is_all_native(few):
+        if believed and is_all_native(few):
             return PassProbe()
-        return probe_passes(few, vocab_size)
+        return probe_passes(few, vocab_size, believed=believed)
 
     def _probe(self) -> None:
         """Finds the row multiples that hold on this machine; once, when they are first needed."""
@@ -179,7 +188,10 @@ def told_failures(known: Known) -> str:
     """The shapes with which no number of rows kept their bits, in words."""
     failed = sorted(_told(key) for key, multiple in known.items() if multiple is None)
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-    return f"no number of rows keeps their bits in {', '.join(failed[:3])}{more}"
+    told = f"no number of rows keeps their bits in {', '.join(failed[:3])}{more}"
+    if "products" not in told:
+        return told
+    return f"{told}; if torch multiplied before the LLM was made, set MKL_CBWR=AUTO,STRICT"
 
 
 def _told(key: Any) -> str:

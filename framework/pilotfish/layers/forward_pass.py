@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from pilotfish.state import SlotInputs
 
 
+def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous()
+
+
 @attrs.frozen(kw_only=True)
 class ForwardPass:
     """One pass over a padded ragged batch.
 
-    cos, sin: [T, R] float32, each row's angles; None in a model without rotary positions.
+    cos, sin: [T, R] float32, each row's angles.
     plan: which keys each row may see. caches: per layer, the pages keys and values lie in.
     write_slots: [rows] int64, where the keys and values of the real rows go.
     slots: this pass's views of the caches without pages.
@@ -31,11 +35,11 @@ class ForwardPass:
     """
 
     backend: KernelBackend
-    cos: torch.Tensor
-    sin: torch.Tensor
+    cos: torch.Tensor = attrs.field(converter=_contiguous)
+    sin: torch.Tensor = attrs.field(converter=_contiguous)
     plan: AttentionPlan
     caches: tuple[torch.Tensor, ...]
-    write_slots: torch.Tensor
+    write_slots: torch.Tensor = attrs.field(converter=_contiguous)
     slots: tuple[SlotInputs, ...] = ()
     row_multiple: int = 1
 

@@ -7,7 +7,7 @@ cost as much as the small operations of a decode step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pilotfish.kernels import KernelBackend
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
-class Layer:
+class Written:
+    """A class that keeps its attributes as they were written, so that a patch can be noticed."""
+
+    __slots__ = ()
+    _written: ClassVar[Mapping[str, Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._written = dict(vars(cls))
+
+
+class Layer(Written):
     """A part of a network.
 
     Subclasses call `declare` for their own tensors and keep other layers as plain attributes (or

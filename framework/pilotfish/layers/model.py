@@ -191,7 +191,7 @@ class DecoderModel(Claims):
         wanted = wanted_rows(
             self.return_logits, kv.row_counts, model_inputs.return_n_logits.tolist()
         )
-        rows = self.embed_inputs(inputs, tokens)
+        rows = self.embed_inputs(inputs, tokens).contiguous()
         planned = self._planned(run)
         if planned is None:
             asked = frozenset(self.hidden_state_boundaries)
@@ -273,9 +273,10 @@ class DecoderModel(Claims):
     def _planned(self, run: ForwardPass) -> NativePass | None:
         """The pass as native calls, planned when first asked for; None on another backend.
 
-        None too for a network that runs its layers in its own way.
+        None too for a network that runs its layers, or a model that makes logits, in its own way.
         """
-        if self.backend.name != "native":
+        is_own = getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]
+        if self.backend.name != "native" or is_own:
             return None
         kept = set(self.hidden_state_boundaries)
         if self.return_hidden_states not in (_HIDDEN.NONE, _HIDDEN.SELECTED):

@@ -185,9 +185,10 @@ class MixtureOfExperts(Layer):
 
     def plan(self, run: PassPlan, x: Buffer) -> Buffer:
         """As `__call__`."""
-        if not (has_plan(self.router, "plan_choose") and has_plan(self.experts)):
+        router, parts = self.router, (self.router.routing, self.experts)
+        if not has_plan(router, "plan_choose") or not all(map(has_plan, parts)):
             return run.called(self, x)
-        weights, groups = self.router.plan_choose(run, x)
+        weights, groups = router.plan_choose(run, x)
         routed = self.experts.plan(run, x, groups)
         shared = None if self.shared is None else run.sublayer(self.shared, x)
         return plan_combine_rows(run.plan, routed, groups.places, weights, shared)

@@ -19,11 +19,9 @@ from pilotfish.kernels.rms_norm.native import plan_add_scaled
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.pass_plan import PassPlan, has_plan
+from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written
 
 _INDEX = Pointer("logits_index")
-_WRITTEN = {name: getattr(Decoder, name) for name in ("run", "finish", "logits")}
-"""What a plan speaks for: not for what a subclass, or a patch, has put in its place."""
 
 
 @attrs.frozen(kw_only=True)
@@ -66,7 +64,7 @@ class NativePass:
         x, stream = self._x, None
         for number, block in enumerate(network.layers):
             self._keep(number, x, stream, boundaries)
-            x, stream = self._plan_block(block, x, stream)
+            x, stream = self._run.block(block, x, stream)
             self._run.plan.mark()
         self._keep(len(network.layers), x, stream, boundaries)
         self._plan_head(x, stream)
@@ -78,32 +76,16 @@ class NativePass:
         return self._calls.num_torch_steps
 
     def serves(self, run: ForwardPass) -> bool:
-        """Whether no layer would rather be called by itself in this pass."""
-        return self._run.serves(run)
+        """Whether no layer would rather be called by itself in this pass.
+
+        Those without a plan would where they want rows that are padded: planned ones are not.
+        """
+        return self._run.serves(run) and (run.row_multiple == 1 or not self.num_torch_steps)
 
     @classmethod
     def of(cls, network: Decoder, backend: KernelBackend, **options: Any) -> Self | Literal[False]:
-        """A network's pass; False where its class runs, finishes or scales in a way of its own."""
-        if any(getattr(type(network), name) is not written for name, written in _WRITTEN.items()):
-            return False
-        return cls(network, backend, **options)
-
-    def _plan_block(self, block: Any, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
-        run = self._run
-        if has_plan(block):
-            planned: tuple[Buffer, Buffer] = block.plan(run, x, stream)
-            return planned
-        out, after = run.buffer(x.width), run.buffer(x.width)
-
-        def call(
-            x: torch.Tensor, out: torch.Tensor, after: torch.Tensor, *before: torch.Tensor
-        ) -> None:
-            made, stream = block(x, before[0] if before else None, run.current[0])
-            out.copy_(made)
-            after.copy_(stream)
-
-        run.plan.torch(call, x, out, after, *(() if stream is None else (stream,)))
-        return out, after
+        """A network's pass; False where it runs, finishes or makes logits in a way of its own."""
+        return is_as_written(network, Decoder) and cls(network, backend, **options)
 
     def _keep(
         self, boundary: int, x: Buffer, stream: Buffer | None, boundaries: Collection[int]
@@ -133,7 +115,14 @@ class NativePass:
             run.plan.read(self._logits)
 
     def __call__(self, rows: torch.Tensor, run: ForwardPass, indices: Sequence[int]) -> PassResult:
-        """rows: [T', D], what enters block 0, T' >= T. indices: [R], whose logits are wanted."""
+        """rows: [T', D], what enters block 0, T' >= T. indices: [R], whose logits are wanted.
+
+        Raises ValueError for rows of another dtype than the model's.
+        """
+        if rows.dtype != self._run.dtype:
+            raise ValueError(
+                f"what enters block 0 is {rows.dtype}; wanted {self._run.dtype}, the model's dtype"
+            )
         calls, count = self._calls, len(indices)
         index = torch.tensor(indices, dtype=torch.int64)
         logits = torch.empty((count, self._vocab_size), dtype=torch.float32)
@@ -141,7 +130,7 @@ class NativePass:
         rows = rows[: run.num_rows]
         calls.tensor(self._x).copy_(rows)
         kept = {
-            boundary: rows if buffer is None else torch.empty_like(rows)
+            boundary: rows if buffer is None else torch.empty(rows.shape, dtype=rows.dtype)
             for boundary, buffer in self._kept.items()
         }
         others = {f"kept.{boundary}": tensor.data_ptr() for boundary, tensor in kept.items()}

@@ -11,7 +11,7 @@ import torch
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.layer_norm import add_layer_norm, layer_norm
 from pilotfish.kernels.layer_norm.native import plan_layer_norm
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.plan import Buffer, Columns
 from pilotfish.kernels.rms_norm import Cast, add_rms_norm, add_scaled, rms_norm
 from pilotfish.kernels.rms_norm.native import plan_rms_norm
 from pilotfish.layers.layer import Layer
@@ -85,6 +85,10 @@ class RMSNorm(Norm):
             cast=self.cast,
             backend=backend,
         )
+
+    def plan(self, run: PassPlan, x: Columns, into: Columns) -> None:
+        """As `__call__`."""
+        plan_rms_norm(run.plan, x, self.weight, self.eps, self.cast, into=into)
 
     def plan_add(
         self, run: PassPlan, x: Buffer, stream: Buffer | None, multiplier: float

@@ -1,7 +1,7 @@
 """OwnOperations: what a plugin's code computes with torch by itself, each call tried row by row.
 
-Knows: whose code called torch, and which calls choose their order of additions, or their code for
-an element, by how much they get. Does not know: models or passes.
+Knows: whose code called torch, and which calls have but one result. Does not know: models, passes.
+All that is not known to be exact is tried; what cannot be tried is told, and speaks for nothing.
 Axis letters: T rows of the pass.
 """
 
@@ -9,186 +9,288 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain
+from itertools import combinations, product
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-_NAMES = {
-    "products": "linear matmul mm addmm bmm baddbmm mv addmv einsum inner _addmm_activation",
-    "elements": "silu gelu sigmoid log_sigmoid softplus mish elu selu hardswish hardsigmoid tanh "
-    "exp exp2 expm1 log log2 log10 log1p erf erfc sin cos pow rsqrt lerp addcmul addcdiv xlogy",
-    "rows": "softmax _softmax log_softmax _log_softmax layer_norm native_layer_norm rms_norm "
-    "group_norm sum mean var std var_mean norm linalg_vector_norm prod cumsum logsumexp",
-    "whole": "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu conv1d "
-    "conv2d convolution",
-}
-PRODUCTS = frozenset(_NAMES["products"].split())
-"""Sums over a width that a library adds in the order it likes for the sizes it gets."""
-ELEMENTS = frozenset(_NAMES["elements"].split())
-"""Functions of single numbers. Those of float64 are not looked at: what differs are its last bits,
-which are gone when float32 is made of them."""
-WHOLE = frozenset(_NAMES["whole"].split())
-"""What rows meet in: only whole passes can tell."""
-INEXACT = frozenset(" ".join(_NAMES.values()).split())
-"""What is not rounded once from exact arithmetic: its bits are a matter of the processor too."""
-
+_EXACT = """
+view _unsafe_view view_as reshape reshape_as _reshape_alias flatten unflatten expand expand_as
+permute transpose t numpy_T mT adjoint movedim swapaxes swapdims squeeze unsqueeze select slice
+narrow split split_with_sizes chunk unbind tensor_split as_strided alias detach lift_fresh
+unfold diagonal broadcast_to view_as_real view_as_complex real imag resolve_conj resolve_neg
+contiguous clone copy _to_copy to type_as cat concat stack hstack vstack dstack pad
+constant_pad_nd repeat repeat_interleave tile roll flip index index_select gather take
+take_along_dim index_copy index_put index_fill scatter masked_fill masked_select where fill zero
+tril triu embedding zeros_like ones_like full_like empty_like new_zeros new_ones new_full
+new_empty new_empty_strided eq ne lt le gt ge equal maximum minimum max min amax amin clamp
+clamp_min clamp_max relu abs neg sign sgn floor ceil round trunc isnan isinf isfinite any all
+topk sort argsort argmax argmin nonzero count_nonzero searchsorted bucketize add sub rsub mul
+multiply subtract div divide true_divide reciprocal sqrt square
+"""
+EXACT = frozenset(_EXACT.split())
+"""What moves, compares or rounds once: whatever is beside a number, it becomes the same bits."""
+_LEAVES = "numpy __array__ __dlpack__ tolist item __float__ data_ptr untyped_storage storage"
+LEAVES_TORCH = frozenset(_LEAVES.split())
+"""How numbers get where no call is seen."""
 SOME_ROWS = ((0, 1), (1, 3), (5, 16), (16, 17))
-"""First row and number of rows of the tries, beside all rows at once."""
+"""First row and number of rows of the tries, beside all rows at once, and all but the last."""
+PIECES, PIECE_NUMBERS = (1, 3, 7), 2048
+"""A function of single numbers gets so many, whole and in such pieces: threads cut a tensor
+anywhere, and the end of a cut may run through other code."""
 SHUFFLES = 8
-"""Orders of an operand's numbers that are tried: an array's end is a few numbers of other code, and
-only some numbers tell the two codes apart."""
+"""Orders of an operand's numbers that are tried: only some numbers tell two codes apart."""
+MOST_CANCELLING = 8
 LIBRARY = "pilotfish"
+
+Compute = Callable[[Sequence[Any]], list[torch.Tensor]]
+"""Makes a call with other operands: all of its float results."""
+
+
+class CannotTry(Exception):
+    """Why a call cannot be tried row by row."""
 
 
 @attrs.frozen(kw_only=True)
 class OwnOperation:
     """name: torch's, such as "mm". place: "module.py:31, in choose". operands: shapes and dtype.
 
-    differs_at: numbers of rows with which the first of them got other bits than among all rows.
+    problem: which rows got other bits than among many; or, where is_untried, why none was tried.
     """
 
     name: str
     place: str
     operands: str
-    differs_at: tuple[int, ...] = ()
+    problem: str = ""
+    is_untried: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} of {self.operands} ({self.place})"
 
 
-class OwnOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context manager under which every inexact call of torch is looked at, once a call site.
+class OwnOperations:
+    """A context manager under which every call of torch that is not exact is looked at.
 
-    num_rows: of the pass, padded or not; a tensor's axis of that length is its rows.
-    What the library's own code calls is left out: its kernels answer for themselves.
+    num_rows: of the pass, padded or not; an axis of a multiple of it is its rows, so it divides no
+    width. Empty: of another pass, whose calls should be those that were tried before.
+    What the library's own code calls is left out: its kernels answer for themselves. So is what
+    other threads call, which is not seen.
     found: what plugins called, in order.
     """
 
     def __init__(self, num_rows: Collection[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_rows = frozenset(num_rows)
         self.found: list[OwnOperation] = []
-        self._num_rows = frozenset(num_rows)
         self._seen: set[Any] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Tries the call on a copy of what it gets, then makes it."""
-        del types
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__.removesuffix("_")
-        if name in INEXACT:
-            frame = _caller()
-            if frame is not None:
-                self._look(name, func, args, kwargs, frame)
-        return func(*args, **kwargs)
+    def __enter__(self) -> Self:
+        self._modes = (_Calls(self), _Leaving(self))
+        for mode in self._modes:
+            mode.__enter__()  # type: ignore[no-untyped-call]
+        return self
 
-    def _look(self, name: str, func: Any, args: Any, kwargs: Any, frame: FrameType) -> None:
-        leaves, spec = tree_flatten((args, kwargs))
-        floats = [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
-        if not floats or (name in ELEMENTS and all(x.dtype == torch.float64 for x in floats)):
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def look(self, name: str, func: Any, given: Any, frame: FrameType, why: str = "") -> None:
+        """Tries a call on copies of what it gets, once; why: it cannot be tried."""
+        leaves, spec = tree_flatten(given)
+        floats = list(filter(_is_float, leaves))
+        is_pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
+        # What differs in float64 is its last bits, which are gone when float32 is made of them.
+        if not floats or (is_pointwise and all(x.dtype == torch.float64 for x in floats)):
             return
-        place = f"{frame.f_globals['__name__']}:{frame.f_lineno}, in {frame.f_code.co_name}"
-        key = (name, place, *(tuple(x.shape) for x in floats))
-        if key in self._seen:
+        place = f"{frame.f_globals.get('__name__')}:{frame.f_lineno}, in {frame.f_code.co_name}"
+        site = (name, place, *((x.dtype, x.ndim, x.shape[-1:]) for x in floats))
+        others = repr([leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)])
+        call = (*site, others, *((x.shape, x.stride()) for x in floats))
+        if (call if self.num_rows else site) in self._seen:
             return
-        self._seen.add(key)
-        if name in PRODUCTS and len(floats) >= 2:
-            tries = [_cancelling(leaves, name)]
-        else:
-            tries = [leaves, *(_shuffled(leaves, seed) for seed in range(SHUFFLES))]
+        self._seen |= {site, call}
 
-        def differs(given: Sequence[Any]) -> tuple[int, ...]:
-            def compute(rows: slice | None) -> torch.Tensor:
-                some = [self._some(leaf, rows) for leaf in given]
-                own_args, own_kwargs = tree_unflatten(some, spec)
-                made = func(*own_args, **own_kwargs)
-                first: torch.Tensor = made[0] if isinstance(made, tuple | list) else made
-                return first
+        def compute(given: Sequence[Any]) -> list[torch.Tensor]:
+            own_args, own_kwargs = tree_unflatten(given, spec)
+            return list(filter(_is_float, tree_flatten(func(*own_args, **own_kwargs))[0]))
 
-            return self._differs(compute)
-
-        found = () if name in WHOLE else chain.from_iterable(map(differs, tries))
+        problem = why
+        if not why:
+            try:
+                problem = self._problem(compute, leaves, is_pointwise)
+            except CannotTry as reason:
+                why = problem = str(reason)
+            except Exception as error:  # some rows of the operands may make no call
+                why = problem = (
+                    f"a try with some of its rows raised {type(error).__name__}: {error}"
+                )
         self.found.append(
             OwnOperation(
                 name=name,
                 place=place,
                 operands=" x ".join(str(list(x.shape)) for x in floats)
                 + f" {str(floats[0].dtype).removeprefix('torch.')}",
-                differs_at=tuple(sorted(set(found))),
+                problem=problem,
+                is_untried=bool(why),
             )
         )
 
-    def _differs(self, compute: Callable[[slice | None], torch.Tensor]) -> tuple[int, ...]:
-        whole = compute(None)
-        axis = self._axis(whole)
-        if axis is None:
-            return ()
-        total, found = whole.shape[axis], []
+    def _problem(self, compute: Compute, leaves: Sequence[Any], is_pointwise: bool) -> str:
+        if not any(isinstance(leaf, torch.Tensor) and self._axis(leaf) for leaf in leaves):
+            raise CannotTry("no axis of its operands is the rows of a pass that is tried")
+        tries = [leaves]
+        if not is_pointwise:
+            tries += self._cancelling(leaves)
+        if len(tries) == 1:
+            tries += [_shuffled(leaves, seed) for seed in range(SHUFFLES)]
+        found: set[int] = set()
+        for given in tries:
+            found |= self._differs(compute, given, is_given=given is leaves)
+        if found:
+            counts = ", ".join(map(str, sorted(found)))
+            return f"gives the rows of a call of {counts} other bits than those of many"
+        if is_pointwise and any(_differs_in_pieces(compute, given) for given in tries):
+            return "gives a number other bits at the end of a tensor than inside"
+        return ""
+
+    def _differs(self, compute: Compute, given: Sequence[Any], *, is_given: bool) -> set[int]:
+        whole = compute([_copy(leaf) for leaf in given])
+        if not all(x.isfinite().all() for x in whole):
+            if is_given:
+                raise CannotTry("its results are not finite")
+            return set()
+        if not whole or not all(map(self._axis, whole)):
+            raise CannotTry("no axis of its results is the rows of the pass")
+        found = set()
+        total = max(self.num_rows)
         for first, count in (*SOME_ROWS, (0, total - 1)):
-            rows = slice(first, min(total, first + count))
-            wanted = whole[(slice(None),) * axis + (rows,)]
-            got = compute(rows)
-            if got.shape != wanted.shape or not _same(got, wanted):
-                found.append(count)
-        return tuple(found)
+            if first < total:
+                got = compute([_copy(self._rows(leaf, first, count)) for leaf in given])
+                wanted = [self._rows(x, first, count) for x in whole]
+                if len(got) != len(wanted) or not all(map(same_bits, got, wanted)):
+                    found.add(count)
+        return found
 
-    def _axis(self, x: torch.Tensor) -> int | None:
-        return next((axis for axis, size in enumerate(x.shape) if size in self._num_rows), None)
+    def _axis(self, x: torch.Tensor) -> tuple[int, int] | None:
+        """Which axis is the rows, and how many of its places a row has."""
+        for axis, size in enumerate(x.shape):
+            for num_rows in self.num_rows:
+                if size and size % num_rows == 0:
+                    return axis, size // num_rows
+        return None
 
-    def _some(self, leaf: Any, rows: slice | None) -> Any:
-        """A copy of a tensor, laid out as it is, with some of its rows if it has rows."""
-        if not isinstance(leaf, torch.Tensor):
+    def _rows(self, leaf: Any, first: int, count: int) -> Any:
+        found = self._axis(leaf) if isinstance(leaf, torch.Tensor) else None
+        if found is None:
             return leaf
-        axis = self._axis(leaf)
-        if rows is not None and axis is not None:
-            leaf = leaf[(slice(None),) * axis + (rows,)]
-        copy = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
-        return copy.copy_(leaf)
+        axis, each = found
+        return leaf[(slice(None),) * axis + (slice(first * each, (first + count) * each),)]
+
+    def _cancelling(self, leaves: Sequence[Any]) -> list[list[Any]]:
+        """Operands with numbers whose sums of products are zero but for rounding.
+
+        There a changed order shows in most outputs, and in 16 bits almost nowhere else. Of an axis
+        that two operands share, half of the one is the negative of the other half; the other
+        operand's halves are equal.
+        """
+        places = [place for place, leaf in enumerate(leaves) if _is_float(leaf)]
+        tries = []
+        for left, right in combinations(places, 2):
+            axes = product(range(leaves[left].ndim), range(leaves[right].ndim))
+            for own, other in axes:
+                width = leaves[left].shape[own]
+                shares = width > 1 and width == leaves[right].shape[other]
+                if shares and not any(width % rows == 0 for rows in self.num_rows):
+                    made = list(leaves)
+                    made[left] = _halves(leaves[left], own, -1)
+                    made[right] = _halves(leaves[right], other, 1)
+                    tries.append(made)
+        return tries[:MOST_CANCELLING]
+
+
+class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, own: OwnOperations) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._own = own
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        name = getattr(func, "overloadpacket", func).__name__.removesuffix("_")
+        namespace = getattr(func, "namespace", "")
+        adds = kwargs.get("alpha", 1) not in (1, -1) or any(arg is True for arg in args[2:])
+        if namespace != "aten" or name not in EXACT or adds:
+            frame = _caller()
+            if frame is not None:
+                self._own.look(name, func, (args, kwargs), frame)
+        return func(*args, **kwargs)
+
+
+class _Leaving(TorchFunctionMode):
+    def __init__(self, own: OwnOperations) -> None:
+        super().__init__()
+        self._own = own
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        name = getattr(func, "__name__", "")
+        if name in LEAVES_TORCH:
+            frame = _caller()
+            if frame is not None:
+                self._own.look(name, func, args, frame, "what it is used for is not seen")
+        return func(*args, **(kwargs or {}))
+
+
+def same_bits(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether two tensors hold the same bits."""
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        return False
+    plain = (x.clone(memory_format=torch.contiguous_format).view(-1) for x in (got, wanted))
+    return torch.equal(*(x.view(torch.uint8) for x in plain))
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def _caller() -> FrameType | None:
     """The frame of a plugin that called torch; None where it was the library's own."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        room = frame.f_globals.get("__name__", "").partition(".")[0]
-        if room == LIBRARY:
+        name = frame.f_globals.get("__name__", "")
+        room = name.partition(".")[0]
+        if room == LIBRARY and name != __name__:
             return None
-        if room != "torch":
+        if room not in ("torch", LIBRARY):
             return frame
         frame = frame.f_back
     return None
 
 
-def _cancelling(leaves: Sequence[Any], name: str) -> list[Any]:
-    """The operands of a product, with numbers whose sums are zero but for rounding.
+def _copy(leaf: Any, numbers: torch.Tensor | None = None) -> Any:
+    """A tensor of its own, laid out as `leaf` is if no two of that one's numbers share a place."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    numbers, reach = leaf if numbers is None else numbers, 0
+    for stride, size in sorted(zip(leaf.stride(), leaf.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return numbers.to(leaf.dtype).clone(memory_format=torch.contiguous_format)
+        reach += stride * (size - 1)
+    made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+    return made.copy_(numbers)
 
-    There a changed order shows in most outputs, and in 16 bits almost nowhere else. Half of one
-    operand's K columns are the negative of the other half; the other operand's halves are equal.
-    """
-    places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
-    if name in ("addmm", "baddbmm", "addmv", "_addmm_activation"):
-        places = places[1:]
-    left, right = places[:2]
-    made = list(leaves)
-    width, generator = leaves[left].shape[-1], torch.Generator().manual_seed(0)
-    axes = [axis for axis, size in enumerate(leaves[right].shape) if size == width]
-    if not axes:
-        return made
-    axis = axes[-1] if name in ("linear", "inner") else axes[0]
-    for place, along, sign in ((left, leaves[left].ndim - 1, -1), (right, axis, 1)):
-        operand = leaves[place]
-        shape = list(operand.shape)
-        shape[along] = width // 2
-        half = torch.randn(shape, generator=generator)
-        shape[along] = width % 2
-        whole = torch.cat((half, sign * half, torch.zeros(shape)), dim=along)
-        made[place] = torch.empty_strided(
-            operand.shape, operand.stride(), dtype=operand.dtype, device=operand.device
-        ).copy_(whole)
+
+def _halves(operand: torch.Tensor, axis: int, sign: int) -> torch.Tensor:
+    generator, shape = torch.Generator().manual_seed(0), list(operand.shape)
+    width = shape[axis]
+    shape[axis] = width // 2
+    half = torch.randn(shape, generator=generator)
+    shape[axis] = width % 2
+    made: torch.Tensor = _copy(operand, torch.cat((half, sign * half, torch.zeros(shape)), axis))
     return made
 
 
@@ -196,17 +298,28 @@ def _shuffled(leaves: Sequence[Any], seed: int) -> list[Any]:
     """Each float tensor's own numbers in another order, laid out alike."""
     generator, made = torch.Generator().manual_seed(seed), list(leaves)
     for place, x in enumerate(leaves):
-        if isinstance(x, torch.Tensor) and x.is_floating_point():
+        if _is_float(x):
             order = torch.randperm(x.numel(), generator=generator).to(x.device)
-            numbers = x.flatten().index_select(0, order).view(x.shape)
-            made[place] = torch.empty_strided(
-                x.shape, x.stride(), dtype=x.dtype, device=x.device
-            ).copy_(numbers)
+            made[place] = _copy(x, x.flatten().index_select(0, order).view(x.shape))
     return made
 
 
-def _same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether two tensors hold the same bits, NaN included."""
-    return torch.equal(got.isnan(), wanted.isnan()) and torch.equal(
-        got.nan_to_num(), wanted.nan_to_num()
+def _differs_in_pieces(compute: Compute, given: Sequence[Any]) -> bool:
+    tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
+    shape = torch.broadcast_tensors(*tensors)[0].shape  # type: ignore[no-untyped-call]
+    flat = [
+        leaf.expand(shape).flatten()[:PIECE_NUMBERS] if isinstance(leaf, torch.Tensor) else leaf
+        for leaf in given
+    ]
+
+    def some(first: int, count: int) -> torch.Tensor:
+        return compute(
+            [x[first : first + count].clone() if isinstance(x, torch.Tensor) else x for x in flat]
+        )[0]
+
+    total = min(shape.numel(), PIECE_NUMBERS)
+    whole = some(0, total)
+    return any(
+        not same_bits(torch.cat([some(at, size) for at in range(0, total, size)]), whole)
+        for size in PIECES
     )

@@ -8,15 +8,15 @@ Axis letters: T packed tokens, D model width, R rotated width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import FunctionType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer, Plan, PlannedCalls, Pointer, Rows
+from pilotfish.kernels.native.numbers import address_of
+from pilotfish.kernels.native.plan import Buffer, Columns, Plan, PlannedCalls, Pointer, Rows
 from pilotfish.kernels.paged_attention.planned import pass_address
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
@@ -27,37 +27,43 @@ if TYPE_CHECKING:
 
 
 def has_plan(layer: object, plan: str = "plan") -> bool:
-    """Whether a layer's method `plan` speaks for what it computes.
+    """Whether a layer's method `plan` speaks for what it computes: it is as the class was written
+    that has that method.
+    """
+    owner = next((one for one in type(layer).__mro__ if plan in vars(one)), None)
+    return owner is not None and is_as_written(layer, owner)
 
-    Not where a subclass, or the layer itself, has something in the place of a method that stands
-    beside `plan`; how a layer is made and gets its tensors is no matter.
+
+def is_as_written(layer: object, kind: type) -> bool:
+    """Whether a layer computes what its class `kind` was written to compute.
+
+    Not where a subclass, the layer itself or a patch has something in the place of a method; how a
+    layer is made and gets its tensors is no matter.
     """
     kinds = type(layer).__mro__
-    owner = next((one for one in kinds if plan in vars(one)), None)
-    if owner is None:
+    below, own = kinds[: kinds.index(kind)], kinds[kinds.index(kind) :]
+    methods = [_methods(vars(one)) for one in own]
+    if methods != [_methods(vars(one).get("_written", vars(one))) for one in own]:
         return False
-    over = [vars(layer), *(vars(one) for one in kinds[: kinds.index(owner)])]
-    computing = {
-        name
-        for name, value in vars(owner).items()
-        if isinstance(value, FunctionType) and name not in vars(Layer)
+    over = [getattr(layer, "__dict__", {}), *map(vars, below)]
+    return not any(name in names for names in over for one in methods for name in one)
+
+
+def _methods(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that may compute: not how a layer is made, nor what every Layer has."""
+    return {
+        name: value
+        for name, value in attributes.items()
+        if callable(value)
+        and name not in vars(Layer)
+        and (name == "__call__" or not name.startswith("__"))
     }
-    return not any(name in computing - {"__init__"} for names in over for name in names)
 
 
 AddressOf: TypeAlias = Callable[[ForwardPass], int]
 """Where something lies in a pass; it must stay there as long as the ForwardPass lives."""
 IsBetter: TypeAlias = Callable[[ForwardPass], bool]
 """Whether a layer called by itself computes a pass in less time than its planned calls."""
-
-
-def _every_pass_gives() -> dict[str, AddressOf]:
-    return {
-        "cos": lambda run: run.cos.data_ptr(),
-        "sin": lambda run: run.sin.data_ptr(),
-        "write_slots": lambda run: run.write_slots.data_ptr(),
-        "attention": lambda run: pass_address(run.plan),
-    }
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -80,8 +86,18 @@ class PassPlan:
     write_slots: Pointer = attrs.field(factory=lambda: Pointer("write_slots"), init=False)
     attention: Pointer = attrs.field(factory=lambda: Pointer("attention"), init=False)
     current: list[ForwardPass] = attrs.field(factory=list, init=False)
-    _given: dict[str, AddressOf] = attrs.field(factory=_every_pass_gives, init=False)
+    _given: dict[str, AddressOf] = attrs.field(init=False)
     _unless: dict[str, IsBetter] = attrs.field(factory=dict, init=False)
+
+    @_given.default
+    def _every_pass_gives(self) -> dict[str, AddressOf]:
+        angles, width = torch.float32, self.cos.width
+        return {
+            "cos": lambda run: address_of("cos", run.cos, angles, run.num_rows, width),
+            "sin": lambda run: address_of("sin", run.sin, angles, run.num_rows, width),
+            "write_slots": lambda run: address_of("write_slots", run.write_slots, torch.int64, 0),
+            "attention": lambda run: pass_address(run.plan),
+        }
 
     @classmethod
     def empty(
@@ -121,8 +137,9 @@ class PassPlan:
     ) -> None:
         """Runs the finished calls in a pass, after `begin`; others: addresses beside the pass's."""
         addresses = dict(others or {})
-        for name in calls.pointers - addresses.keys():
-            addresses[name] = self._given[name](current)
+        for name in calls.pointers:
+            if name not in addresses:
+                addresses[name] = self._given[name](current)
         self.current.append(current)
         try:
             calls.run(addresses, torch.get_num_threads())
@@ -143,24 +160,40 @@ class PassPlan:
     def called(self, layer: Any, x: Buffer) -> Buffer:
         """The same for a layer that has no plan: it is called with tensors in every pass."""
         out = self.buffer(x.width)
-
-        def call(rows: torch.Tensor, result: torch.Tensor) -> None:
-            result.copy_(layer(rows, self.current[0]))
-
-        self.plan.torch(call, x, out)
+        self._step(lambda rows: (layer(rows, self.current[0]),), (x,), (out,))
         return out
+
+    def block(self, block: Any, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
+        """Plans a `Block`, or another layer that takes two [T, D] and gives x and the stream."""
+        if has_plan(block):
+            planned: tuple[Buffer, Buffer] = block.plan(self, x, stream)
+            return planned
+        outs = self.buffer(x.width), self.buffer(x.width)
+        self._step(lambda x, before: block(x, before, self.current[0]), (x, stream), outs)
+        return outs
 
     def linear(self, layer: Linear, x: Buffer, out: Buffer | None = None) -> Buffer:
         """Plans a Linear, which takes the backend instead of the pass; out: see `Linear.plan`."""
         if has_plan(layer):
             return layer.plan(self, x, out)
         into = out or Buffer(x.rows, layer.prepared.out_features, x.dtype)
-
-        def call(rows: torch.Tensor, result: torch.Tensor) -> None:
-            result.copy_(layer(rows, self.backend, into.dtype))
-
-        self.plan.torch(call, x, into)
+        self._step(lambda rows: (layer(rows, self.backend, into.dtype),), (x,), (into,))
         return into
+
+    def norm(self, norm: Any, x: Buffer | Columns, into: Columns | None = None) -> Buffer:
+        """Plans a norm without an add; into: columns for the normed ones, None for a new buffer."""
+        x = x.columns() if isinstance(x, Buffer) else x
+        into = into or Buffer(x.buffer.rows, x.width, x.buffer.dtype).columns()
+        if has_plan(norm):
+            norm.plan(self, x, into)
+        else:
+            read, write = x.of, into.of
+            self.plan.torch(
+                lambda rows, out: write(out).copy_(norm(read(rows), self.backend)),
+                x.buffer,
+                into.buffer,
+            )
+        return into.buffer
 
     def add_norm(
         self, norm: Norm, x: Buffer, stream: Buffer | None, multiplier: float
@@ -168,14 +201,25 @@ class PassPlan:
         """Plans `Norm.add`: returns (normed rows, the stream, which is updated in place)."""
         if has_plan(norm, "plan_add"):
             return norm.plan_add(self, x, stream, multiplier)
-        normed = Buffer(x.rows, x.width, x.dtype)
+        outs = Buffer(x.rows, x.width, x.dtype), stream or x
+        self._step(
+            lambda x, before: norm.add(x, before, self.backend, multiplier), (x, stream), outs
+        )
+        return outs
 
-        def call(x: torch.Tensor, normed: torch.Tensor, *streams: torch.Tensor) -> None:
-            before = streams[0] if streams else None
-            rows, after = norm.add(x, before, self.backend, multiplier)
-            normed.copy_(rows)
-            if before is not None and after is not before:
-                before.copy_(after)
+    def _step(
+        self,
+        function: Callable[..., Iterable[torch.Tensor]],
+        ins: Sequence[Buffer | None],
+        outs: Sequence[Buffer],
+    ) -> None:
+        """Plans code that gets the tensors of `ins`, None for None; what it gives is copied."""
+        given = [buffer for buffer in ins if buffer is not None]
 
-        self.plan.torch(call, x, normed, *(() if stream is None else (stream,)))
-        return normed, x if stream is None else stream
+        def call(*tensors: torch.Tensor) -> None:
+            read = iter(tensors)
+            made = function(*(None if buffer is None else next(read) for buffer in ins))
+            for out, tensor in zip(read, made, strict=True):
+                out.copy_(tensor)
+
+        self.plan.torch(call, *given, *outs)

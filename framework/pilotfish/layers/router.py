@@ -19,6 +19,7 @@ from pilotfish.kernels.grouped_linear.native import PlannedGroups
 from pilotfish.kernels.native.plan import Buffer
 from pilotfish.kernels.router import choose_experts, eager
 from pilotfish.kernels.router.native import plan_choose_experts
+from pilotfish.layers.layer import Written
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.pass_plan import PassPlan
 
@@ -32,7 +33,7 @@ _KNOWN: dict[Scoring, kernels.Scoring] = {sigmoid_scores: "sigmoid", softmax_sco
 
 
 @attrs.frozen(kw_only=True)
-class Routing:
+class Routing(Written):
     """How experts are selected (DeepSeek-AI 2024, "DeepSeek-V3", section 2.1.2, eq. 12 to 16).
 
     num_experts: E. num_chosen: S, experts of a row. num_groups, num_kept_groups: experts stand in

@@ -8,8 +8,8 @@ Axis letters: D model width, V vocabulary.
 from __future__ import annotations
 
 import copy
+import enum
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,47 +17,17 @@ import torch
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
+from pilotfish.layers.own_parts import own_part
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
 
 if TYPE_CHECKING:
     from pilotfish.layers.model import DecoderModel
 
-LIBRARY = "pilotfish."
 FEW_TOKENS = 64
 """A vocabulary for the tries: the embedding and the head of the library answer for themselves."""
 LARGEST = 2 << 30
 """Bytes that numbers in the place of unread weights may take."""
 _DISTINCT_ROWS = 64
-_METHODS = ("execute", "embed", "embed_inputs", "lm_head")
-
-
-def own_layers(model: DecoderModel) -> list[str]:
-    """The layers of a model that are not the library's, by name.
-
-    The library's compute with its kernels only, whose rows are proved or probed one by one.
-    """
-    own = filter(_is_own, model.network.layers_inside())
-    return list(dict.fromkeys(type(layer).__qualname__ for layer in own))
-
-
-def own_methods(model: DecoderModel) -> list[str]:
-    """The methods of a model that compute and are not the library's, by name."""
-    written = [getattr(type(model), name) for name in _METHODS]
-    return [one.__qualname__ for one in written if not one.__module__.startswith(LIBRARY)]
-
-
-def _is_own(layer: Layer) -> bool:
-    if not type(layer).__module__.startswith(LIBRARY):
-        return True
-    return any(not one.__module__.startswith(LIBRARY) for one in _callables(layer))
-
-
-def _callables(layer: Layer) -> Iterator[Any]:
-    """Functions that a layer was given: scorings, and what was put in the place of a method."""
-    for value in vars(layer).values():
-        for one in (value, getattr(value, "scoring", None)):
-            if callable(one) and not isinstance(one, Layer) and hasattr(one, "__module__"):
-                yield one
 
 
 def shallow(model: DecoderModel, *, is_loaded: bool) -> tuple[DecoderModel, int] | None:
@@ -73,14 +43,15 @@ def shallow(model: DecoderModel, *, is_loaded: bool) -> tuple[DecoderModel, int]
     few._native_passes = {}
     kinds = {_kind(layer): layer for layer in reversed(network.layers)}
     network.layers = tuple(layer for layer in network.layers if layer in kinds.values())
-    vocab_size, fresh = _shrink_vocabulary(network)
+    fresh = _shrink_vocabulary(network)
+    vocab_size = next(iter(network.lm_head.parameter_shapes().values()))[0]
     filled = fresh if is_loaded else [("", network)]
     shapes = {
         prefix + name: shape
         for prefix, layer in filled
         for name, shape in layer.parameter_shapes().items()
     }
-    size = sum(map(math.prod, shapes.values())) * model.dtype.itemsize
+    size = sum(math.prod(shape) * _dtype(name, model).itemsize for name, shape in shapes.items())
     if not is_loaded and size > LARGEST:
         return None
     for name, shape in shapes.items():
@@ -90,28 +61,52 @@ def shallow(model: DecoderModel, *, is_loaded: bool) -> tuple[DecoderModel, int]
 
 
 def _kind(layer: Layer) -> Any:
-    """What two layers share that compute alike: classes, shapes and switches; not their numbers."""
+    """What two layers share that compute alike: classes, shapes and switches.
+
+    Of the library's layers, and of those whose author says that they keep bits, a number is no
+    switch; of others everything is one but tensors.
+    """
+    part = own_part(layer)
+    is_known = part is None or part.keeps_bits
     switches = tuple(
-        (name, value if not callable(value) else id(value))
+        (name, _switch(value))
         for name, value in vars(layer).items()
-        if isinstance(value, bool | str | float | None) or callable(value)
-        if not isinstance(value, Layer)
+        if not is_known or isinstance(value, bool | str | float | None) or callable(value)
     )
     own = tuple(layer._declared().items())
     children = tuple((name, _kind(child)) for name, child in layer._children())
     return type(layer), own, switches, children
 
 
-def _shrink_vocabulary(network: Any) -> tuple[int, list[tuple[str, Layer]]]:
-    """Puts a small embedding and head in place; returns their vocabulary, and what to fill."""
-    fresh: list[tuple[str, Layer]] = []
-    (vocab_size, width), _ = (*network.embed_tokens._declared().values(), None)[:2]
-    if type(network.embed_tokens) is Embedding and type(network.lm_head) is Linear:
-        vocab_size, multiplier = FEW_TOKENS, network.embed_tokens.multiplier
-        network.embed_tokens = Embedding(vocab_size, width, multiplier=multiplier)
-        network.lm_head = Linear(network.lm_head._declared()["weight"][1], vocab_size)
-        fresh = [("embed_tokens.", network.embed_tokens), ("lm_head.", network.lm_head)]
-    return vocab_size, fresh
+def _switch(value: Any) -> Any:
+    """Equal for values that a layer cannot tell apart; of objects only for one and the same."""
+    if isinstance(value, Layer | torch.Tensor):
+        return Layer
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_switch, value))
+    if isinstance(value, dict):
+        return type(value), tuple((_switch(key), _switch(one)) for key, one in value.items())
+    is_plain = isinstance(value, bool | int | float | str | bytes | enum.Enum | None)
+    return type(value), value if is_plain else id(value)
+
+
+def _shrink_vocabulary(network: Any) -> list[tuple[str, Layer]]:
+    """Puts a small embedding and head in the place of the library's; returns what to fill."""
+    embedding, head = network.embed_tokens, network.lm_head
+    if type(embedding) is not Embedding or type(head) is not Linear:
+        return []
+    if own_part(embedding) is not None or own_part(head) is not None:
+        return []
+    multiplier, width = embedding.multiplier, head.parameter_shapes()["weight"][1]
+    network.embed_tokens = Embedding(FEW_TOKENS, embedding.width, multiplier=multiplier)
+    network.lm_head = Linear(width, FEW_TOKENS)
+    return [("embed_tokens.", network.embed_tokens), ("lm_head.", network.lm_head)]
+
+
+def _dtype(name: str, model: DecoderModel) -> torch.dtype:
+    """As checkpoints have it."""
+    kinds = {"_shape": torch.int64, "_packed": torch.int32, "_scale": torch.bfloat16}
+    return next((kind for end, kind in kinds.items() if name.endswith(end)), model.dtype)
 
 
 def _numbers(name: str, shape: tuple[int, ...], model: DecoderModel) -> torch.Tensor:
@@ -122,13 +117,14 @@ def _numbers(name: str, shape: tuple[int, ...], model: DecoderModel) -> torch.Te
     rows = shape[0] if len(shape) > 1 else 1
     some = torch.randn(min(rows, _DISTINCT_ROWS), *shape[1:] or shape, generator=generator)
     if name.endswith("_packed"):
-        some = (some * 2**29).to(torch.int32)
+        some = some * 2**29
     elif name.endswith("_scale"):
-        some = some.abs().mul_(0.05).to(torch.bfloat16)
+        some = some.abs().mul_(0.05)
     elif len(shape) > 1:
-        some = (some * shape[-1] ** -0.5).to(model.dtype)
+        some = some * shape[-1] ** -0.5
     else:
-        some = (1 + 0.2 * some).to(model.dtype)
+        some = 1 + 0.2 * some
+    some = some.to(_dtype(name, model))
     count = -(-rows // some.shape[0])
     whole = some.repeat(count, *(1,) * (some.ndim - 1))[:rows]
     return whole.view(shape).contiguous().to(model.device)

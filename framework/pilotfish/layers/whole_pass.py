@@ -16,13 +16,14 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.kernels.device import current_device
-from pilotfish.layers.own_operations import OwnOperation, OwnOperations
+from pilotfish.layers.own_operations import OwnOperation, OwnOperations, same_bits
 from pilotfish.protocols import PipelineModel
 from pilotfish.state import PagedStateSpec, SlotStateSpec, StateManager
+from pilotfish.weights.int4 import COLUMNS_PER_WORD
 
 TEXT, BESIDE = 88, 11
-"""Tokens of the text and of the one beside it. 88 is a multiple of the blocks that rows are padded
-to, and no usual width: an axis of that length is the rows."""
+"""The most tokens of the text, and those of the one beside it. 88 is a multiple of the blocks that
+rows are padded to."""
 PAGE_SIZE = 16
 
 Schedule: TypeAlias = Sequence[Mapping[str, int]]
@@ -31,40 +32,57 @@ Schedule: TypeAlias = Sequence[Mapping[str, int]]
 
 @attrs.frozen(kw_only=True)
 class PassProbe:
-    """operations: what code outside of the library computed with torch, in one pass.
+    """operations: what code outside of the library computed with torch, in all passes.
 
-    unlike: how rows were run that got other bits than in one pass of their own; "" where none did.
+    unlike: how rows were run that got other bits than in one pass of their own, or why that could
+    not be tried; "" where none did.
+    believed: whether its author answers for what of the operations cannot be tried.
     """
 
     operations: tuple[OwnOperation, ...] = ()
     unlike: str = ""
+    believed: bool = False
 
     @property
     def why_not_invariant(self) -> str:
-        """What gives a row bits that are not its own; "" where nothing was found."""
+        """What gives a row bits that are not its own, or may, untried; "" where all was tried."""
         for one in self.operations:
-            if one.differs_at:
-                counts = ", ".join(map(str, one.differs_at))
-                return f"{one} gives the rows of a call of {counts} other bits than those of many"
+            if one.problem and not one.is_untried:
+                return f"{one} {one.problem}"
         if self.unlike and self.operations:
             return f"{self.unlike}, in a pass that computes {self.operations[0]}"
+        untried = [one for one in self.operations if one.is_untried and not self.believed]
+        if untried and not self.unlike:
+            return f"{untried[0]} could not be tried: {untried[0].problem}"
         return self.unlike
 
-    @property
-    def why_not_portable(self) -> str:
-        """What is computed by torch, whose bits are a matter of the processor; "" for nothing."""
-        return f"{self.operations[0]} is computed by torch" if self.operations else ""
 
-
-def probe_passes(model: PipelineModel, vocab_size: int) -> PassProbe:
+def probe_passes(model: PipelineModel, vocab_size: int, *, believed: bool = False) -> PassProbe:
     """Run a text in one pass, in passes of 1, 3 and 16 rows, and packed beside another text.
 
     model: with weights; it and its caches are as before afterwards. vocab_size: ids up to it may
-    be asked for. Nine passes, of 369 rows together. An exception of the model's is told, not
-    raised: the pass that a user asks for will raise it.
+    be asked for. believed: see `PassProbe`. Nine passes, of 369 rows together. An exception of the
+    model's is told, not raised: the pass that a user asks for will raise it.
     """
+    own = OwnOperations(())
+    try:
+        unlike = _unlike(model, vocab_size, own)
+    except Exception as error:  # a plugin may raise anything
+        unlike = f"the passes that try it raised {type(error).__name__}: {error}"
+    return PassProbe(operations=tuple(own.found), unlike=unlike, believed=believed)
+
+
+def text_logits(model: PipelineModel, vocab_size: int) -> torch.Tensor:
+    """[T, V] of a text in one pass. As `probe_passes`; what the model raises is raised."""
     length = min(TEXT, model.config.get_max_seq_len() - 1)
-    whole = [{"text": length}]
+    return _logits(model, [{"text": length}], length, vocab_size)
+
+
+def _unlike(model: PipelineModel, vocab_size: int, own: OwnOperations) -> str:
+    multiple = max(1, model.row_multiple)
+    length = _text_length(model, multiple)
+    if length < 2:
+        return "it cannot be tried: no text within its reach has a length that divides no width"
     schedules: dict[str, Schedule] = {"passes of 1, 3 and 16 rows": _cut(length, (1, 3, 16))}
     if length >= BESIDE:
         first = length // 5
@@ -74,20 +92,37 @@ def probe_passes(model: PipelineModel, vocab_size: int) -> PassProbe:
             {"beside": 1, "text": 1},
             {"text": length - first - 1, "beside": 2},
         ]
-    operations: Sequence[OwnOperation] = ()
-    try:
-        multiple = max(1, model.row_multiple)
-        padded = -(-length // multiple) * multiple
-        with OwnOperations((length, padded)) as own:
-            wanted = _logits(model, whole, length, vocab_size)
-        operations = own.found
-        for told, schedule in schedules.items():
-            if not _same(_logits(model, schedule, length, vocab_size), wanted):
-                return PassProbe(operations=tuple(operations), unlike=f"rows differ in {told}")
-    except Exception as error:  # a plugin may raise anything
-        told = f"the passes that try it raised {type(error).__name__}: {error}"
-        return PassProbe(operations=tuple(operations), unlike=told)
-    return PassProbe(operations=tuple(operations))
+    own.num_rows = frozenset((length, -(-length // multiple) * multiple))
+    with own:
+        wanted = _logits(model, [{"text": length}], length, vocab_size)
+    if not wanted.isfinite().all():
+        return "it cannot be tried: its logits are not finite"
+    own.num_rows = frozenset()
+    for told, schedule in schedules.items():
+        with own:
+            got = _logits(model, schedule, length, vocab_size)
+        if not same_bits(got, wanted):
+            return f"rows differ in {told}"
+    return ""
+
+
+def _text_length(model: PipelineModel, multiple: int) -> int:
+    """The longest that divides no width, so that an axis of it is rows; best without padding."""
+    words = {"_packed": COLUMNS_PER_WORD}
+    widths = {
+        width * each
+        for name, shape in model.parameter_shapes().items()
+        for width in shape
+        for each in (1, next((n for end, n in words.items() if name.endswith(end)), 1))
+    }
+    lengths = range(min(TEXT, model.config.get_max_seq_len() - 1), 1, -1)
+    fit = [
+        length
+        for length in lengths
+        for padded in (-(-length // multiple) * multiple,)
+        if not any(width % length == 0 or width % padded == 0 for width in widths)
+    ]
+    return next((length for length in fit if length % multiple == 0), max(fit, default=0))
 
 
 def _cut(length: int, counts: Sequence[int]) -> list[dict[str, int]]:
@@ -153,11 +188,4 @@ def _state(model: PipelineModel, length: int) -> StateManager:
         device=model.device,
         prefix_caching=False,
         attached=attached,
-    )
-
-
-def _same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether two [T, V] hold the same bits, NaN included."""
-    return torch.equal(got.nan_to_num(), wanted.nan_to_num()) and torch.equal(
-        got.isnan(), wanted.isnan()
     )

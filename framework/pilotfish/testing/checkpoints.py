@@ -97,7 +97,13 @@ def save_with_transformers(options: Mapping[str, Any], folder: Path) -> None:
         )
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model_class(model_class.config_class(**options)).eval()
+        try:
+            config = model_class.config_class(**options)
+        except Exception as error:  # each refuses in a way of its own
+            raise ConfigError(
+                f"the config of {architecture} refuses its options: {error}"
+            ) from error
+        model = model_class(config).eval()
         randomize(model.state_dict())
         model.save_pretrained(folder)
 

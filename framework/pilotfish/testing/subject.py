@@ -23,6 +23,7 @@ from pilotfish.engine import LLM
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.errors import PilotfishError
 from pilotfish.protocols import ImageProcessor, PipelineModel, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import (
@@ -278,12 +279,15 @@ class Subject:
     def wide(self) -> Iterator[Subject]:
         """The example at real widths, or the checkpoint as it is; each to be closed.
 
-        Raises NotApplicable for an example that is refused at such widths.
+        Raises NotApplicable for an example that is refused at such widths, or has none.
         """
         if self.example_of is None:
             yield attrs.evolve(self, models={}, exits=ExitStack())
             return
-        for told, sizes in examples_of(self.example_of, self.registry).wide.items():
+        wide = examples_of(self.example_of, self.registry).wide
+        if not wide:
+            raise NotApplicable("its Examples have no `wide`, so nothing of real width is tried")
+        for told, sizes in wide.items():
             made = self._wide(sizes)
             made.name = f"{self.name}, {told}"
             yield made
@@ -300,10 +304,16 @@ class Subject:
                         architecture, self.name, target, registry, given
                     )
                 )
-                made.prepared(self.dtype)
-                return made
-            except Exception as error:  # a config of anybody's may refuse in any way
+            except (PilotfishError, ValueError) as error:
                 refused = f"{type(error).__name__}: {error}"
+                continue
+            try:
+                made.prepared(self.dtype)
+            except (PilotfishError, ValueError) as error:
+                refused = f"{type(error).__name__}: {error}"
+                made.close()
+            else:
+                return made
         raise NotApplicable(
             f"the example is refused with {dict(sizes)} ({refused}); give its Examples a `wide`"
         )
@@ -335,18 +345,18 @@ class Subject:
         self.close()
 
     def _copy(self, make: Callable[[Path], Path]) -> Subject:
-        exits = ExitStack()
-        folder = Path(exits.enter_context(TemporaryDirectory(prefix="pilotfish-")))
-        return Subject(
-            name=self.name,
-            model=str(make(folder / "copy")),
-            registry=self.registry,
-            dtypes=self.dtypes,
-            device=self.device,
-            backend=self.backend,
-            num_threads=self.num_threads,
-            exits=exits,
-        )
+        with ExitStack() as exits:
+            folder = Path(exits.enter_context(TemporaryDirectory(prefix="pilotfish-")))
+            return Subject(
+                name=self.name,
+                model=str(make(folder / "copy")),
+                registry=self.registry,
+                dtypes=self.dtypes,
+                device=self.device,
+                backend=self.backend,
+                num_threads=self.num_threads,
+                exits=exits.pop_all(),
+            )
 
     def _loaded(self, dtype: str) -> tuple[Prepared, PipelineModel]:
         if dtype not in self._models:

@@ -10,12 +10,14 @@ Source: "DFlash: Block Diffusion for Flash Speculative Decoding", arXiv 2602.060
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.context_kv_write import write_context_kv
+from pilotfish.kernels.context_kv_write.native import plan_write_context_kv
+from pilotfish.kernels.native.plan import Buffer, Pointer
 from pilotfish.kernels.paged_attention import AttentionPlan, plan_attention
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import PreNormBlock
@@ -25,6 +27,7 @@ from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
+from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written
 from pilotfish.layers.rotary import Rotary
 from pilotfish.layers.rows import padded
 from pilotfish.layers.vocabulary import DraftVocabulary
@@ -72,6 +75,19 @@ class ContextKV(Layer):
             backend=backend,
         )
 
+    def plan(self, run: PassPlan, rows: Buffer, caches: Pointer) -> None:
+        """As `write`; caches: the address of the addresses of all layers' pages."""
+        plan_write_context_kv(
+            run.plan,
+            run.linear(self.kv, rows),
+            self.k_norm,
+            (run.cos, run.sin),
+            caches=caches,
+            write_slots=run.write_slots,
+            cache_dtype=run.cache_dtype,
+            eps=self.eps,
+        )
+
 
 class DFlashLlama3(Layer):
     """A draft without what it borrows of its target.
@@ -98,7 +114,7 @@ class DFlashLlama3(Layer):
         self.backend = KernelBackend() if backend is None else backend
         self.row_multiple = 1
         self.attention_multiple: int | None = None
-        self._passes: dict[type[ContextPass | BlockPass], ContextPass | BlockPass] = {}
+        self._passes: dict[type[Any], ContextPass | BlockPass | Literal[False]] = {}
         width, eps = config.hidden_size, config.rms_norm_eps
         self.rotary = Rotary(config.rope)
         self.fc = Linear(self.num_context_features * config.target_hidden_size, width)
@@ -196,16 +212,19 @@ class DFlashLlama3(Layer):
     def _planned(
         self, kind: type[Planned], rows: torch.Tensor, kv: KVCacheInputs
     ) -> Planned | None:
-        """A pass as native calls, planned when first asked for; None on another backend."""
+        """A pass as native calls, planned when first asked for; None on another backend.
+
+        None too where the network, or its context, computes in a way of its own.
+        """
         if self.backend.name != "native":
             return None
-        found = self._passes.get(kind)
-        if found is None:
-            found = self._passes[kind] = kind(
-                self, dtype=rows.dtype, cache_dtype=kv.blocks[0].dtype
-            )
-        assert isinstance(found, kind)
-        return found
+        if kind not in self._passes:
+            is_plain = is_as_written(self, DFlashLlama3) and has_plan(self.context)
+            dtypes = {"dtype": rows.dtype, "cache_dtype": kv.blocks[0].dtype}
+            self._passes[kind] = is_plain and kind(self, **dtypes)
+        found = self._passes[kind]
+        assert found is False or isinstance(found, kind)
+        return found or None
 
     def _plan(self, kv: KVCacheInputs, offsets: torch.Tensor) -> AttentionPlan:
         return plan_attention(

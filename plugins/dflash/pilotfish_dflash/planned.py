@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pilotfish.kernels.context_kv_write.native import plan_write_context_kv
+from pilotfish.kernels.native.numbers import address_of
 from pilotfish.kernels.native.plan import Buffer, Pointer, Rows
-from pilotfish.kernels.rms_norm.native import plan_rms_norm
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.pass_plan import PassPlan
@@ -33,20 +32,9 @@ class ContextPass:
         self, network: DFlashLlama3, *, dtype: torch.dtype, cache_dtype: torch.dtype
     ) -> None:
         run = self._run = _empty(network, dtype, cache_dtype)
-        norm, context = network.hidden_norm, network.context
         self._features = run.buffer(network.fc.prepared.in_features)
-        rows = run.linear(network.fc, self._features)
-        rows = plan_rms_norm(run.plan, rows, norm.weight, norm.eps, norm.cast)
-        plan_write_context_kv(
-            run.plan,
-            run.linear(context.kv, rows),
-            context.k_norm,
-            (run.cos, run.sin),
-            caches=_CACHES,
-            write_slots=run.write_slots,
-            cache_dtype=cache_dtype,
-            eps=context.eps,
-        )
+        rows = run.norm(network.hidden_norm, run.linear(network.fc, self._features))
+        network.context.plan(run, rows, _CACHES)
         run.plan.fill(self._features)
         self._calls = run.plan.finish()
 
@@ -59,16 +47,16 @@ class ContextPass:
         self, features: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], kv: KVCacheInputs
     ) -> None:
         """features: [T, F]. angles: cos and sin, each [T, rotated] float32."""
-        calls, (cos, sin) = self._calls, angles
+        calls, num_rows = self._calls, features.shape[0]
         caches = (c_void_p * len(kv.blocks))(*(cache.data_ptr() for cache in kv.blocks))
-        calls.begin({self._run.rows: features.shape[0]})
+        calls.begin({self._run.rows: num_rows})
         calls.tensor(self._features).copy_(features)
         addresses = {
-            "cos": cos.data_ptr(),
-            "sin": sin.data_ptr(),
-            "write_slots": kv.write_slots.data_ptr(),
-            _CACHES.name: addressof(caches),
+            name: address_of(name, tensor, torch.float32, num_rows, self._run.cos.width)
+            for name, tensor in zip(("cos", "sin"), angles, strict=True)
         }
+        slots = address_of("write_slots", kv.write_slots, torch.int64, num_rows)
+        addresses |= {"write_slots": slots, _CACHES.name: addressof(caches)}
         calls.run(addresses, torch.get_num_threads())
 
 
@@ -83,7 +71,7 @@ class BlockPass:
         self._x = run.buffer(network.fc.prepared.out_features)
         x, stream = self._x, None
         for layer in network.layers:
-            x, stream = layer.plan(run, x, stream)
+            x, stream = run.block(layer, x, stream)
         ends = [x] if stream is None else [x, stream]
         x, *before = (plan_take_rows(run.plan, rows, _WANTED, self._wanted) for rows in ends)
         self._normed: Buffer = run.add_norm(network.norm, x, before[0] if before else None, 1.0)[0]

@@ -9,7 +9,7 @@ vocabulary of the target.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from pilotfish.layers.decoder import Stream
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.loading import load_layers
 from pilotfish.layers.multiples import RowMultiples
+from pilotfish.layers.pass_plan import is_as_written
 from pilotfish.layers.rows import padded
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
 from pilotfish.weights import WeightSource, plan_load
@@ -56,7 +57,7 @@ class EagleModel(SequentialProposer):
         self._row_multiple = 1
         self._head_multiple = 1
         self._attention_multiple: int | None = None
-        self._passes: dict[bool, EaglePass] = {}
+        self._passes: dict[bool, EaglePass | Literal[False]] = {}
 
     # Loading.
 
@@ -128,12 +129,16 @@ class EagleModel(SequentialProposer):
         return self._outputs(self._finish(stream, rows.wanted_rows))
 
     def _planned(self, rows: DraftRows) -> EaglePass | None:
-        """The pass as native calls, planned when first asked for; None on another backend."""
+        """The pass as native calls, planned when first asked for; None on another backend.
+
+        None too for a network that computes in a way of its own.
+        """
         if self.backend.name != "native":
             return None
         combines = rows.features is not None and self.config.version == 3
         if combines not in self._passes:
-            self._passes[combines] = EaglePass(
+            is_plain = is_as_written(self.network, EagleNetwork)
+            self._passes[combines] = is_plain and EaglePass(
                 self.network,
                 self.backend,
                 width=self.config.hidden_size,
@@ -142,7 +147,7 @@ class EagleModel(SequentialProposer):
                 dtype=self.dtype,
                 cache_dtype=rows.kv.blocks[0].dtype,
             )
-        return self._passes[combines]
+        return self._passes[combines] or None
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [T] int64 -> [T, D]."""

@@ -12,8 +12,7 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer, Columns
-from pilotfish.kernels.rms_norm.native import plan_norm_heads, plan_rms_norm
+from pilotfish.kernels.native.plan import Buffer
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import Block, PreNormBlock
 from pilotfish.layers.decoder import Stream
@@ -90,9 +89,9 @@ class JoiningBlock(Layer):
     def plan(self, run: PassPlan, embedded: Buffer, hidden: Buffer) -> tuple[Buffer, Buffer]:
         """As `__call__`; the norms write side by side."""
         joined = run.buffer(embedded.width + hidden.width)
-        plan_norm(run, self.input_norm, embedded, joined.columns(0))
-        plan_norm(run, self.hidden_norm, hidden, joined.columns(embedded.width))
-        stream = plan_norm(run, self.hidden_norm, hidden) if self.norm_before_residual else hidden
+        run.norm(self.input_norm, embedded, joined.columns(0, embedded.width))
+        run.norm(self.hidden_norm, hidden, joined.columns(embedded.width))
+        stream = run.norm(self.hidden_norm, hidden) if self.norm_before_residual else hidden
         x = run.sublayer(self.attention, joined)
         rows, stream = run.add_norm(self.mlp_norm, x, stream, 1.0)
         return run.sublayer(self.mlp, rows), stream
@@ -195,25 +194,26 @@ class EagleNetwork(Layer):
     def plan_combine(self, run: PassPlan, features: Buffer) -> Buffer:
         """As `combine`; may overwrite the features."""
         if self.input_norm is not None:
-            features = plan_norm(run, self.input_norm, features)
-        if self.fc_norm:
-            weight = torch.stack([norm.weight for norm in self.fc_norm])
-            plan_norm_heads(run.plan, features, weight, self.fc_norm[0].eps)
+            features = run.norm(self.input_norm, features)
+        for tap, norm in enumerate(self.fc_norm):
+            width = features.width // len(self.fc_norm)
+            part = features.columns(tap * width, width)
+            run.norm(norm, part, part)
         return run.linear(self.fc, features)
 
     def plan(self, run: PassPlan, embedded: Buffer, hidden: Buffer) -> tuple[Buffer, Buffer]:
         """As `run`, of EAGLE-3: the open stream's x and stream."""
         assert self.joining is not None
-        return self._plan_rest(run, *self.joining.plan(run, embedded, hidden))
+        return self._plan_rest(run, *run.block(self.joining, embedded, hidden))
 
     def plan_joined(self, run: PassPlan, both: Buffer) -> tuple[Buffer, Buffer]:
         """As `run`, of EAGLE-1; both: [T, 2 D], an embedding and what stands beside it."""
         assert self.first is not None
-        return self._plan_rest(run, *self.first.plan(run, run.linear(self.fc, both), None))
+        return self._plan_rest(run, *run.block(self.first, run.linear(self.fc, both), None))
 
     def _plan_rest(self, run: PassPlan, x: Buffer, stream: Buffer) -> tuple[Buffer, Buffer]:
         for block in self.layers:
-            x, stream = block.plan(run, x, stream)
+            x, stream = run.block(block, x, stream)
         return x, stream
 
     def finish(self, whole: torch.Tensor, backend: KernelBackend) -> LastRows:
@@ -222,11 +222,6 @@ class EagleNetwork(Layer):
         if normed is None or self.lm_head is None:
             return LastRows(whole, normed)
         return LastRows(whole, normed, self.lm_head(normed, backend))
-
-
-def plan_norm(run: PassPlan, norm: RMSNorm, x: Buffer, into: Columns | None = None) -> Buffer:
-    """Plans a norm of its own: a new [T, D], or the buffer into whose columns it goes."""
-    return plan_rms_norm(run.plan, x, norm.weight, norm.eps, norm.cast, into=into)
 
 
 def _first_block(config: EagleConfig) -> FirstBlock:

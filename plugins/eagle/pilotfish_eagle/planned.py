@@ -16,7 +16,7 @@ from pilotfish.kernels.rms_norm.native import plan_add_scaled
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.pass_plan import PassPlan
-from pilotfish_eagle.network import EagleNetwork, LastRows, plan_norm
+from pilotfish_eagle.network import EagleNetwork, LastRows
 
 _WANTED = Pointer("wanted")
 
@@ -61,7 +61,7 @@ class EaglePass:
         self._normed: Buffer | None = None
         self._logits: Buffer | None = None
         if network.norm is not None:
-            self._normed = plan_norm(run, network.norm, self._whole)
+            self._normed = run.norm(network.norm, self._whole)
             if network.lm_head is not None:
                 self._logits = run.linear(network.lm_head, self._normed)
         made = (self._whole, self._normed, self._logits)

@@ -7,13 +7,14 @@ beside it, Q and V a head's dimensions that do not turn, and of its values.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import write_kv
 from pilotfish.kernels.kv_write.native import plan_write_kv
 from pilotfish.kernels.native.plan import Buffer
-from pilotfish.kernels.rms_norm.native import plan_norm_heads, plan_rms_norm
 from pilotfish.kernels.rope import apply_rope
 from pilotfish.kernels.rope.native import plan_apply_rope
 from pilotfish.layers.attention import PagedAttentionLayer
@@ -40,6 +41,7 @@ LATENT_NORM_EPS = 1e-6
 class UpProjection(Layer):
     """Makes every head's keys and values of the latent. Parameter: weight [N (Q + V), C]."""
 
+    keeps_bits: ClassVar[bool] = True
     heads: HeadWeights
     absorb: torch.Tensor
 
@@ -82,6 +84,8 @@ class LatentAttention(PagedAttentionLayer):
     without a latent for queries q.weight [N (Q + R - C), D] and kv_a.weight [R, D] instead;
     kv_norm, kv_b.weight [N (Q + V), C], out.weight [D, N V]; biases of qkv_a (kv_a) and out.
     """
+
+    keeps_bits: ClassVar[bool] = True
 
     def __init__(self, layer: int, config: KimiK25Config, scale: float) -> None:
         c = config
@@ -210,12 +214,12 @@ class LatentAttention(PagedAttentionLayer):
 
     def _plan_projections(self, run: PassPlan, x: Buffer) -> tuple[Buffer, Buffer, int]:
         """q [T, N (Q + R - C)], rows of at least R, and the column in which their last R begin."""
-        plan, first = run.plan, self.q_rank or 0
+        first = self.q_rank or 0
         if self.q_rank is None:
             q, rows = run.linear(self.q, x), run.linear(self.kv_a, x)
         else:
-            rows, norm = run.linear(self.qkv_a, x), self.q_norm
-            latent = plan_rms_norm(plan, rows, norm.weight, norm.eps, norm.cast, width=first)
-            q = run.linear(self.q_b, latent)
-        plan_norm_heads(plan, rows, self.kv_norm.weight[None], self.kv_norm.eps, first=first)
+            rows = run.linear(self.qkv_a, x)
+            q = run.linear(self.q_b, run.norm(self.q_norm, rows.columns(0, first)))
+        latent = rows.columns(first, self.latent)
+        run.norm(self.kv_norm, latent, latent)
         return q, rows, first

@@ -24,6 +24,7 @@ from pilotfish_kimi_k25.weights import weight_rules
 class KimiK25Model(ImageDecoderModel):
     """Text generation with Kimi K2.5, images included, or DeepSeek-V3; a target for any drafter."""
 
+    keeps_bits: ClassVar[bool] = True
     config_class: ClassVar[type[KimiK25Config]] = KimiK25Config
     inputs_class: ClassVar[type[DecoderInputs]] = KimiK25Inputs
     config: KimiK25Config

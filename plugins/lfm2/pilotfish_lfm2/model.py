@@ -23,6 +23,7 @@ from pilotfish_lfm2.weights import weight_rules
 class LFM2Model(DecoderModel):
     """Text generation with LFM2; a target for any drafter."""
 
+    keeps_bits: ClassVar[bool] = True
     config_class: ClassVar[type[LFM2Config]] = LFM2Config
     inputs_class: ClassVar[type[DecoderInputs]] = LFM2Inputs
     config: LFM2Config

@@ -5,6 +5,8 @@ Axis letters: T packed tokens, D model width.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from pilotfish.kernels import KernelBackend
@@ -45,6 +47,8 @@ class ShortConv(Layer):
     Parameters: in_proj.weight [3D, D], weight [D, width], out_proj.weight [D, D], and with `bias`
     one of each.
     """
+
+    keeps_bits: ClassVar[bool] = True
 
     def __init__(self, layer: int, size: int, width: int, *, bias: bool) -> None:
         self.layer = layer

@@ -12,7 +12,12 @@ from pilotfish.kernels.native.plan import Buffer, Plan
 
 def plan_linear(plan: Plan, x: Buffer, weight: LinearWeight, out: Buffer) -> Buffer:
     """Plans `out = x @ weight.T + bias`; x: [rows, K], out: [rows, O]. Returns out."""
-    assert (x.width, out.width) == (weight.in_features, weight.out_features), (x.width, out.width)
+    if (x.width, out.width) != (weight.in_features, weight.out_features):
+        raise ValueError(
+            f"a product of {weight.in_features} columns and {weight.out_features} outputs was "
+            f"planned from rows of {x.width} to rows of {out.width}; where the layer before it has "
+            "no plan, say its width: run.sublayer(layer, x, out_width=...)"
+        )
     plan.keep(weight)
     plan.call(
         "linear",

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 INCLUDE = HERE / "include"
@@ -99,8 +99,12 @@ class Library(NamedTuple):
 
     def sources(self) -> list[Path]:
         """Every file that it is compiled from."""
-        found = {*self.kernels.glob("**/*.h"), *INCLUDE.glob("**/*.h"), *SOURCE.glob("*.map")}
-        return sorted(found | {self.table, self.main, SOURCE / "table.cpp", *SOURCE.glob("*.h")})
+        found = {*self.own_sources(), *INCLUDE.glob("**/*.h"), *SOURCE.glob("*.map")}
+        return sorted(found | {self.main, SOURCE / "table.cpp", *SOURCE.glob("*.h")})
+
+    def own_sources(self) -> list[Path]:
+        """Those of its kernels, which for a plugin's library are the plugin's own."""
+        return sorted({*self.kernels.glob("**/*.h"), self.table})
 
 
 CORE = Library("_pilotfish_native", HERE, SOURCE / "kernels.h", SOURCE / "main.cpp", KERNELS)
@@ -147,14 +151,25 @@ def machine() -> str:
 
 
 def digest(library: Library = CORE) -> str:
-    """Of the sources as they are now, and of what compilers are told: 16 hex digits."""
-    total = hashlib.sha256(repr((COMMON, TABLE, INSTRUCTION_SETS)).encode())
-    for path in library.sources():
+    """Of the sources as they are now, and of what compilers are told: twice 16 hex digits, of all
+    and of `own_sources`.
+    """
+    told = hashlib.sha256(repr((COMMON, TABLE, INSTRUCTION_SETS)).encode())
+    return f"{_digest(told, library, library.sources())} own {own_digest(library)}"
+
+
+def own_digest(library: Library) -> str:
+    """Of `own_sources` alone."""
+    return _digest(hashlib.sha256(), library, library.own_sources())
+
+
+def _digest(total: Any, library: Library, paths: Sequence[Path]) -> str:
+    for path in paths:
         text = path.read_bytes()
         root = library.kernels if path.is_relative_to(library.kernels) else KERNELS
         total.update(f"\n{path.relative_to(root).as_posix()} {len(text)}\n".encode())
         total.update(text)
-    return total.hexdigest()[:16]
+    return str(total.hexdigest()[:16])
 
 
 def is_stale(file: Path, library: Library = CORE) -> bool:

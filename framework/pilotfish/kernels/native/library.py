@@ -15,7 +15,15 @@ from typing import Any
 import attrs
 import torch
 
-from pilotfish.kernels.native.building import HERE, is_stale, library_name, of_plugin
+from pilotfish.errors import ConfigError
+from pilotfish.kernels.native.building import (
+    HERE,
+    Library,
+    is_stale,
+    library_name,
+    of_plugin,
+    own_digest,
+)
 
 VARIABLE = "PILOTFISH_INSTRUCTIONS"
 """Environment variable: the best instruction set to be used (avx2, avx512, avx512_bf16, neon), or
@@ -188,13 +196,20 @@ class PluginLibrary:
         """Of the function called `name`, for the instruction set that the core uses."""
         native = library()
         lib, reason = _load_plugin(self.folder)
-        assert native is not None, why_not()
-        assert lib is not None, reason
+        if native is None or lib is None:
+            raise ConfigError(
+                f"native kernels cannot be called: {reason}; compile them with `python -m "
+                f"pilotfish.kernels.native.building {self.folder}`, or take --backend torch"
+            )
         chosen = native.lib.pf_instruction_set(native.index)
         found = self._addresses.get((chosen, name))
         if found is None:
             found = lib.pf_find_in(chosen, name.encode())
-            assert found, f"{self.folder} has no function {name!r} for {chosen.decode()}"
+            if not found:
+                raise ConfigError(
+                    f"the native library in {self.folder} has no function {name!r} for "
+                    f"{chosen.decode()}; wanted one that its kernels.h lists"
+                )
             self._addresses[chosen, name] = found
         return found
 
@@ -213,22 +228,32 @@ def plugin_library(folder: Path) -> PluginLibrary:
 
 @cache
 def _load_plugin(folder: Path) -> tuple[Any, str]:
-    native, built = library(), of_plugin(folder)
-    path = built.path()
+    try:
+        return _opened_plugin(of_plugin(folder)), ""
+    except _NoLibrary as error:
+        return None, str(error)
+
+
+def _opened_plugin(built: Library) -> Any:
+    native, path = library(), built.path()
     if native is None:
-        return None, why_not()
+        raise _NoLibrary(why_not())
     if not path.exists():
-        return None, f"{path} was not compiled when its package was installed (no C++ compiler?)"
+        raise _NoLibrary(
+            f"{path} was not compiled when its package was installed (no C++ compiler?)"
+        )
+    if built.table.exists() and f" own {own_digest(built)}".encode() not in path.read_bytes():
+        raise _NoLibrary(f"{path} was compiled from other sources than lie beside it")
     is_ours = (CHECKOUT / "hatch_build.py").exists() and path.is_relative_to(CHECKOUT)
     if is_ours and is_stale(path, built):
-        return None, f"{path} was compiled from other sources than there are now: run `make setup`"
+        raise _NoLibrary(f"{path} was compiled from other sources than there are now: `make setup`")
     try:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
-        return None, f"{path} does not load: {error}"
+        raise _NoLibrary(f"{path} does not load: {error}") from error
     theirs, ours = lib.pf_interface(), native.lib.pf_interface()
     if theirs != ours:
-        return None, f"{path} has interface {theirs}; Pilotfish has {ours}: install both again"
+        raise _NoLibrary(f"{path} has interface {theirs}; Pilotfish has {ours}: install both again")
     lib.pf_find_in.restype = ctypes.c_void_p
     lib.pf_find_in.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
-    return lib, ""
+    return lib

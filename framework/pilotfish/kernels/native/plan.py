@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -22,6 +22,7 @@ from pilotfish.kernels.native.library import library, why_not
 
 _ALIGNMENT = 64
 _AFTER_ALL = 1 << 62
+Key = TypeVar("Key")
 
 
 @attrs.frozen(eq=False)
@@ -62,17 +63,22 @@ class Buffer:
         """Bytes of one row."""
         return self.width * self.dtype.itemsize
 
-    def columns(self, first: int) -> Columns:
-        """The same rows from one column on, for fields that hold an address."""
-        return Columns(self, first)
+    def columns(self, first: int = 0, width: int | None = None) -> Columns:
+        """The same rows from one column on, for fields that hold an address; width: None: all."""
+        return Columns(self, first, self.width - first if width is None else width)
 
 
 @attrs.frozen(eq=False)
 class Columns:
-    """An address inside of every row of a buffer."""
+    """`width` columns of a buffer, which begin at an address inside of every row."""
 
     buffer: Buffer
     first: int
+    width: int
+
+    def of(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: the buffer's own -> a view of these columns."""
+        return rows.narrow(1, self.first, self.width)
 
 
 @attrs.frozen(eq=False)
@@ -92,7 +98,7 @@ class _Call:
 class _TorchStep:
     """Code that is no native call: it gets the tensors of its buffers, reads and fills them."""
 
-    function: Callable[..., None]
+    function: Callable[..., object]
     buffers: tuple[Buffer, ...]
 
 
@@ -139,8 +145,12 @@ class Plan:
         assert native is not None, why_not()
         args = record()
         index = len(self._calls)
-        missing = {name for name, *_ in record._fields_} - fields.keys()
-        assert not missing, f"{record.__name__}: {sorted(missing)} are not given"
+        names = {name for name, *_ in record._fields_}
+        if names != fields.keys():
+            raise ValueError(
+                f"{record.__name__} was planned without {sorted(names - fields.keys())} and with "
+                f"{sorted(fields.keys() - names)}; wanted every field of the record, and no other"
+            )
         for name, value in fields.items():
             at = self._size + getattr(record, name).offset
             if isinstance(value, Rows):
@@ -158,11 +168,11 @@ class Plan:
         self._records.append(raw + bytes(padded - len(raw)))
         self._size += padded
 
-    def torch(self, function: Callable[..., None], *buffers: Buffer) -> None:
+    def torch(self, function: Callable[..., object], *buffers: Buffer) -> None:
         """Plans code that is no native call: it ends a run of calls, and another begins.
 
-        function: gets the tensors of `buffers`, [rows, width] each, reads and writes them. None of
-        them may be external.
+        function: gets the tensors of `buffers`, [rows, width] each, reads and writes them; it is
+        left out of a pass in which one has no rows. None of them may be external.
         """
         index = len(self._calls)
         for buffer in buffers:
@@ -282,6 +292,7 @@ class PlannedCalls:
         self._room: dict[Rows, int] = {}
         self._arena: list[torch.Tensor] = []
         self._addresses: dict[str, int] = {}
+        self._is_long = False
 
     @property
     def scratch_bytes(self) -> int:
@@ -300,28 +311,29 @@ class PlannedCalls:
 
     def begin(self, num_rows: Mapping[Rows, int]) -> None:
         """Makes room for a pass. num_rows: of each Rows that was planned with, multiples aside."""
-        self._place(num_rows)
+        counts = dict(pair for rows, count in num_rows.items() for pair in rows.counts(count))
+        for rows, count in counts.items():
+            self._write(self._num_rows, rows, self._rows_fields.get(rows), count)
+        if any(count > self._room.get(rows, 0) for rows, count in counts.items()):
+            self._grow(counts)
+        self._is_long = max(num_rows.values()) > _UNCUT_ROWS
 
     def run(self, pointers: Mapping[str, int], threads: int) -> None:
         """Runs every call, after `begin`.
 
         pointers: an address for every name that was planned with.
         """
-        known = self._addresses
         for name, fields in self._pointer_fields.items():
-            address = pointers[name]
-            if known.get(name) != address:
-                self._fields[fields] = address
-                known[name] = address
+            self._write(self._addresses, name, fields, pointers[name])
         native = library()
         assert native is not None, why_not()
         run, first = native.lib.pf_run, 0
-        is_long = max(self._num_rows.values()) > _FEW_ROWS
-        for end in self._short_ends if is_long else self._ends:
+        for end in self._short_ends if self._is_long else self._ends:
             if end > first:
                 run(self._calls_address + 16 * first, end - first, threads)
             for step in self._steps.get(end, ()):
-                step.function(*(self.tensor(buffer) for buffer in step.buffers))
+                if all(self._num_rows[buffer.rows] for buffer in step.buffers):
+                    step.function(*(self.tensor(buffer) for buffer in step.buffers))
             first = end
 
     def tensor(self, buffer: Buffer) -> torch.Tensor:
@@ -334,25 +346,31 @@ class PlannedCalls:
         memory = part[start : start + count * buffer.row_bytes]
         return memory.view(buffer.dtype).view(count, buffer.width)
 
-    def _place(self, num_rows: Mapping[Rows, int]) -> None:
-        """Writes row counts, and new memory where there are more rows than ever."""
-        grown = False
-        counts = (pair for rows, count in num_rows.items() for pair in rows.counts(count))
-        for rows, count in counts:
-            if self._num_rows.get(rows) != count:
-                self._num_rows[rows] = count
-                if rows in self._rows_fields:
-                    self._fields[self._rows_fields[rows]] = count
-            if count > self._room.get(rows, 0):
-                self._room[rows] = count
-                grown = True
-        if grown:
-            self._arena = []
-            sizes = [self._room.get(rows, 0) * width + _ALIGNMENT for rows, width in self._slots]
-            self._arena = [torch.empty(size, dtype=torch.uint8) for size in sizes]
-            starts = _ints([-(-part.data_ptr() // _ALIGNMENT) * _ALIGNMENT for part in self._arena])
-            self._fields[self._buffer_at] = starts[self._buffer_slot] + self._buffer_shift
+    # An exception, or an interrupt, may come between any two lines: what is known to be written is
+    # forgotten before it changes, so that the next pass writes it again.
+
+    def _write(
+        self, known: dict[Key, int], key: Key, fields: npt.NDArray[np.int64] | None, value: int
+    ) -> None:
+        """A value into fields of all records, where it is another one."""
+        if known.get(key) == value:
+            return
+        known.pop(key, None)
+        if fields is not None:
+            self._fields[fields] = value
+        known[key] = value
+
+    def _grow(self, counts: Mapping[Rows, int]) -> None:
+        """Memory between calls for more rows than ever."""
+        room, self._room = self._room, {}
+        self._arena = []
+        room |= {rows: max(count, room.get(rows, 0)) for rows, count in counts.items()}
+        sizes = [room.get(rows, 0) * width + _ALIGNMENT for rows, width in self._slots]
+        self._arena = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        starts = _ints([-(-part.data_ptr() // _ALIGNMENT) * _ALIGNMENT for part in self._arena])
+        self._fields[self._buffer_at] = starts[self._buffer_slot] + self._buffer_shift
+        self._room = room
 
 
-_FEW_ROWS = 32
+_UNCUT_ROWS = 32
 """A pass of more rows is run part by part, so that an interrupt need not wait for all of it."""

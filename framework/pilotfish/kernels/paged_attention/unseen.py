@@ -1,4 +1,4 @@
-"""Keys and values of a pass that are not finite, kept from the rows that may not see them.
+"""Keys and values that are not finite, kept from the rows of a pass that may not see them.
 
 Knows: that 0 * NaN is NaN, and how to compute without. Does not know: how attention is computed.
 Letters as in the package, and: C rows of the cache that are not finite.
@@ -50,16 +50,21 @@ def without_unseen(
 def _not_finite(
     rows: torch.Tensor, plan: AttentionPlan, sight: Sight, num_rows: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[C] int64 slots of this pass's rows that are not finite, and [T'] bool: who sees any."""
+    """[C] int64 slots that are not finite and not seen by all, and [T'] bool: who sees any.
+
+    Those of this pass's rows, and cached ones within a window of the first of them.
+    """
     sees = torch.zeros(num_rows, dtype=torch.bool)
     found = [torch.empty(0, dtype=torch.int64)]
     for request, (start, count) in enumerate(zip(plan.offsets, plan.row_counts, strict=True)):
-        positions = np.arange(count) + plan.lengths[request]
-        slots = torch.from_numpy(np.asarray(plan.slots(request, positions)))
+        first = plan.lengths[request]
+        keys = np.arange(max(0, first - (sight.window or 1) + 1), first + count)
+        slots = torch.from_numpy(np.asarray(plan.slots(request, keys)))
         bad = ~rows[slots].isfinite().all(1)
         if bad.any():
             num_keys = np.array(plan.num_keys[request])
-            hidden = sight.hidden(positions[:, None], positions[bad.numpy()][None], num_keys)
+            positions = np.arange(first, first + count)[:, None]
+            hidden = sight.hidden(positions, keys[bad.numpy()][None], num_keys)
             sees[start : start + count] = torch.from_numpy(~hidden.all(1))
             found.append(slots[bad])
     return torch.cat(found), sees

@@ -99,24 +99,24 @@ def rms_norm(
 
 def plan_rms_norm(
     plan: Plan,
-    x: Buffer,
+    x: Buffer | Columns,
     weight: torch.Tensor | None,
     eps: float,
     cast: str,
     *,
     residual: Buffer | None = None,
     multiplier: float = 1.0,
-    width: int | None = None,
     into: Columns | None = None,
 ) -> Buffer:
-    """Plans `rms_norm` of x's first D columns, `width` of them, or all.
+    """Plans `rms_norm` of all D columns of x.
 
     Returns a new [rows, D], or the buffer into whose columns the normed rows go.
     """
-    assert residual is None or width is None
-    width = width or x.width
-    into = into or Buffer(x.rows, width, x.dtype).columns(0)
-    weight, code, weight_code = _weight_as(weight, x.dtype)
+    x = x.columns() if isinstance(x, Buffer) else x
+    rows, dtype = x.buffer.rows, x.buffer.dtype
+    into = into or Buffer(rows, x.width, dtype).columns()
+    assert into.width == x.width, (into.width, x.width)
+    weight, code, weight_code = _weight_as(weight, dtype)
     plan.keep(weight)
     plan.call(
         "rms_norm",
@@ -125,14 +125,14 @@ def plan_rms_norm(
         out=into,
         residual=residual,
         weight=address(weight),
-        rows=x.rows,
+        rows=rows,
         heads=1,
-        width=width,
-        row_stride=x.width,
+        width=x.width,
+        row_stride=x.buffer.width,
         head_stride=0,
         out_row_stride=into.buffer.width,
         out_head_stride=0,
-        residual_stride=x.width,
+        residual_stride=0 if residual is None else residual.width,
         weight_stride=0,
         dtype=code,
         weight_dtype=weight_code,
@@ -143,10 +143,8 @@ def plan_rms_norm(
     return into.buffer
 
 
-def plan_norm_heads(
-    plan: Plan, x: Buffer, weight: torch.Tensor, eps: float, *, first: int = 0
-) -> None:
-    """Plans `norm_heads` of the heads in x's columns from `first` on; weight: [N, H]."""
+def plan_norm_heads(plan: Plan, x: Buffer, weight: torch.Tensor, eps: float) -> None:
+    """Plans `norm_heads` of the heads in x's first columns; weight: [N, H]."""
     row_weight, code, weight_code = _weight_as(weight, x.dtype)
     assert row_weight is not None
     heads, width = row_weight.shape
@@ -154,8 +152,8 @@ def plan_norm_heads(
     plan.call(
         "rms_norm",
         Arguments,
-        x=x.columns(first),
-        out=x.columns(first),
+        x=x,
+        out=x,
         residual=None,
         weight=row_weight.data_ptr(),
         rows=x.rows,

@@ -10,7 +10,7 @@ from ctypes import Structure, c_double, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.numbers import address_of, dtype_code
 from pilotfish.kernels.native.plan import Buffer, Plan
 
 _COST_OF_AN_ANGLE = 16
@@ -60,8 +60,8 @@ def apply_rope(
     rotated = cos.shape[1]
     args = Arguments(
         x.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
+        address_of("cos", cos, torch.float32, rows, rotated),
+        address_of("sin", sin, torch.float32, rows, rotated),
         rows,
         heads,
         rotated,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -37,6 +38,8 @@ class PositionTable(Layer):
 
 class VisionBlock(Layer):
     """`x += attention(norm1(x)); x += mlp(norm2(x))`, full attention inside each image."""
+
+    keeps_bits: ClassVar[bool] = True
 
     def __init__(self, config: VisionConfig) -> None:
         width = config.hidden_size
@@ -83,6 +86,8 @@ class VisionBlock(Layer):
 class Projector(Layer):
     """Norm of each patch, the patches of a token side by side, two layers with a GELU between."""
 
+    keeps_bits: ClassVar[bool] = True
+
     def __init__(self, config: VisionConfig) -> None:
         self.merged_size = config.merged_size
         self.norm = LayerNorm(config.hidden_size, config.projector_eps, bias=True)
@@ -105,6 +110,8 @@ class VisionTower(Layer):
     everything else element by element.
     Parameters: patch_embed, positions, layers.{layer}..., norm, projector...
     """
+
+    keeps_bits: ClassVar[bool] = True
 
     def __init__(self, config: VisionConfig) -> None:
         self.config = config

@@ -1,0 +1,393 @@
+"""What cannot be tried is not claimed: parts, calls and paths that a check might overlook."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from core.own_arithmetic import FEW, HandMade, SteadyModel, registry_of, write_checkpoint
+from kernels.native_cases import needs_library
+from pilotfish import load_registry
+from pilotfish.config import CacheConfig
+from pilotfish.engine.arithmetic import probe_arithmetic
+from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.layers.embedding import Embedding
+from pilotfish.layers.mlp import GatedMLP
+from pilotfish.layers.own_operations import OwnOperations, same_bits
+from pilotfish.layers.shallow import shallow
+from pilotfish.layers.whole_pass import TEXT, probe_passes
+from pilotfish.testing import Examples, promise_named, run, tiny_subjects
+from pilotfish_llama3.model import Llama3Model
+
+Gate = Callable[[torch.Tensor], torch.Tensor]
+WIDTH = 64
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_checkpoint(tmp_path_factory.mktemp("narrow") / "model", width=WIDTH)
+
+
+def prepared(path: str, model: Any, **options: Any) -> Prepared:
+    setattr(sys.modules["core.own_arithmetic"], model.__name__, model)
+    return prepare_from_options(
+        path,
+        registry=registry_of(model),
+        cache=CacheConfig(page_size_tokens=16, num_pages=32),
+        **{"dtype": "float32", "backend": "torch", **options},
+    )
+
+
+def described(path: str, model: Any, **options: Any) -> str:
+    return probe_arithmetic(prepared(path, model, **options)).described
+
+
+def model_with(change: Callable[[Any], None]) -> type[Llama3Model]:
+    """A model whose network is changed when it is built."""
+
+    class Changed(Llama3Model):
+        def build_network(self) -> Any:
+            network = super().build_network()
+            change(network)
+            return network
+
+    return Changed
+
+
+def model_of(gate: Gate) -> type[Llama3Model]:
+    return with_feed_forward(gated(gate))
+
+
+def unsteady(x: torch.Tensor) -> torch.Tensor:
+    """[T, D] -> [T, 1], added in another order for few rows."""
+    terms = x.float() * torch.linspace(-1, 1, x.shape[1])
+    if x.shape[0] > FEW:
+        return terms.sum(-1, keepdim=True)
+    return terms.unflatten(1, (2, -1)).sum(-1).sum(-1, keepdim=True)
+
+
+class OwnEmbedding(Embedding):
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        rows = super().__call__(tokens)
+        return rows + unsteady(rows).to(rows.dtype)
+
+
+class OwnLogits(Llama3Model):
+    def _logits(self, state: Any, indices: list[int]) -> torch.Tensor:
+        found = super()._logits(state, indices)
+        return found + unsteady(found)
+
+
+@pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_library), "torch"])
+@pytest.mark.parametrize("part", ["embedding", "logits", "patch"])
+def test_what_stands_outside_of_a_plan_is_tried(
+    narrow: str, backend: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: type[Llama3Model] = OwnLogits
+    if part == "embedding":
+        model = model_with(lambda net: setattr(net.embed_tokens, "__class__", OwnEmbedding))
+    if part == "patch":
+        real, model = GatedMLP.__call__, model_with(lambda net: None)
+
+        def patched(self: Any, x: torch.Tensor, run: Any) -> torch.Tensor:
+            return real(self, x, run) + unsteady(x).to(x.dtype)
+
+        monkeypatch.setattr(GatedMLP, "__call__", patched)
+    assert described(narrow, model, backend=backend).startswith("NOT invariant")
+
+
+def silent(gate: Gate) -> Gate:
+    """Its call only: nothing of it shows in the rows."""
+    return lambda x: torch.ones(x.shape[0], 1) + 0 * gate(x)
+
+
+WEIGHT = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))
+GATES: dict[str, tuple[Gate, str]] = {
+    "numpy": (lambda x: torch.from_numpy(x.float().numpy()[:, :1].copy()), "numpy of"),
+    "asarray": (lambda x: torch.from_numpy(np.array(np.asarray(x.float())[:, :1])), "__array__ of"),
+    "numbers": (lambda x: torch.tensor([[sum(row)] for row in x.float().tolist()]), "tolist of"),
+    "single rows": (
+        lambda x: torch.stack([torch.mv(WEIGHT, row.float())[:1] for row in x]),
+        "mv of",
+    ),
+    "some rows": (
+        lambda x: functional.pad(functional.linear(x[::3].float(), WEIGHT), (0, 0, 0, 999))[
+            : x.shape[0], :1
+        ],
+        "linear of",
+    ),
+    "rows meet": (lambda x: x[:, :1].float().sum(0, keepdim=True), "sum of"),
+    "a path of few rows": (
+        lambda x: torch.sigmoid(x[:, :1].float()) if x.shape[0] < 4 else x[:, :1].float(),
+        "sigmoid of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_call_that_cannot_be_tried_is_named(narrow: str, name: str) -> None:
+    gate, told = GATES[name]
+    said = described(narrow, model_of(silent(gate)))
+    print(said)
+    assert said.startswith(f"NOT invariant: {told}"), said
+    assert "could not be tried: " in said
+
+
+def gated(gate: Gate, base: type[GatedMLP] = GatedMLP, **attributes: Any) -> type[GatedMLP]:
+    def call(self: Any, x: torch.Tensor, run: Any) -> torch.Tensor:
+        return GatedMLP.__call__(self, x, run) * gate(x).to(x.dtype)
+
+    return type("Own", (base,), {"__call__": call, **attributes})
+
+
+def with_feed_forward(kind: type[GatedMLP]) -> type[Llama3Model]:
+    def change(network: Any) -> None:
+        for block in network.layers:
+            block.mlp.__class__ = kind
+
+    return model_with(change)
+
+
+def test_an_author_may_answer_for_what_cannot_be_tried(narrow: str) -> None:
+    gate = silent(GATES["single rows"][0])
+    believed = gated(gate, keeps_bits=True)
+    assert described(narrow, with_feed_forward(believed)) == "invariant: a row's bits are its own"
+    below = gated(gate, believed)  # with a method of its own, and without a word
+    assert described(narrow, with_feed_forward(below)).startswith("NOT invariant: mv of")
+    patched = gated(gate, keeps_bits=True)
+    patched.__call__ = believed.__call__  # type: ignore[method-assign]
+    assert described(narrow, with_feed_forward(patched)).startswith("NOT invariant: mv of")
+    wrong = gated(lambda x: 1 + unsteady(x), keeps_bits=True)  # what can be tried, is
+    assert described(narrow, with_feed_forward(wrong)).startswith("NOT invariant: rows differ")
+
+
+@needs_library
+def test_portable_is_an_authors_word(narrow: str) -> None:
+    options = {"backend": "native", "arithmetic": "portable"}
+    silent_one = with_feed_forward(gated(lambda x: x[:, :1]))
+    said = described(narrow, silent_one, **options)
+    assert said.startswith("NOT portable: Own computes in a way of its own")
+    speaking = with_feed_forward(gated(lambda x: x[:, :1], keeps_bits=True))
+    assert described(narrow, speaking, **options).startswith("portable")
+
+
+def test_calls_that_are_not_exact_are_tried_whatever_their_name() -> None:
+    x, weight = torch.randn(TEXT, 16), torch.randn(16, 16)
+    calls: dict[str, Callable[[], Any]] = {
+        "tensordot": lambda: torch.tensordot(x, weight, ([1], [1])),
+        "linalg_multi_dot": lambda: torch.linalg.multi_dot([x, weight, weight]),
+        "bilinear": lambda: functional.bilinear(x, x, torch.randn(2, 16, 16)),
+        "cosine_similarity": lambda: functional.cosine_similarity(x, x + 1),
+        "fft_rfft": lambda: torch.fft.rfft(x),
+        "atan": lambda: torch.atan(x),
+        "cdist": lambda: torch.cdist(x, weight),
+        "glu": lambda: functional.glu(x),
+        "index_add": lambda: x.index_add(1, torch.zeros(3, dtype=torch.int64), x[:, :3]),
+    }
+    for name, call in calls.items():
+        with torch.inference_mode(), OwnOperations((TEXT,)) as own:
+            call()
+        assert [one.name for one in own.found] == [name]
+    with torch.inference_mode(), OwnOperations((TEXT,)) as own:
+        torch.cat((x.view(-1, 4, 4).transpose(1, 2).reshape(TEXT, -1), x)).clamp(min=0).max(1)
+        (x * 2 + x.sqrt() / 3).to(torch.bfloat16)[torch.arange(5)].topk(3)
+    assert own.found == []
+
+
+@torch.library.custom_op("pilotfish_tests::two_of_a_row", mutates_args=())
+def two_of_a_row(x: torch.Tensor) -> torch.Tensor:
+    """A product whose order follows the number of rows, of which some call has two a token."""
+    return x + (x.shape[0] == 2)
+
+
+def test_rows_that_are_multiples_and_rows_that_are_not_finite() -> None:
+    x = torch.randn(TEXT, 31)
+    with OwnOperations((TEXT,)) as own:
+        two_of_a_row(torch.cat((x, x)))
+        torch.log(x)
+    assert own.found[0].problem == "gives the rows of a call of 1 other bits than those of many"
+    assert own.found[1].problem == "its results are not finite"
+    assert own.found[1].is_untried
+
+
+@torch.library.custom_op("pilotfish_tests::both_dtypes", mutates_args=())
+def both_dtypes(x: torch.Tensor) -> torch.Tensor:
+    """Steady in float32 alone."""
+    return x + (x.dtype == torch.bfloat16) * (x.shape[0] == 1)
+
+
+def test_one_line_is_tried_in_every_dtype_and_layout() -> None:
+    x = torch.randn(TEXT, 7)
+    with OwnOperations((TEXT,)) as own:
+        for given in (x, x.bfloat16(), torch.randn(7, TEXT).t()):
+            both_dtypes(given)
+    assert [bool(one.problem) for one in own.found] == [False, True, False]
+
+
+def test_numbers_at_the_end_of_a_tensor_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a function of single numbers whose rows are all ends, or none is."""
+    real = functional.gelu
+
+    class Ends(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func.overloadpacket.__name__ == "gelu" and made.numel() % 16:
+                made[..., -1:] += 1
+            return made
+
+    x = torch.randn(TEXT, 160)
+    with Ends(), OwnOperations((TEXT,)) as own:
+        real(x, approximate="tanh")
+    assert own.found[0].problem == "gives a number other bits at the end of a tensor than inside"
+
+
+def test_an_expanded_operand_is_tried() -> None:
+    x, row = torch.randn(TEXT, 8), torch.randn(8)
+    with OwnOperations((TEXT,)) as own:
+        torch.lerp(x, row.expand(TEXT, 8), 0.5)
+        functional.linear(x, torch.ones(1, 1).expand(8, 8))
+    assert [one.is_untried for one in own.found] == [False, False]
+
+
+class Color(enum.Enum):
+    RED, BLUE = 1, 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(0, 1, 2), (Color.RED, Color.BLUE, Color.RED), ((1,), (2,), (1,)), ({}, {"a": 1}, {})],
+)
+def test_whatever_an_own_layer_holds_is_a_switch(narrow: str, values: tuple[Any, ...]) -> None:
+    def change(network: Any) -> None:
+        for block, value in zip(network.layers, values, strict=True):
+            block.mlp.__class__ = Own
+            block.mlp.value = value
+
+    class Own(HandMade):
+        pass
+
+    made: Any = prepared(narrow, model_with(change)).model
+    few, _ = shallow(made, is_loaded=False) or (None, 0)
+    assert few is not None
+    kinds = [block.mlp.value for block in few.network.layers]  # type: ignore[attr-defined]
+    assert set(map(repr, kinds)) == set(map(repr, values))
+
+
+class Inside(Embedding):
+    """An embedding without a tensor of its own."""
+
+    def __init__(self, inner: Embedding) -> None:
+        self.inner, self.width = inner, inner.width
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.inner(tokens)
+
+
+def test_an_embedding_without_a_tensor_is_tried_and_what_raises_is_told(
+    narrow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_with(lambda net: setattr(net, "embed_tokens", Inside(net.embed_tokens)))
+    assert described(narrow, model) == "invariant: a row's bits are its own"
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise ValueError("no such copy")
+
+    monkeypatch.setattr("pilotfish.layers.claims.shallow", fails)
+    assert described(narrow, model).endswith("what tries it raised ValueError: no such copy")
+
+
+@pytest.mark.parametrize(("reach", "told"), [(65, "invariant"), (1, "NOT invariant: it cannot")])
+def test_a_text_as_long_as_a_width_is_not_tried(tmp_path: Path, reach: int, told: str) -> None:
+    """64 of 65 positions are the model's width, whose columns are no rows."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=200,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=reach,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    gate = silent(lambda x: functional.layer_norm(x.float(), (WIDTH,), WEIGHT[0])[:, :1])
+    assert described(str(tmp_path), model_of(gate)).startswith(told)
+
+
+def test_bits_are_compared_as_bits() -> None:
+    def of(*numbers: float) -> torch.Tensor:
+        return torch.tensor(numbers)
+
+    assert same_bits(of(1.0, float("nan")), of(1.0, float("nan")))
+    assert not same_bits(of(float("inf")), of(torch.finfo(torch.float32).max))
+    assert not same_bits(of(0.0), of(-0.0))
+    assert not same_bits(of(1.0), of(1.0).double())
+    assert same_bits(of(1.0)[0], of(1.0)[0])
+
+
+def test_a_pass_that_is_not_finite_cannot_be_tried(narrow: str) -> None:
+    said = described(narrow, model_of(lambda x: unsteady(x) * torch.tensor(float("nan"))))
+    assert "it cannot be tried: its logits are not finite" in said
+
+
+class Foreign:
+    """A model that is no Claims."""
+
+    def __init__(self, model: Any, **says: bool) -> None:
+        self._model = model
+        vars(self).update(says)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "is_invariant":
+            raise AttributeError(name)
+        return getattr(self._model, name)
+
+
+def test_inspect_says_of_a_foreign_model_what_it_says_of_itself(narrow: str) -> None:
+    made = prepared(narrow, SteadyModel)
+    for says, told in (
+        ({}, "not known before weights are read: Foreign is tried whole"),
+        ({"is_invariant": False}, "NOT invariant: the architecture's model says so"),
+        ({"is_invariant": True}, "invariant: a row's bits are its own"),
+    ):
+        foreign: Any = Foreign(made.model, **says)
+        assert probe_arithmetic(_with_model(made, foreign)).described == told
+
+
+def _with_model(made: Prepared, model: Any) -> Prepared:
+    other = copy.copy(made)
+    object.__setattr__(other, "model", model)
+    return other
+
+
+def test_a_subject_without_wide_examples_is_not_said_to_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pilotfish.testing.subject.examples_of", lambda *names: Examples(wide={}))
+    with tiny_subjects("GraniteForCausalLM", load_registry()) as subjects:
+        one = next(iter(subjects))
+        (result,) = run([one], [promise_named("rows are their own at real widths")])
+    assert result.status == "not applicable"
+    assert "nothing of real width is tried" in result.said
+
+
+def test_every_pass_is_watched(narrow: str) -> None:
+    model = model_of(silent(GATES["a path of few rows"][0]))
+    made: Any = prepared(narrow, model).model
+    few, vocab_size = shallow(made, is_loaded=False) or (None, 0)
+    assert few is not None
+    found = probe_passes(few, vocab_size)
+    assert found.unlike == ""
+    assert [one.name for one in found.operations] == ["sigmoid"]
+    assert found.why_not_invariant != ""
