@@ -65,7 +65,7 @@ test: setup
 NEWEST := $(CURDIR)/$(VENV)/newest-triton
 test-all: setup
 	$(PIP) --quiet --no-deps --constraint constraints.txt dflash ziglang
-	$(BIN)/python -m pytest $(WORKERS) -m "" -rs
+	$(BIN)/python -m pytest $(WORKERS) -m "" -rs --histories 2000
 	$(PIP) --quiet --no-deps --upgrade --target $(NEWEST) triton
 	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest $(WORKERS) -k "kernels or triton"
 

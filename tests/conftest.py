@@ -1,4 +1,4 @@
-"""Shared set-up: the hypothesis profile, Triton's interpreter where there is no GPU, one thread."""
+"""Shared set-up: options, hypothesis' profile, Triton's interpreter without a GPU, one thread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with torch: tests share their cores
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -24,3 +25,9 @@ settings.register_profile(
     max_examples=50,
 )
 settings.load_profile("pilotfish")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    soak = parser.getgroup("soak")
+    soak.addoption("--histories", type=int, default=100, help="how many the soak test plays")
+    soak.addoption("--first", type=int, default=0, help="the number of its first history")

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from pilotfish.weights import WeightSource
 
 
+NO_LIMIT = 2**31 - 1
+"""The longest context of a model that has no limit of its own: what counts its tokens has one."""
+
+
 class ReturnLogits(StrEnum):
     """Which rows of logits `execute` returns; always float32."""
 
@@ -93,7 +97,7 @@ class ArchConfig(Protocol):
         ...
 
     def get_max_seq_len(self) -> int:
-        """The longest context in tokens, prompt and answer together."""
+        """The longest context in tokens, prompt and answer together; NO_LIMIT for any."""
         ...
 
 
@@ -278,6 +282,9 @@ class PipelineModel(Protocol):
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every parameter, name -> shape, known before weights are read; `inspect` probes them."""
         ...
+
+    # Not needed: `plan_load(infos: Mapping[str, TensorInfo]) -> object`, which raises as
+    # `load_model` does, from the headers: `inspect` says it too then, and no weights are fetched.
 
     def load_model(self, weights: WeightSource) -> None:
         """Fills every parameter; raises WeightsError naming missing, extra, misshapen tensors."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import attrs
 
 from pilotfish.errors import PluginConflictError, RouteError
-from pilotfish.nearest import did_you_mean
+from pilotfish.nearest import did_you_mean, did_you_mean_model
 from pilotfish.plugin_specs import (
     API_VERSION,
     ArchitectureSpec,
@@ -156,7 +156,7 @@ class Registry:
             self._refuse(
                 f"no plugin serves the architecture {hf_architecture!r}"
                 f"{self._as_draft(hf_architecture)}"
-                f"{did_you_mean(hf_architecture, self._targets)}",
+                f"{did_you_mean_model(hf_architecture, self._targets)}",
                 f"served: {_listed(self._targets)}",
             )
         spec, plugin = self._targets[hf_architecture]
@@ -192,7 +192,7 @@ class Registry:
         if name not in self._gguf:
             self._refuse(
                 f"no plugin reads a GGUF file of architecture {name!r}"
-                f"{did_you_mean(name, self._gguf)}",
+                f"{did_you_mean_model(name, self._gguf)}",
                 f"read: {_listed(self._gguf)}",
             )
         return self._gguf[name]
@@ -217,7 +217,7 @@ class Registry:
                     f"{method!r} reads: {_drafts_read(drafts)}",
                 )
             self._refuse(
-                f"{said}{did_you_mean(draft or '', drafts)}",
+                f"{said}{did_you_mean_model(draft or '', drafts)}",
                 f"it reads: {_drafts_read(drafts)}",
                 f"methods that read {draft!r}: none",
             )

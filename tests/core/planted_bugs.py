@@ -19,7 +19,8 @@ Patch = pytest.MonkeyPatch
 class Bug:
     """number: of the pitfall, 0 for none. what: in words. promise: that notices it.
 
-    subject: architecture and the name of its example. plant: puts the bug in.
+    subject: architecture and the name of its example. plant: puts the bug in. is_native: it is
+    planted in what native calls are made of.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Bug:
     promise: str
     plant: Callable[[Patch], None]
     subject: tuple[str, str] = ("LlamaForCausalLM", "plain")
+    is_native: bool = False
 
 
 def around(target: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
@@ -52,6 +54,8 @@ def bug(
     promise: str,
     target: str,
     subject: tuple[str, str] = ("LlamaForCausalLM", "plain"),
+    *,
+    is_native: bool = False,
 ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
     """Lists a bug: the decorated function makes the wrong thing of the right one."""
 
@@ -63,6 +67,7 @@ def bug(
                 promise=promise,
                 plant=around(target, make),
                 subject=subject,
+                is_native=is_native,
             )
         )
         return make

@@ -118,12 +118,16 @@ def _(real: Any) -> Any:
 
 @bug(
     14,
-    "an exception while drafting leaves requests holding state",
+    "an exception while drafting loses a page",
     "target and draft fail together",
-    "pilotfish.engine.engine:Engine.abort",
+    "pilotfish.state.manager:StateManager.reset",
 )
 def _(real: Any) -> Any:
-    return lambda self, requests: None
+    def reset(self: Any) -> None:
+        real(self)
+        self.pool.allocate(1)
+
+    return reset
 
 
 @bug(0, "the bonus token is that of another row", "the draft changes no text", DECIDE)

@@ -9,8 +9,10 @@ import torch
 
 from core.planted_bugs import (
     BIASED,
+    BUGS,
     MANAGER,
     MODEL,
+    Bug,
     bug,
 )
 
@@ -169,7 +171,7 @@ def _(real: Any) -> Any:
     42,
     "a tensor that is missing is left as it was made",
     "weights are strict",
-    "pilotfish.weights.loading:_Planner._raise_problems",
+    "pilotfish.weights.misfits:Misfits.refuse",
 )
 def _(real: Any) -> Any:
     return lambda self: None
@@ -312,3 +314,45 @@ def _(real: Any) -> Any:
         return top.indices[:, 1], top.values[:, 0]
 
     return second
+
+
+@bug(
+    0,
+    "a plan gives attention another scale than the layer's call",
+    "planned passes equal called layers",
+    "pilotfish.layers.attention:plan_paged_attention",
+    is_native=True,
+)
+def _(real: Any) -> Any:
+    def plan(*args: Any, scale: float, **options: Any) -> Any:
+        return real(*args, scale=1.01 * scale, **options)
+
+    return plan
+
+
+@bug(
+    0,
+    "an elementwise function rounds the end of an array by other code than the rest",
+    "batch equals singles",
+    "pilotfish.layers.mlp:GatedMLP.__call__",
+    is_native=True,
+)
+def _(real: Any) -> Any:
+    def call(self: Any, x: Any, run: Any) -> Any:
+        gate, up = self.gate_up(x, run.backend).chunk(2, dim=1)
+        gate = torch.nn.functional.gelu(gate.contiguous(), approximate="tanh")
+        return self.down(gate * up, run.backend)
+
+    return call
+
+
+BUGS.append(
+    Bug(
+        number=0,
+        what="a model says `keep_bits`, and nobody reads it",
+        promise="optional members are spelt right",
+        plant=lambda patch: patch.setattr(
+            "pilotfish_llama3.model.Llama3Model.keep_bits", True, raising=False
+        ),
+    )
+)

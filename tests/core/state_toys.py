@@ -125,3 +125,7 @@ class ToyRecurrentCache:
 
     def forget(self, page: int) -> None:
         self.snapshots.pop(page, None)
+
+    def clear(self) -> None:
+        for kept in (self.states, self.lengths, self.room, self.columns, self.snapshots):
+            kept.clear()

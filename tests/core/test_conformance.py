@@ -363,7 +363,7 @@ def test_a_model_built_on_nothing_of_ours_is_tested_alike() -> None:
         bare = attrs.evolve(subjects[0], registry=toy_registry(), models={}, oracle=None)
         (oracle,) = run([bare], [promise_named("parity with the oracle")])
     assert [attrs.astuple(r)[:4] for r in results if r.status != "ok"] == []
-    assert oracle.status == "not applicable"
+    assert oracle.status == "not known"
     assert "have no oracle" in oracle.said
 
 

@@ -20,7 +20,7 @@ PLUGINS = sorted(folder for folder in (ROOT / "plugins").iterdir() if folder.is_
 PACKAGES = [next(folder.glob("pilotfish_*")) for folder in PLUGINS]
 
 FLOORS = (
-    {"errors", "nearest", "openmp", "protocols", "batch"},
+    {"errors", "nearest", "contracts", "openmp", "protocols", "batch", "warn"},
     {"config"},
     {"kernels", "state", "sampling", "weights"},
     {"layers"},

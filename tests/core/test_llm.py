@@ -61,8 +61,7 @@ def holds_nothing_afterwards(llm: LLM) -> Iterator[None]:
     assert llm._state is not None
     llm._state.check()
     assert llm._state.request_ids == ()
-    assert llm._engine is not None
-    assert not llm._engine.has_work
+    assert not llm.engine.has_work
 
 
 def naive(prompt: str, params: SamplingParams = GREEDY) -> list[int]:

@@ -10,6 +10,8 @@ import torch
 from kernels.native_cases import needs_library
 from kernels.planned_passes import both_ways
 from pilotfish import load_registry
+from pilotfish.layers.block import Block
+from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.model import DecoderModel
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
 from pilotfish.testing import Subject, tiny_subjects
@@ -57,3 +59,42 @@ def test_planned_passes_have_the_bits_of_single_calls(architecture: str) -> None
                 )
                 assert len(planned) == len(single) == (4 if mode is MODES[0] else 8)
                 assert all(map(torch.equal, planned, single)), (one.name, mode)
+
+
+class WithoutPlan(Block):
+    """A block that is called."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def __call__(
+        self, x: torch.Tensor, stream: torch.Tensor | None, run: ForwardPass
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.block(x, stream, run)
+
+
+class WithAWiderStream(WithoutPlan):
+    """It keeps its residual stream in float32, as some recurrent models do."""
+
+    def __call__(
+        self, x: torch.Tensor, stream: torch.Tensor | None, run: ForwardPass
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        total = x.float() if stream is None else stream + x.float()
+        rounded = total.to(x.dtype)
+        made, inner = self.block(rounded, None, run)
+        return made, total + (inner.float() - rounded.float())
+
+
+@pytest.mark.parametrize("own", [WithoutPlan, WithAWiderStream])
+def test_a_block_without_a_plan_keeps_the_dtype_of_its_stream(own: type[WithoutPlan]) -> None:
+    with tiny_subjects("LlamaForCausalLM", load_registry(), dtypes=("bfloat16",)) as subjects:
+        one = next(iter(subjects))
+        found = []
+        for plans in (True, False):
+            made = one.load("bfloat16", ReturnLogits.VARIABLE, ReturnHiddenStates.NONE, ())
+            model = cast(DecoderModel, made)
+            model.plans_passes = plans
+            model.network.layers = tuple(map(own, model.network.layers))
+            found.append(passes(one, "bfloat16", model))
+            assert model.has_planned is (plans and own is WithoutPlan)
+        assert all(map(torch.equal, *found))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotfish.errors import PluginConflictError, PluginError, RouteError, UserError
-from pilotfish.nearest import did_you_mean, nearest
+from pilotfish.nearest import did_you_mean, did_you_mean_model, nearest
 from pilotfish.registry import (
     ArchitectureSpec,
     Plugin,
@@ -131,8 +131,8 @@ def test_a_pair_made_for_other_targets_says_which() -> None:
 
 
 def test_a_draft_that_the_method_does_not_read_is_refused() -> None:
-    said = str(refusal(REGISTRY, "PearForCausalLM", "worm", "WormDrift"))
-    assert "does not read a draft 'WormDrift' (did you mean WormDraft?)" in said
+    said = str(refusal(REGISTRY, "PearForCausalLM", "worm", "WormDarft"))
+    assert "does not read a draft 'WormDarft' (did you mean WormDraft?)" in said
     assert "it reads: WormDraft" in said
     said = str(refusal(REGISTRY, "PearForCausalLM", "wasp", "WormDraft"))
     assert "methods that read it: worm; 'wasp' reads: none" in said
@@ -317,3 +317,30 @@ def test_near_names_ignore_case_and_far_names_are_not_offered() -> None:
     flags = ["--image", "--page-size", "--max-tokens"]
     assert nearest("--images", flags) == ["--image"], "those far behind the likest are no help"
     assert did_you_mean("abcdef", ["uvwxyz"]) == ""
+
+
+SERVED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LLaMAForCausalLM", "LlamaForCausalLM"),
+        ("MistralModel", "MistralForCausalLM"),
+        ("LlamaForCausalML", "LlamaForCausalLM"),
+        ("LlmaForCausalLM", "LlamaForCausalLM"),
+        ("Qwne3ForCausalLM", "Qwen3ForCausalLM"),
+        ("GptOssForCausalLM", ""),
+        ("MixtralForCausalLM", ""),
+        ("Ministral3ForCausalLM", ""),
+        ("Qwen2ForCausalLM", ""),
+        ("Qwen3MoeForCausalLM", ""),
+        ("Qwen3VLForConditionalGeneration", ""),
+        ("PhiForCausalLM", ""),
+        ("LlamaForSequenceClassification", ""),
+    ],
+)
+def test_another_model_is_no_slip_of_the_pen(name: str, meant: str) -> None:
+    assert did_you_mean_model(name, SERVED) == (f" (did you mean {meant}?)" if meant else "")
+    assert did_you_mean_model("DFlash2DraftModel", ["DFlashDraftModel"]) == ""
+    assert did_you_mean_model("gemma3", ["gemma"]) == ""

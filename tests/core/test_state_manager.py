@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
 
+from core.state_toys import ToyRecurrentCache
 from pilotfish.errors import OutOfPagesError, StateError
 from pilotfish.state import KVCacheParams, PagedStateSpec, StateManager
 from pilotfish.state.tables import PageTables, write_slots
+from soak.strikes import AtCall, PlantedInterrupt
 
 KV = KVCacheParams(num_layers=2, num_kv_heads=1, head_dim=2)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -284,6 +288,33 @@ def test_check_finds_cooked_books() -> None:
     manager.pool.share(0)
     with pytest.raises(StateError, match="page 0 counts 2 references, has 1"):
         manager.check()
+
+
+class CacheWithoutClear(ToyRecurrentCache):
+    """As a plugin's may be: `clear` is optional."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "clear":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+def test_a_reset_takes_back_what_an_interrupt_left_in_a_cache_without_clear() -> None:
+    at, is_done = 0, False
+    while not is_done:
+        at += 1
+        cache = CacheWithoutClear()
+        manager = make(attached=[cache])
+        strike = AtCall(at, "pilotfish.state", PlantedInterrupt)
+        with suppress(PlantedInterrupt):
+            strike.during(partial(manager.claim, "a"))
+            strike.during(partial(manager.release, "a"))
+        is_done = not strike.has_struck
+        manager.reset()
+        assert not cache.states, f"struck at call {at}"
+        assert manager.claim("a") == 0
+        manager.check()
+    assert at > 20
 
 
 def test_page_tables_grow_and_forget() -> None:

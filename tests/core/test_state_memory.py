@@ -38,6 +38,13 @@ def plan(**changes: object) -> MemoryPlan:
     return MemoryPlan.make(**{**options, **changes})  # type: ignore[arg-type]
 
 
+def fitting(**changes: object) -> MemoryPlan:
+    """A plan that fits. Raises CapacityError for one that does not."""
+    made = plan(**changes)
+    made.refuse_unfit()
+    return made
+
+
 def test_enough_pages_for_a_full_batch_of_full_contexts() -> None:
     made = plan()
     assert made.num_pages == 4 * 63
@@ -107,23 +114,29 @@ def test_one_full_context_is_kept_where_it_fits() -> None:
     ("changes", "advice"),
     [
         ({"available": 50 << 20}, "the weights alone do not fit"),
-        ({"max_seq_len": 10_000_000}, r"lower --max-length \(now 10000000; [0-9]+ would fit\)"),
-        ({"cache": CacheConfig(num_pages=10**9)}, "lower num_pages"),
-        ({"cache": CacheConfig(memory_bytes=10**12)}, "lower memory_bytes"),
+        ({"max_seq_len": 10_000_000}, r"lower max_length \(now 10000000; [0-9]+ would fit\)"),
+        (
+            {"cache": CacheConfig(num_pages=10**9)},
+            r"lower num_pages \(now 1000000000; \d+ would fit\), or leave it out",
+        ),
+        (
+            {"cache": CacheConfig(memory_bytes=10**12)},
+            r"lower memory_bytes \(\d+ would fit\), or leave it out",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_advice(changes: dict[str, object], advice: str) -> None:
     with pytest.raises(CapacityError, match=advice) as caught:
-        plan(**changes)
+        fitting(**changes)
     assert "needed on cpu and" in str(caught.value)
     assert "weights (target) 100 MiB" in str(caught.value)
 
 
 def test_the_advised_length_fits() -> None:
     with pytest.raises(CapacityError) as caught:
-        plan(max_seq_len=10_000_000)
+        fitting(max_seq_len=10_000_000)
     advised = int(str(caught.value).split(" would fit")[0].split()[-1])
-    assert plan(max_seq_len=advised).max_cached_tokens >= advised
+    assert fitting(max_seq_len=advised).max_cached_tokens >= advised
 
 
 @given(
@@ -154,7 +167,7 @@ def test_a_plan_fits_and_holds_a_full_context_or_is_refused(
     context = -(-max_seq_len // page_size_tokens) * page_size_tokens * BYTES_PER_TOKEN
     fits = weights + (1 << 20) + context <= available
     try:
-        made = plan(**options)
+        made = fitting(**options)
     except CapacityError:
         assert not fits
         return
@@ -162,6 +175,30 @@ def test_a_plan_fits_and_holds_a_full_context_or_is_refused(
     assert made.total <= available
     assert made.max_cached_tokens >= max_seq_len
     assert made.max_cached_tokens <= max_batch_size * (max_seq_len + page_size_tokens)
+
+
+def test_a_plan_that_does_not_fit_says_what_is_missing() -> None:
+    made = plan(available=50 << 20)
+    assert made.missing == made.total - made.available > 0
+    assert made.to_json()["missing_bytes"] == made.missing
+    first, *_, last = str(made).splitlines()
+    assert first.endswith("of 50 MiB available: 52.97 MiB are missing")
+    assert last == (
+        "  it does not fit: the weights alone do not fit: use a smaller model or dtype, or another "
+        "device"
+    )
+    assert plan().missing == 0
+    assert "missing" not in str(plan())
+
+
+def test_the_longest_context_leaves_a_tenth_of_what_is_left() -> None:
+    left = 900 * 16 * BYTES_PER_TOKEN
+    made = plan(available=(101 << 20) + left, max_seq_len=20_000, scratch_tokens=5)
+    assert made.missing
+    assert made.longest_that_fits == 810 * 16 - 5
+    roomy = plan(max_seq_len=1000, scratch_tokens=5)
+    assert 1000 <= roomy.longest_that_fits < 1016
+    assert plan(available=101 << 20).longest_that_fits == 0
 
 
 def test_a_model_without_pages_needs_none_of_the_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,14 @@ def _edit(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[
     return apply
 
 
+def _header(text: bytes) -> Callable[[bytes], bytes]:
+    def apply(data: bytes) -> bytes:
+        size = int.from_bytes(data[:8], "little")
+        return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -115,7 +124,17 @@ def _edit(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[
         (_huge_header, "header that does not fit"),
         (_not_json, "not JSON"),
         (_edit(lambda h: h["a.weight"].update(shape=[5, 4])), "for a.weight, F32"),
-        (_edit(lambda h: h["a.weight"].update(shape=[-5, -3])), "for a.weight, F32"),
+        (_edit(lambda h: h["a.weight"].update(shape=[-5, -3])), "a.weight that are no whole"),
+        (_edit(lambda h: h["a.weight"].update(shape=["a", 10**13])), "a.weight that are no whole"),
+        (_edit(lambda h: h["a.weight"].update(data_offsets=[0, None])), "a.weight that are no"),
+        (_edit(lambda h: h["a.weight"].update(data_offsets=["0", "4"])), "a.weight that are no"),
+        (_edit(lambda h: h["a.weight"].update(data_offsets=[True, 4.0])), "a.weight that are no"),
+        (_edit(lambda h: h["a.weight"].update(dtype=["F32"])), "a.weight has the type ['F32']"),
+        (_edit(lambda h: h.update(__metadata__={"format": 1})), "__metadata__"),
+        (_edit(lambda h: h.update(__metadata__=[])), "__metadata__"),
+        (_header(b"[" * 100_000), "not JSON"),
+        (_header(b"\xef\xbb\xbf{}"), "not JSON"),
+        (_header(b"\xff{}"), "not JSON"),
         (_edit(lambda h: h["a.weight"].pop("dtype")), "bad entry for a.weight"),
         (_edit(lambda h: h["a.weight"].update(dtype="F6")), "a.weight has the type 'F6'"),
         (_edit(lambda h: h.pop("b.weight")), "gap or an overlap"),
@@ -127,6 +146,21 @@ def test_broken_file_is_named(file: Path, spoil: Callable[[bytes], bytes], said:
         SafetensorsSource.from_file(file)
     assert str(file) in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_tensors_keep_no_file_open(file: Path) -> None:
+    """A model has more matrices than a process may have open files."""
+    resource = pytest.importorskip("resource")
+    source = SafetensorsSource.from_file(file)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = os.open(os.devnull, os.O_RDONLY)  # the lowest that is free
+    os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number + 2, limits[1]))
+    try:
+        tensors = [source.load("a.weight") for _ in range(50)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert all(torch.equal(tensor, TENSORS["a.weight"]) for tensor in tensors)
 
 
 def test_file_cut_after_it_was_opened(file: Path) -> None:
@@ -214,6 +248,14 @@ def test_pickled_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CheckpointError, match="pickled code is never run"):
         TorchBinSource.from_file(tmp_path / "pytorch_model.bin")
     assert not (tmp_path / "pilotfish_was_here").exists()
+
+
+@pytest.mark.parametrize("data", [b"root:x:0:0", b"<html>", b"\x80\x02.", b"{}", b""])
+def test_a_file_that_is_no_torch_file_is_corrupt(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="corrupt"):
+        TorchBinSource.from_file(path)
 
 
 def test_broken_torch_files(tmp_path: Path) -> None:

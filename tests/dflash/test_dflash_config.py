@@ -171,6 +171,19 @@ def test_options_inside_win_and_is_causal_wins_over_all() -> None:
     assert all(sight.is_causal for sight in read(zlab(inside, is_causal=True, **slides)).sights)
 
 
+def test_options_of_training_are_no_reason_to_refuse() -> None:
+    training = {"num_anchors": 4096, "loss_decay_gamma": 4.0, "max_anchors": 9}
+    assert read(zlab({**INSIDE, **training})) == read(zlab(INSIDE))
+    assert read(speculators(**training)) == read(speculators())
+
+
+def test_speculators_turn_whole_heads_where_angles_are_plain() -> None:
+    share = {"partial_rotary_factor": 0.5}
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0, **share}}
+    assert read(speculators(plain)).rope.rotary_dim == read(speculators()).rope.rotary_dim
+    assert read(zlab(**share)).rope.rotary_dim == read(zlab()).rope.rotary_dim // 2
+
+
 def test_the_run_decides_the_dtype() -> None:
     assert read(zlab(torch_dtype="bfloat16")).dtype == "bfloat16"
     assert read(zlab(torch_dtype="bfloat16"), dtype="float32").dtype == "float32"
@@ -206,7 +219,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (zlab(3), "dflash_config is 3"),  # type: ignore[arg-type]
     (zlab(hidden_act="gelu"), "hidden_act = 'gelu'"),
     (zlab(mlp_bias=True), "mlp_bias = True"),
-    (zlab(quantization_config={"bits": 4}), "quantization_config"),
+    (
+        zlab(quantization_config={"bits": 4}),
+        r"draft is quantized \(quantization_config: no method given, bits 4\)",
+    ),
+    (
+        zlab({**INSIDE, "attention_value_scale": 0.5, "attention_sink_bias": True}, mlp_bias=True),
+        r"mlp_bias = True \(wanted it absent or False\), dflash_config.attention_value_scale = 0.5 "
+        r"\(.*dflash_config.attention_sink_bias = True \(.*which are not served",
+    ),
+    (zlab(attention_value_scale=0.5), "attention_value_scale = 0.5, which is not served"),
     (zlab(logits_scaling=2.0), "logits_scaling = 2.0"),
     (zlab(attn_logit_softcapping=30.0), "attn_logit_softcapping = 30.0"),
     (zlab(layer_types=["chunked_attention"] * 3), "chunked_attention"),
@@ -214,13 +236,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (zlab({**INSIDE, "input_embedding_scale": "x"}), "input_embedding_scale = 'x'"),
     (zlab({**INSIDE, "causal": 3}), "is_causal is 3"),
     (zlab({"target_layer_ids": [1]}), "no mask_token_id"),
-    (zlab({**INSIDE, "mask_token_id": VOCAB}), "embedding has 96 rows"),
+    (zlab({**INSIDE, "mask_token_id": VOCAB}), "embeddings have 96 rows"),
     (zlab({**INSIDE, "block_size": 1}), "the anchor alone"),
     (zlab({**INSIDE, "block_size": 0}), "block_size = 0; wanted a whole"),
     (zlab({**INSIDE, "target_layer_ids": [7]}), r"boundaries \[8\]"),
     (zlab({**INSIDE, "target_layer_ids": "1"}), "wanted a list"),
     (zlab({**INSIDE, "target_layer_ids": [-2]}), r"boundaries \[-1\]"),
-    (zlab(vocab_size=VOCAB + 1), "give the draft of this target"),
+    (zlab(vocab_size=VOCAB + 513), "give the draft of this target"),
     (zlab(num_target_layers=9), "num_hidden_layers 9 and this one has 7"),
     (zlab(target_hidden_size=64), "give the draft of this target"),
     (zlab(draft_vocab_size=VOCAB + 1), "give the draft of this target"),

@@ -402,3 +402,35 @@ def test_inspect_shows_the_draft_without_reading_weights(
     assert main(["inspect", str(target), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert "[6, 1, 6, 0, 7]" in json.dumps(found)
+
+
+@pytest.mark.parametrize("rows", [VOCAB - 5, VOCAB + 8])
+def test_an_embedding_padded_to_another_size_drafts_alike(
+    pair: Pair, tmp_path: Path, rows: int
+) -> None:
+    """What only the draft's padding has would be drafted always, if it counted."""
+    target, _ = pair("plain")
+    case = CASES["plain"]
+    config = {**draft_config(case), "vocab_size": rows}
+    tensors = dict(draft_tensors(case))
+    torch.manual_seed(9)
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        made = torch.randn(VOCAB, LAYER["hidden_size"])
+        more = torch.full((max(0, rows - VOCAB), LAYER["hidden_size"]), 50.0)
+        tensors[name] = torch.cat([made, more])[:rows].contiguous()
+    write_draft(tmp_path / "padded", config, tensors)
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:VOCAB].contiguous()
+    drafts = [tmp_path / "padded"]
+    if rows > VOCAB:
+        write_draft(tmp_path / "whole", draft_config(case), tensors)
+        drafts.append(tmp_path / "whole")
+    plain, usual = LLM(str(target)), params(0.0)
+    ours = [LLM(str(target), draft=str(path), speculative=dflash(4)) for path in drafts]
+    assert texts(ours[0], usual) == texts(plain, usual)
+    counted = [[counts(out) for out in llm.generate(PROMPTS, usual)] for llm in ours]
+    assert all(one == counted[0] for one in counted)
+    odd = params(0.9, logit_bias={VOCAB - 1: 6.0})
+    wanted = texts(plain, odd)
+    assert any(VOCAB - 1 in ids for ids, _ in wanted)
+    assert texts(ours[0], odd) == wanted

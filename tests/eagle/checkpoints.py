@@ -121,6 +121,15 @@ CASES: dict[str, DraftCase] = {
         {"fc_norm": True, "eagle_aux_hidden_state_layer_ids": [5, 1]}, taps=(5, 1)
     ),
     "eagle3-norm-output": _third({"norm_output": True}),
+    "eagle3-no-norm": _third({"norm_output": False}),
+    "eagle3-sliding": _third(
+        {
+            **{"num_hidden_layers": 3, "sliding_window": 3},
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        first="layers.0.",
+    ),
+    "eagle3-leftover-window": _third({"sliding_window": 2, "use_sliding_window": False}),
     "eagle3-deep": _third({"num_hidden_layers": 3}, first="layers.0.", binary=True),
     "eagle3-biases": _third({"attention_bias": True, "mlp_bias": True}, fc_bias=True),
     "eagle3-theta": _third({**THETA, "partial_rotary_factor": 0.5}),
@@ -132,6 +141,21 @@ CASES: dict[str, DraftCase] = {
     ),
     "speculators-new": _third(
         {"norm_before_fc": True, "norm_output": True, "target_hidden_size": None},
+        **{"speculators": True, "first": "layers.0.", "architecture": "Eagle3DraftModel"},
+    ),
+    "speculators-sliding": _third(
+        {
+            **{"norm_before_fc": True, "norm_before_residual": True, "norm_output": True},
+            **{"sliding_window": 4, "use_sliding_window": True, "partial_rotary_factor": 0.5},
+            "layer_types": ["sliding_attention"],
+        },
+        **{"speculators": True, "first": "layers.0.", "architecture": "Eagle3DraftModel"},
+    ),
+    "speculators-full": _third(
+        {
+            **{"sliding_window": 2, "use_sliding_window": False},
+            "layer_types": ["full_attention"],
+        },
         **{"speculators": True, "first": "layers.0.", "architecture": "Eagle3DraftModel"},
     ),
 }

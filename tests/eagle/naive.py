@@ -130,6 +130,9 @@ class NaiveDraft:
         k, v = (part.repeat_interleave(heads // kv_heads, dim=1) for part in (k, v))
         scores = torch.einsum("inh,jnh->nij", q, k) * q.shape[-1] ** -0.5
         hidden = torch.ones(count, count, dtype=torch.bool).triu(1)
+        kinds = layer.get("layer_types", ["full_attention"] * layer["num_hidden_layers"])
+        if kinds[int(at.removeprefix("layers."))] == "sliding_attention":
+            hidden |= torch.ones(count, count, dtype=torch.bool).tril(-layer["sliding_window"])
         law = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         return self._linear(
             f"{at}.self_attn.o_proj", torch.einsum("nij,jnh->inh", law, v).flatten(1)
@@ -139,7 +142,8 @@ class NaiveDraft:
         """Rotary positions: row t at t, the position of its feature."""
         layer = self.case.layer
         rope = {"rope_theta": 10000.0, **layer, **layer.get("rope_parameters", {})}
-        width = int(heads.shape[-1] * layer.get("partial_rotary_factor", 1.0))
+        share = 1.0 if self.case.speculators else layer.get("partial_rotary_factor", 1.0)
+        width = int(heads.shape[-1] * share)
         exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
         frequencies = 1.0 / (rope["rope_theta"] ** exponents) / rope.get("factor", 1.0)
         angles = torch.arange(heads.shape[0], dtype=torch.float32)[:, None] * frequencies
@@ -154,7 +158,9 @@ class NaiveDraft:
         borrowed = self.target.head
         if self.case.options.get("tie_word_embeddings"):
             borrowed = self.tensors["embed_tokens.weight"]
-        own = self.tensors.get("lm_head.weight", borrowed) @ self._norm("norm", row)
+        is_plain = not self.case.speculators and self.flags.get("norm_output") is False
+        read = row if is_plain else self._norm("norm", row)
+        own = self.tensors.get("lm_head.weight", borrowed) @ read
         if "d2t" not in self.tensors:
             return own
         spread = own.new_full(self.target.head.shape[:1], -torch.inf)
@@ -163,7 +169,8 @@ class NaiveDraft:
         return spread
 
     def _recycled(self, row: torch.Tensor) -> torch.Tensor:
-        return self._norm("norm", row) if self.flags.get("norm_output") else row
+        is_normed = self.case.speculators and self.flags.get("norm_output")
+        return self._norm("norm", row) if is_normed else row
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.tensors[f"{name}.weight"])

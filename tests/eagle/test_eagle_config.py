@@ -151,9 +151,9 @@ def test_dtype() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "width": (first(hidden_size=64), "hidden_size 64"),
-    "vocabulary": (first(vocab_size=97), "vocab_size 97"),
+    "vocabulary": (first(vocab_size=96 + 513), "vocab_size 609"),
     "width of a third": (third(target_hidden_size=64), "hidden_size 64"),
-    "vocabulary of a third": (third(vocab_size=95), "vocab_size 95"),
+    "vocabulary of a third": (third(vocab_size=96 + 513), "vocab_size 609"),
     "draft vocabulary": (third(draft_vocab_size=97), "draft_vocab_size is 97"),
     "a tap outside": (third(**{IDS: [2, 33]}), "0 to 32"),
     "taps that are no numbers": (third(**{IDS: ["2"]}), "whole numbers"),
@@ -167,9 +167,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no layer": (speculators(transformer_layer_config=None), "transformer_layer_config"),
     "no taps used": (third(eagle_config={"use_aux_hidden_state": False}), "use_aux_hidden_state"),
     "an unknown nested option": (third(eagle_config={"new_trick": 2}), "new_trick"),
-    "a window": (third(sliding_window=4), "sliding_window"),
-    "a window by layer": (third(layer_types=["sliding_attention"]), "layer_types"),
-    "quantized": (first(quantization_config={"bits": 4}), "quantization_config"),
+    "a window of which layers": (
+        third(sliding_window=4, use_sliding_window=True),
+        "use_sliding_window = True and no layer_types",
+    ),
+    "no window": (third(layer_types=["sliding_attention"]), "and no sliding_window; wanted both"),
+    "kinds of more layers": (
+        third(layer_types=["full_attention"] * 2),
+        "wanted 1 of 'full_attention' or 'sliding_attention'",
+    ),
+    "a kind of layer": (third(layer_types=["chunked_attention"]), "'chunked_attention'"),
+    "half a window": (
+        third(layer_types=["sliding_attention"], sliding_window=0.5),
+        "sliding_window = 0.5; wanted a whole number",
+    ),
+    "several at once": (
+        third(clip_qkv=8.0, use_qk_norm=True, eagle_config={"parallel_draft_step": 2}),
+        "clip_qkv = 8.0 (wanted it absent), use_qk_norm = True (wanted it absent or False), "
+        "eagle_config.parallel_draft_step = 2 (wanted it absent or 1), which are not served",
+    ),
+    "quantized": (
+        first(quantization_config={"quant_method": "awq", "bits": 4}),
+        "the draft is quantized (quantization_config: awq, bits 4), which is not served; wanted",
+    ),
     "a scaled head": (first(logit_scale=2.0), "logit_scale"),
     "another activation": (first(hidden_act="gelu"), "hidden_act"),
     "rope by length": (
@@ -197,6 +217,57 @@ def test_neutral_options_are_not_refused() -> None:
     read(speculators(new_trick=False, dtype="bfloat16", tie_word_embeddings=False))
     read(third(eagle_config={"use_aux_hidden_state": True, "parallel_draft_step": 1}))
     read(first(layer_types=["full_attention"], logit_scale=1.0))
+    read(speculators(num_anchors=512, loss_decay_gamma=4.0, ttt_steps=3))  # of training only
+
+
+MODELOPT = {
+    **{"use_aux_hidden_state": True, "use_input_layernorm_in_first_layer": True},
+    **{"use_last_layernorm": True, "use_mtp_layernorm": False, "next_layer_regular": True},
+    **{"parallel_draft_step": 1, "parallel_draft_heads_num_layers": 1, "has_lm_head": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("ids", "taps"), [([1, 15, 28], (2, 16, 29)), ([], (2, 16, 29)), ([3, 9], (4, 10))]
+)
+def test_what_modelopt_writes_is_read(ids: list[int], taps: tuple[int, ...]) -> None:
+    """An empty list is its default, which its trainer fills with the reference's three."""
+    assert read(third(eagle_config={**MODELOPT, IDS: ids})).taps == taps
+
+
+@pytest.mark.parametrize("flag", [None, True, False])
+def test_norm_output_means_another_thing_in_another_format(flag: bool | None) -> None:
+    """The norm before the head in SpecForge's; recycling the normed row in speculators'."""
+    options = {} if flag is None else {"norm_output": flag}
+    plain, nested = read(third(**options)), read(third(eagle_config=options))
+    for config in (plain, nested):
+        assert (config.norms_head, config.recycles_normed) == (flag is not False, False)
+    packaged = read(speculators(**options))
+    assert (packaged.norms_head, packaged.recycles_normed) == (True, bool(flag))
+
+
+@pytest.mark.parametrize(
+    ("layer", "windows"),
+    [
+        ({"sliding_window": 2048}, (None,)),
+        ({"sliding_window": 2048, "use_sliding_window": False}, (None,)),
+        ({"sliding_window": None, "use_sliding_window": True}, (None,)),
+        ({"sliding_window": 64, "layer_types": ["full_attention"]}, (None,)),
+        ({"sliding_window": 64, "layer_types": ["sliding_attention"]}, (64,)),
+    ],
+)
+def test_a_layer_slides_only_where_layer_types_say_so(
+    layer: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
+    assert read(third(**layer)).windows == windows
+    inside = {**speculators()["transformer_layer_config"], **layer}
+    assert read(speculators(transformer_layer_config=inside)).windows == windows
+
+
+def test_speculators_turn_whole_heads_where_angles_are_plain() -> None:
+    layer = {**speculators()["transformer_layer_config"], "partial_rotary_factor": 0.5}
+    assert read(speculators(transformer_layer_config=layer)).rope.rotary_dim == 12
+    assert read(third(partial_rotary_factor=0.5)).rope.rotary_dim == 6
 
 
 def test_a_draft_is_needed_and_a_directory() -> None:

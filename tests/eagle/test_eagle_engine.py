@@ -224,9 +224,66 @@ def edited(pair: Pair, folder: Path, change: Callable[[dict[str, Any]], None]) -
 def test_a_draft_of_another_target_is_refused_before_weights_are_read(
     pair: Pair, tmp_path: Path
 ) -> None:
-    target, draft = edited(pair, tmp_path / "a", lambda c: c.update(vocab_size=VOCAB + 1))
+    target, draft = edited(pair, tmp_path / "a", lambda c: c.update(vocab_size=VOCAB + 513))
     with pytest.raises(ConfigError, match="give the draft of this target"):
         LLM(target, draft=draft, speculative="eagle")
     target, draft = edited(pair, tmp_path / "b", lambda c: c.update(architectures=["Other"]))
     with pytest.raises(RouteError, match="Other"):
         LLM(target, draft=draft, speculative="eagle")
+
+
+def padded(folder: Path, case: DraftCase, rows: int) -> Path:
+    """The case's draft with another number of rows in its embedding, and in a head of as many.
+
+    What only the draft has would be drafted always, if it counted.
+    """
+    config = {**draft_config(case), "vocab_size": rows}
+    tensors = draft_tensors(case)
+    resized = ["embed_tokens.weight"] if case.own_embedding else []
+    if case.draft_vocab == VOCAB and case.own_head:
+        resized.append("lm_head.weight")
+        config["draft_vocab_size"] = rows
+    for name in resized:
+        more = torch.full((max(0, rows - VOCAB), tensors[name].shape[1]), 50.0)
+        tensors[name] = torch.cat([tensors[name], more])[:rows].contiguous()
+    write_draft(folder, config, tensors, case)
+    return folder
+
+
+@pytest.mark.parametrize("rows", [VOCAB - 6, VOCAB + 8])
+@pytest.mark.parametrize(
+    "case",
+    [
+        attrs.evolve(CASES["eagle3"], own_embedding=True),
+        attrs.evolve(CASES["eagle3-all-tokens"], own_embedding=True),
+        attrs.evolve(CASES["eagle1"], own_embedding=True),
+    ],
+    ids=["of some tokens", "of all tokens", "first"],
+)
+def test_an_embedding_padded_to_another_size_drafts_alike(
+    pair: Pair, tmp_path: Path, case: DraftCase, rows: int
+) -> None:
+    """And where the target says, or was told, a token that only its own padding has."""
+    if rows < VOCAB and case.offsets:  # ids of the padding among the draft's own, in this case
+        rows = VOCAB + 1
+    target, _ = pair("eagle3")
+    drafts = [padded(tmp_path / str(size), case, size) for size in (VOCAB, rows)]
+    speculative = SpeculativeConfig(method="eagle", width=3)
+    llms = [LLM(str(target), draft=str(draft), speculative=speculative) for draft in drafts]
+    plain = LLM(str(target))
+    usual = params(0.0)
+    assert texts(llms[1], usual) == texts(plain, usual)
+    counted = [
+        [
+            (out.speculative["drafted"], out.speculative["accepted"])
+            for out in llm.generate(PROMPTS, usual)
+        ]
+        for llm in ([] if rows < VOCAB else llms)
+    ]
+    assert all(one == counted[0] for one in counted)
+    odd = params(0.9, logit_bias={VOCAB - 1: 6.0})
+    wanted = texts(plain, odd)
+    assert any(VOCAB - 1 in ids for ids, _ in wanted)
+    assert texts(llms[1], odd) == wanted
+    last = LLM(str(target)).generate([[1, VOCAB - 1]], usual[0])[0]
+    assert llms[1].generate([[1, VOCAB - 1]], usual[0])[0].token_ids == last.token_ids

@@ -53,6 +53,8 @@ def test_every_tensor_is_needed(pair: Pair, tmp_path: Path, case: str) -> None:
         lent |= {"d2t"}
     if config.version == 3:
         lent |= {"fc.bias"}  # no option says whether there is one
+    if not config.norms_head:
+        lent |= {"norm.weight"}
     for number, name in enumerate(draft_tensors(CASES[case])):
         if name in lent:
             continue

@@ -30,7 +30,7 @@ from pilotfish.kernels.linear.native import KINDS, linear_into
 
 pytestmark = needs_library
 
-ROWS = (1, 2, 3, 4, 5, 7, 8, 12, 13, 19, 70, 130)
+ROWS = (1, 2, 3, 4, 5, 7, 8, 12, 13, 19, 70, 95, 96, 130, 515)
 
 
 @pytest.fixture(autouse=True)
@@ -165,14 +165,18 @@ def by_definition(x: npt.NDArray[np.float32], w: npt.NDArray[np.float32]) -> np.
     return total[0]
 
 
-@pytest.mark.parametrize(("width", "count"), [(40, 3), (577, 1), (1029, 13), (8193, 2), (8193, 9)])
+@pytest.mark.parametrize(
+    ("width", "count"),
+    [(40, 3), (577, 1), (1029, 13), (8193, 2), (8193, 9), (577, 97), (4096, 96), (8193, 103)],
+)
 def test_sums_are_taken_in_the_order_that_is_written(width: int, count: int) -> None:
     rows, numbers = draw_rows("float32", 5, width, 0)
     x = torch.randn(count, width)
     weight = prepared(rows)
     got = in_every_way(lambda: linear(x, weight, backend=NATIVE))
-    wanted = [[by_definition(a, b) for b in numbers.numpy()] for a in x.numpy()]
-    assert torch.equal(got, torch.tensor(np.array(wanted)))
+    some = sorted({0, 1, 6, count - 1} & set(range(count)))
+    wanted = [[by_definition(a, b) for b in numbers.numpy()] for a in x[some].numpy()]
+    assert torch.equal(got[some], torch.tensor(np.array(wanted)))
 
 
 def test_parts_side_by_side_are_the_parts_alone() -> None:

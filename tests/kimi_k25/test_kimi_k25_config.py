@@ -87,7 +87,10 @@ def test_options_of_the_text_stand_in_a_section() -> None:
     assert config.num_mtp_layers == 1
     own = config.finalize(None, {"language_model.lm_head.weight": None})
     assert not own.tie_word_embeddings
-    assert config.finalize(None, {"model.embed_tokens.weight": None}).tie_word_embeddings
+    headless = {"model.embed_tokens.weight": None}
+    assert not config.finalize(None, headless).tie_word_embeddings  # the outer word is a default
+    tied = initialize({**outer, "text_config": {**text, "tie_word_embeddings": True}})
+    assert tied.finalize(None, headless).tie_word_embeddings
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,7 @@ def test_tiny_pools_do_preempt_and_prefixes_do_hit(
 
     monkeypatch.setattr(ConvStateCache, "restore", counted)
     texts(llm, None)
-    assert llm._engine is not None
-    assert llm._engine.scheduler.num_preemptions > 0
+    assert llm.engine.scheduler.num_preemptions > 0
     assert max(restored) >= 4
     assert llm._state is not None
     assert llm._state.num_available_pages == 13

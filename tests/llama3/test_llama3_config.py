@@ -164,13 +164,27 @@ def test_only_phi3_with_longrope_recomputes() -> None:
     assert of_case("llama-llama3").longrope_scaling_params is None
 
 
+def test_attention_in_two_kinds_of_chunks_ends_the_context() -> None:
+    chunks = {"chunk_size": 64, "local_size": 8, "original_max_position_embeddings": 64}
+    asked = {**SMALL, "max_position_embeddings": 256, "dual_chunk_attention_config": chunks}
+    assert initialize(raw("Qwen2ForCausalLM", **asked), "Qwen2ForCausalLM").max_seq_len == 64
+    found = initialize(raw("Qwen2ForCausalLM", **asked), "Qwen2ForCausalLM", max_length=60)
+    assert found.max_seq_len == 60
+    with pytest.raises(ConfigError, match="max_length is 65; wanted at most 64: from there on the"):
+        initialize(raw("Qwen2ForCausalLM", **asked), "Qwen2ForCausalLM", max_length=65)
+
+
 def test_finalize_reads_names() -> None:
     config = initialize(raw())
     fused = ["layers.0.self_attn.qkv_proj.weight", "layers.0.mlp.gate_up_proj.weight"]
     for prefix in ("", "model."):
         done = config.finalize(None, dict.fromkeys(prefix + name for name in fused))
         assert (done.stacked_qkv, done.stacked_mlp) == (True, True)
-        assert done.tie_word_embeddings
+        assert not done.tie_word_embeddings  # no head, and no word of a tie: it is missing
+    tied = initialize(raw(tie_word_embeddings=True))
+    assert tied.finalize(None, {}).tie_word_embeddings
+    assert not tied.finalize(None, {"lm_head.weight": None}).tie_word_embeddings
+    assert config.finalize(None, {"blk.0.attn_q.weight": None}).tie_word_embeddings
     done = config.finalize(
         None,
         {"lm_head.weight": None},
@@ -191,7 +205,11 @@ def test_finalize_reads_names() -> None:
     ("architecture", "options", "named"),
     [
         ("LlamaForCausalLM", {"hidden_act": "gelu"}, "hidden_act"),
-        ("LlamaForCausalLM", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        (
+            "LlamaForCausalLM",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            r"checkpoint is quantized \(quantization_config: gptq, bits 4\), which is not served",
+        ),
         ("LlamaForCausalLM", {"sliding_window": 8}, "sliding_window"),
         ("LlamaForCausalLM", {"logits_scaling": 2.0}, "logits_scaling"),
         ("LlamaForCausalLM", {"clip_qkv": 8.0}, "clip_qkv"),

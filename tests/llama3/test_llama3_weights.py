@@ -133,9 +133,13 @@ def test_a_head_in_the_file_wins_over_a_config_that_ties(
     assert (whole(model, prompt(9)) - wanted).abs().max() < 1e-4
 
 
-def test_a_file_without_a_head_is_tied(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_missing_head_is_tied_only_where_the_config_says_so(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     path = changed(checkpoint("llama"), tmp_path, without("lm_head.weight"))
-    model = load(path)
+    with pytest.raises(WeightsError, match=r"1 missing: lm_head\.weight\. Its config does not tie"):
+        load(path)
+    model = load(checkpoint("llama-tied"))
     assert model.config.tie_word_embeddings
     assert model.network.lm_head.prepared.kind == "plain"
     assert model.network.lm_head.prepared.weight is model.network.embed_tokens.weight
@@ -301,6 +305,19 @@ def test_gguf_metadata_that_is_missing_is_named(key: str) -> None:
     ],
 )
 def test_gguf_metadata_that_changes_the_maths_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=key):
+        gguf_config({**METADATA, key: value})
+
+
+@pytest.mark.parametrize("value", ["x", [1, 2], float("inf"), float("nan"), -1, None])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("llama.vocab_size", "llama.rope.dimension_count", "llama.rope.freq_base"),
+        *("llama.attention.layer_norm_rms_epsilon", "llama.block_count"),
+    ],
+)
+def test_gguf_metadata_of_another_kind_is_named(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key):
         gguf_config({**METADATA, key: value})
 

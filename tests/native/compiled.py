@@ -42,8 +42,9 @@ needs_compiler = pytest.mark.skipif(
 
 
 def interface() -> set[str]:
-    """Names that the library offers, as main.cpp has them."""
-    return set(re.findall(r"^PF_API .*?\b(pf_\w+)\(", (SOURCE / "main.cpp").read_text(), re.M))
+    """Names that the library offers, as its sources have them."""
+    text = "".join((SOURCE / name).read_text() for name in ("main.cpp", "tables.h"))
+    return set(re.findall(r"^PF_API .*?\b(pf_\w+)\(", text, re.M))
 
 
 def needs_programs(*names: str) -> pytest.MarkDecorator:

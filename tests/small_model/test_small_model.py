@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig, load_registry
 from pilotfish.cli import main
@@ -91,7 +93,8 @@ def test_drafting_pauses_past_the_drafts_own_context(llama: Path, tmp_path: Path
 
 def tokenizer_of(texts: dict[str, int], **added: int) -> str:
     values = [{"id": number, "content": text} for text, number in added.items()]
-    return json.dumps({"model": {"type": "BPE", "vocab": texts}, "added_tokens": values})
+    model = {"type": "BPE", "vocab": texts, "merges": []}
+    return json.dumps({"model": model, "added_tokens": values})
 
 
 TEXTS = {f"t{number}": number for number in range(96)}
@@ -123,6 +126,43 @@ def test_the_same_tokenizer_or_none_is_taken(llama: Path, tmp_path: Path) -> Non
     prepare_from_options(str(target), draft=str(draft), speculative="small_model")
     (draft / "tokenizer.json").write_text(tokenizer_of({t: i for t, i in TEXTS.items() if i < 90}))
     prepare_from_options(str(target), draft=str(draft), speculative="small_model")
+
+
+def padded(source: Path, target: Path, rows: int) -> Path:
+    """The same model with another number of rows in embedding and head."""
+    target.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    (target / "tokenizer.json").write_text(tokenizer_of(dict(list(TEXTS.items())[:80])))
+    tensors = load_file(source / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            more = tensor.new_zeros(max(0, rows - len(tensor)), tensor.shape[1])
+            tensors[name] = torch.cat([tensor, more])[:rows].contiguous()
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("acceptance", ["coupled", "residual"])
+@pytest.mark.parametrize("rows", [80, 90, 112])
+def test_one_tokenizer_may_be_padded_to_different_sizes(
+    llama: Path, tmp_path: Path, rows: int, acceptance: str
+) -> None:
+    """Also where the target says, or was told, a token that only its own padding has."""
+    target, draft = padded(llama, tmp_path / "a", 96), padded(llama, tmp_path / "b", rows)
+    prompts = [*PROMPTS, [1, 95, 94]]
+    params = [
+        SamplingParams(temperature=0.9, seed=3, max_tokens=17, logit_bias=bias)
+        for bias in ({}, dict.fromkeys(range(80, 96), -1e9), {}, {95: 4.0})
+    ]
+    plain = LLM(str(target), cache=CACHE).generate(prompts, params)
+    assert 95 in plain[-1].token_ids
+    ours = speculate(target, draft, acceptance=acceptance).generate(prompts, params)
+    if acceptance == "coupled":
+        assert [out.token_ids for out in ours] == [out.token_ids for out in plain]
+    of_texts = ours[1].speculative
+    assert of_texts is not None
+    assert of_texts["accepted"] == of_texts["drafted"] > 0
 
 
 def test_the_tokens_of_a_gguf_file_are_read() -> None:

@@ -10,8 +10,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pilotfish.cli.chat_options import add_chat_flags, given_by_flags
 from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text, tell_of_other_text
-from pilotfish.cli.options import add_model_flags, add_sampling_flags, load_llm, sampling_params
+from pilotfish.cli.options import (
+    add_model_flags,
+    add_sampling_flags,
+    check_sampling,
+    load_llm,
+    sampling_params,
+    tell_of_defaults,
+)
+from pilotfish.cli.standard_streams import check_input, no_text
 from pilotfish.errors import CapacityError, RequestError
 
 _HELP = "Enter a message; /clear forgets the conversation, /exit or Ctrl-D ends it."
@@ -27,6 +36,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--show-draft", action="store_true", help="mark accepted and rejected drafts"
     )
     parser.add_argument("--system", metavar="P", help="system message")
+    add_chat_flags(parser)
     add_sampling_flags(parser)
     return parser
 
@@ -34,11 +44,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     check_show_draft(args)
-    params = sampling_params(args)
+    check_sampling(args)
+    options = given_by_flags(args)
     opening = [{"role": "system", "content": args.system}] if args.system else []
     with load_llm(args) as llm:
         messages = list(opening)
-        llm.chat_prompt([*messages, {"role": "user", "content": "hello"}])  # has it a template?
+        first = [*messages, {"role": "user", "content": "hello"}]
+        llm.chat_prompt(first, **options)  # has it a template, and does that take what was given?
+        params = sampling_params(args, llm.default_sampling_params())
+        tell_of_defaults(args, llm.default_sampling_params())
         print(_HELP, file=sys.stderr)
         tell_of_other_text(args)
         while (message := _read_message()) is not None:
@@ -48,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             messages.append({"role": "user", "content": message})
             try:
                 show = draft_colors(llm) if args.show_draft else plain_text
-                answer = _answer(llm.stream(llm.chat_prompt(messages), params), show)
+                answer = _answer(llm.stream(llm.chat_prompt(messages, **options), params), show)
             except (RequestError, CapacityError) as error:
                 messages.pop()
                 print(f"pilotfish: {error}; /clear starts again", file=sys.stderr)
@@ -59,12 +73,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_message() -> str | None:
     """The next line that is not empty; None at the end."""
+    check_input()
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
             line = input(prompt).strip()
         except EOFError:
             return None
+        except UnicodeError as error:
+            raise no_text(error) from error
         if line in ("/exit", "/quit"):
             return None
         if line:

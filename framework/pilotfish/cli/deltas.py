@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pilotfish.cli.parser import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pilotfish.engine import LLM
     from pilotfish.engine.outputs import Delta
@@ -27,14 +27,19 @@ _MARKS = (("", ""), ("[-", "-]"))
 
 
 class DraftColors:
-    """Turns the deltas of one answer into marked text, token by token. has_color: else in signs."""
+    """Turns the deltas of one answer into marked text, token by token.
 
-    def __init__(self, tokenizer: Tokenizer, *, has_color: bool) -> None:
+    has_color: else in signs. context: ids of the text that is continued.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, has_color: bool, context: Sequence[int] = ()
+    ) -> None:
         from pilotfish.engine.text_stream import text_stream
 
         self._tokenizer = tokenizer
         self._accepted, self._rejected = _COLORS if has_color else _MARKS
-        self._stream = text_stream(tokenizer)
+        self._stream = text_stream(tokenizer, context=context)
 
     def render(self, delta: Delta) -> str:
         """The step's tokens, then the drafts that were rejected."""
@@ -57,12 +62,17 @@ def plain_text(delta: Delta) -> str:
     return delta.text
 
 
-def draft_colors(llm: LLM) -> Callable[[Delta], str]:
-    """A renderer for one answer. Raises RequestError for a checkpoint without a tokenizer."""
+def draft_colors(llm: LLM, prompt: str | None = None) -> Callable[[Delta], str]:
+    """A renderer for one answer. prompt: the text that it continues; None for a chat.
+
+    Raises RequestError for a checkpoint without a tokenizer.
+    """
     from pilotfish.engine.tokenizer import need_tokenizer
 
     has_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return DraftColors(need_tokenizer(llm.tokenizer, llm.model_path), has_color=has_color).render
+    tokenizer = need_tokenizer(llm.tokenizer, llm.model_path)
+    context = [] if prompt is None else tokenizer.encode_prompt(prompt)
+    return DraftColors(tokenizer, has_color=has_color, context=context).render
 
 
 def tell_of_other_text(args: argparse.Namespace) -> None:

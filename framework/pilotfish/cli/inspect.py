@@ -9,12 +9,18 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import add_model_flags, engine_options
+from pilotfish.cli.options import add_model_flags, engine_options, with_flags
 from pilotfish.config.speculative import MOST
 
 if TYPE_CHECKING:
     from pilotfish.engine.drafting import PreparedDraft
     from pilotfish.engine.loading import Prepared
+
+
+_FROM_THE_CONFIG = (
+    "none; what follows is from the config alone, in one dtype, without what only the files tell: "
+    "packed weights, a vision tower"
+)
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -33,29 +39,37 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     from pilotfish.engine.loading import prepare_from_options
 
-    prepared = prepare_from_options(args.model, **engine_options(args))
+    prepared = prepare_from_options(args.model, must_fit=False, **engine_options(args))
     facts = describe(prepared)
     if args.json:
         print(json.dumps(facts, indent=1))
-        return 0
+    else:
+        _show(facts, prepared)
+    if prepared.absent is not None:
+        raise prepared.absent
+    return 0
+
+
+def _show(facts: dict[str, Any], prepared: Prepared) -> None:
     for name, value in facts.items():
         if name != "memory" and value is not None:
             print(f"{name}: {value}")
-    print(prepared.memory_plan)
-    return 0
+    print(with_flags(str(prepared.memory_plan)))
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:
     """The facts as plain data."""
     from pilotfish.engine.arithmetic import probe_arithmetic
+    from pilotfish.engine.tokenizer import load_tokenizer
     from pilotfish.engine.tokenizer_files import describe_tokenizer
 
+    load_tokenizer(prepared.checkpoint)  # what cannot be read is refused here too
     checkpoint, route, config = prepared.checkpoint, prepared.route, prepared.model.config
     arithmetic = probe_arithmetic(prepared)
     return {
         "model": checkpoint.model,
         "path": str(checkpoint.path),
-        "format": checkpoint.weight_format,
+        "format": _format(prepared),
         "architecture": route.hf_architecture,
         "plugin": str(route.plugin),
         "modalities": sorted(prepared.modalities),
@@ -63,6 +77,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "speculative": None if route.speculator is None else route.speculator.method,
         "draft": _describe_draft(prepared),
         "thinking_tokens": _thinking_tokens(prepared),
+        "weights": None if prepared.absent is None else _FROM_THE_CONFIG,
         "parameters": prepared.num_parameters,
         "dtype": prepared.dtype,
         "device": str(prepared.device),
@@ -76,6 +91,14 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "vocab_size": prepared.vocab_size,
         "memory": prepared.memory_plan.to_json(),
     }
+
+
+def _format(prepared: Prepared) -> str:
+    """Of the weights' files; torch's are read by the names that safetensors have."""
+    found = prepared.checkpoint.weight_format
+    if prepared.absent is not None:
+        return "none"
+    return "torch" if found == "safetensors" and not prepared.weights.is_mapped else found
 
 
 def _instruction_set(prepared: Prepared) -> str | None:

@@ -11,19 +11,26 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any, TextIO
 
 import pilotfish
 from pilotfish import openmp
+from pilotfish.cli.interrupts import import_whole
 from pilotfish.cli.parser import Parser, UsageError
 from pilotfish.errors import UserError
 from pilotfish.nearest import did_you_mean
+from pilotfish.warn import PilotfishWarning
 
 VERBS = ("generate", "chat", "inspect", "verify", "bench", "plugins")
 """Modules of this package, in the order of the help. Each is import-light and offers
 `add_parser(subparsers) -> ArgumentParser` and `run(args) -> int` (the exit code)."""
 
+_WITHOUT_TORCH = ("plugins",)
+_DESCRIPTION = "Model architectures and the drafters that swim ahead of them, as plugins."
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 _WANTED = f"wanted a verb: {', '.join(VERBS)}; see pilotfish --help"
 
@@ -49,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return _code_of(error)
     try:
-        code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
+        if args.verb not in _WITHOUT_TORCH:
+            import_whole()
+        with _warnings_as_lines():
+            code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
         sys.stdout.flush()
     except BaseException as error:
         return _code_of(error)
@@ -59,30 +69,76 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _code_of(error: BaseException) -> int:
     """Says what is to be said of an exception, and returns its exit code."""
     if isinstance(error, KeyboardInterrupt):
-        print("pilotfish: interrupted", file=sys.stderr)
+        _say("interrupted")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
-        _drop_output()
+        _drop(sys.stdout)
         return PIPE_CLOSED
     if isinstance(error, UserError):
-        print(f"pilotfish: error: {_one_line(error)}", file=sys.stderr)
+        from pilotfish.cli.options import with_flags
+
+        _say(f"error: {with_flags(_one_line(error))}")
         return USERS
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
-        print(f"pilotfish: error: cannot write the output: {error.strerror}", file=sys.stderr)
-        _drop_output()
+        _say(f"error: cannot write the output: {error.strerror}")
+        _drop(sys.stdout)
         return USERS
-    traceback.print_exception(error)
-    print(
-        "pilotfish: this is a bug in Pilotfish or in a plugin; "
-        "please report it with the lines above",
-        file=sys.stderr,
-    )
+    if _lacks_temporary_folder(error):
+        _say(
+            "error: no folder for temporary files can be written, which transformers' import asks "
+            "for; make room in /tmp, or set TMPDIR to a folder that can be written"
+        )
+        return USERS
+    with _whatever_stderr_does():
+        traceback.print_exception(error)
+    _say("this is a bug in Pilotfish or in a plugin; please report it with the lines above")
     return OURS
 
 
-def _drop_output() -> None:
-    """Python flushes stdout once more when it exits; gives it something that takes the rest."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _say(line: str) -> None:
+    with _whatever_stderr_does():
+        print(f"pilotfish: {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Our own warnings have no line of a program to name: the user's program is this one."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, PilotfishWarning):
+            _say(f"warning: {message}")
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
+
+
+@contextmanager
+def _whatever_stderr_does() -> Iterator[None]:
+    """A full disk under it takes the words and leaves the exit code."""
+    try:
+        yield
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Python flushes streams once more when it exits; gives it something that takes the rest."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _lacks_temporary_folder(error: BaseException | None) -> bool:
+    """Whether Python's own search for such a folder is what failed, whoever asked."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -91,7 +147,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             f"unknown verb {argv[0]!r}{did_you_mean(argv[0], VERBS)}; "
             f"verbs: {', '.join(VERBS)}; see pilotfish --help"
         )
-    parser = Parser(prog="pilotfish", description=pilotfish.__doc__.partition("\n")[0])
+    parser = Parser(prog="pilotfish", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"pilotfish {pilotfish.__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
     for verb in VERBS:

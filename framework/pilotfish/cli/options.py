@@ -6,6 +6,9 @@ Knows: flag names and their help. Does not know: what a verb does with them.
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.errors import ConfigError
@@ -14,7 +17,11 @@ if TYPE_CHECKING:
     from pilotfish.config import SamplingParams, SpeculativeConfig
     from pilotfish.engine import LLM
 
-_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "ignore_eos")
+_SAMPLING = (
+    *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("stop", "stop_token_ids", "ignore_eos"),
+)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -62,16 +69,36 @@ def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of SamplingParams; a flag that is not given keeps the default there."""
-    group = parser.add_argument_group("sampling")
+    """The flags of SamplingParams; a flag that is not given keeps the model's default."""
+    group = parser.add_argument_group(
+        "sampling", "What is not given is as the checkpoint's generation_config.json says, or else:"
+    )
     group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of the answer (128)")
+    group.add_argument("--min-tokens", type=int, metavar="N", help="no end before (0)")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (1.0)")
     group.add_argument("--top-k", type=int, metavar="K", help="-1 keeps all (-1)")
     group.add_argument("--top-p", type=float, metavar="P", help="in (0, 1] (1.0)")
     group.add_argument("--min-p", type=float, metavar="P", help="in [0, 1] (0.0)")
+    group.add_argument("--presence-penalty", type=float, metavar="P", help="in [-2, 2] (0.0)")
+    group.add_argument("--frequency-penalty", type=float, metavar="P", help="in [-2, 2] (0.0)")
+    group.add_argument("--repetition-penalty", type=float, metavar="P", help="above 0 (1.0)")
     group.add_argument("--seed", type=int, metavar="S", help="drawn when not given")
     group.add_argument("--stop", action="append", metavar="STR", help="may be given several times")
+    group.add_argument(
+        "--stop-token-id",
+        action="append",
+        type=int,
+        dest="stop_token_ids",
+        metavar="ID",
+        help="may be given several times",
+    )
     group.add_argument("--ignore-eos", action="store_true", default=None)
+    group.add_argument(
+        "--generation-config",
+        default="auto",
+        metavar="G",
+        help="auto (default), or none: without the checkpoint's defaults",
+    )
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,11 +107,44 @@ def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """The flags as SamplingParams. Raises RequestError naming a bad one."""
+def sampling_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
+    """The flags as SamplingParams; `defaults` for those not given. Raises RequestError."""
+    import attrs
+
+    return attrs.evolve(defaults, **sampling_fields(args))
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Raises RequestError naming a bad flag of sampling, before a model is loaded."""
     from pilotfish.config import SamplingParams
 
-    return SamplingParams(**sampling_fields(args))
+    sampling_params(args, SamplingParams())
+
+
+def tell_of_defaults(args: argparse.Namespace, defaults: SamplingParams) -> None:
+    """One line on stderr: what the checkpoint's defaults change that no flag says."""
+    import attrs
+
+    from pilotfish.config import SamplingParams
+
+    plain, given = SamplingParams(), sampling_fields(args)
+    changed = [
+        f"{field.name} {_shown(getattr(defaults, field.name))}"
+        for field in attrs.fields(SamplingParams)
+        if field.name not in given and getattr(defaults, field.name) != getattr(plain, field.name)
+    ]
+    if changed:
+        print(
+            f"pilotfish: the checkpoint's generation_config.json says {', '.join(changed)}; "
+            "--generation-config none does without",
+            file=sys.stderr,
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"of {len(value)} ids" if len(value) > 4 else ",".join(map(str, value))
+    return str(value)
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,6 +177,17 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     return options
+
+
+_SIZES = ("max_length", "max_batch_size", "max_batch_tokens", "num_pages")
+
+
+def with_flags(text: str) -> str:
+    """A message in which sizes that have flags are called by them."""
+    for name in _SIZES:
+        flag = "--" + name.replace("_", "-")
+        text = re.sub(rf"({flag}, )?(?<![\w./-]){name}(?![\w/-])", flag, text)
+    return text
 
 
 def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
@@ -173,5 +244,11 @@ def _pair(text: str) -> tuple[int, ...]:
 def load_llm(args: argparse.Namespace) -> LLM:
     """The model that the flags describe, ready to generate."""
     from pilotfish.engine import LLM
+    from pilotfish.engine.planning import NOTE
 
-    return LLM(args.model, **engine_options(args))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", NOTE)  # it is said here, on one line
+        llm = LLM(args.model, generation_config=args.generation_config, **engine_options(args))
+    if llm.memory_plan.note:
+        print(f"pilotfish: {llm.memory_plan.note}", file=sys.stderr)
+    return llm

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from pilotfish.cli.chat_options import FIELDS, chat_options
+from pilotfish.cli.standard_streams import read_input
+from pilotfish.config.chat import COMMON_VARIABLES
 from pilotfish.errors import RequestError
 from pilotfish.nearest import did_you_mean
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from pilotfish.config import SamplingParams
 
 _PROMPT_FIELDS = ("prompt", "chat", "prompt_token_ids")
+_FOR_CHATS = (*FIELDS, *COMMON_VARIABLES)
+_CONTENT_FIELDS = ("content", "tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
 @attrs.frozen(kw_only=True)
@@ -26,23 +31,34 @@ class FileRequest:
 
     chat: a user's message, or a list of {"role", "content"} messages, whose content is text or a
         list of parts as the model's template knows them.
+    chat_options: what the chat's template is given, tools for one.
     images: paths, one for each placeholder of the prompt; for a user's message they come first.
+    sampling: fields of SamplingParams that were given.
     """
 
     prompt: str | None = None
     chat: str | list[dict[str, Any]] | None = None
     prompt_token_ids: list[int] | None = None
+    chat_options: dict[str, Any] = attrs.field(factory=dict)
     images: list[str] = attrs.field(factory=list)
-    params: SamplingParams
+    sampling: dict[str, Any] = attrs.field(factory=dict)
+
+    def params(self, defaults: SamplingParams) -> SamplingParams:
+        """How it is sampled; `defaults` for what was not given."""
+        return attrs.evolve(defaults, **self.sampling)
 
 
-def read_requests(path: str, defaults: dict[str, Any]) -> list[FileRequest]:
-    """Reads a JSONL file; `defaults` are sampling fields that a line may override.
+def read_requests(
+    path: str, sampling: dict[str, Any], options: dict[str, Any] | None = None
+) -> list[FileRequest]:
+    """Reads a JSONL file; "-" is standard input.
 
+    sampling: fields of SamplingParams, and options: what templates are given; a line's own win.
     Raises RequestError naming the line for bad JSON, unknown fields and bad values.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        text = read_input() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+        lines = text.removeprefix("\ufeff").split("\n")
     except OSError as error:
         raise RequestError(
             f"cannot read --input-file {path}: {error.strerror}; wanted a JSONL file"
@@ -52,10 +68,15 @@ def read_requests(path: str, defaults: dict[str, Any]) -> list[FileRequest]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise RequestError(f"--input-file {path} has no request; wanted one JSON object a line")
-    return [_read_line(f"{path}, line {number}", line, defaults) for number, line in numbered]
+    return [
+        _read_line(f"{path}, line {number}", line, sampling, options or {})
+        for number, line in numbered
+    ]
 
 
-def _read_line(where: str, line: str, defaults: dict[str, Any]) -> FileRequest:
+def _read_line(
+    where: str, line: str, sampling: dict[str, Any], options: dict[str, Any]
+) -> FileRequest:
     from pilotfish.config import SamplingParams
 
     try:
@@ -80,19 +101,27 @@ def _read_line(where: str, line: str, defaults: dict[str, Any]) -> FileRequest:
     for name in ("video", "videos", "audio"):
         if name in fields:
             raise RequestError(f"{where}: {name} is not served; wanted text and images")
-    known = [*(field.name for field in attrs.fields(SamplingParams)), "images"]
+    is_chat = given[0] == "chat"
+    given_here = {name: fields.pop(name) for name in _FOR_CHATS if name in fields and is_chat}
+    known = [field.name for field in attrs.fields(SamplingParams)]
     for name in fields:
         if name not in known:
-            raise RequestError(
-                f"{where}: unknown field {name!r}{did_you_mean(name, [*known, *_PROMPT_FIELDS])}"
-            )
+            near = did_you_mean(name, [*known, "images", *_PROMPT_FIELDS, *FIELDS])
+            also = "; it is read beside chat" if name in _FOR_CHATS else near
+            raise RequestError(f"{where}: unknown field {name!r}{also}")
     if "logit_bias" in fields and isinstance(fields["logit_bias"], dict):
         fields["logit_bias"] = _int_keys(where, fields["logit_bias"])
+    sampling = {**sampling, **fields}
     try:
-        params = SamplingParams(**{**defaults, **fields})
+        SamplingParams(**sampling)
     except (RequestError, TypeError) as error:
         raise RequestError(f"{where}: {error}") from error
-    return FileRequest(**{given[0]: prompt}, images=images, params=params)
+    return FileRequest(
+        **{given[0]: prompt},
+        chat_options={**options, **chat_options(where, given_here)} if is_chat else {},
+        images=images,
+        sampling=sampling,
+    )
 
 
 def _check_prompt(where: str, name: str, prompt: Any) -> None:
@@ -105,7 +134,7 @@ def _check_prompt(where: str, name: str, prompt: Any) -> None:
             and all(
                 isinstance(message, dict)
                 and isinstance(message.get("role"), str)
-                and _is_content(message.get("content"))
+                and _has_content(message)
                 for message in prompt
             )
         )
@@ -116,8 +145,14 @@ def _check_prompt(where: str, name: str, prompt: Any) -> None:
         raise RequestError(f"{where}: {name} is {prompt!r:.60}; wanted {wanted}")
 
 
-def _is_content(content: Any) -> bool:
-    """Text, or a list of parts: {"type": "text", "text": ...}, {"type": "image"}."""
+def _has_content(message: dict[str, Any]) -> bool:
+    """Text, or a list of parts: {"type": "text", "text": ...}, {"type": "image"}.
+
+    No content, or null, where something else is said, such as the tools that are called.
+    """
+    content = message.get("content")
+    if content is None:
+        return any(message.get(name) is not None for name in _CONTENT_FIELDS)
     return isinstance(content, str) or (
         isinstance(content, list)
         and all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)

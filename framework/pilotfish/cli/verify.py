@@ -10,9 +10,8 @@ import faulthandler
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.cli.options import add_speculation_flags, speculative_config
@@ -20,8 +19,9 @@ from pilotfish.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from pilotfish.testing import Result, Subject
+    from pilotfish.testing.suite import Status
 
-KEPT, BROKEN = 0, 1
+KEPT, BROKEN, NOT_KNOWN = 0, 1, 3
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -30,11 +30,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "verify",
         help="check the promises of an architecture or a checkpoint",
         description="Check every promise on tiny random checkpoints of an architecture, or on a "
-        "checkpoint. Exit code 1 when one is broken.",
+        "checkpoint. Exit code 1 when one is broken, 3 when of one it is not known.",
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a checkpoint")
     parser.add_argument("--architecture", metavar="NAME", help="tiny checkpoints of it")
-    parser.add_argument("--promise", action="append", default=[], metavar="P", help="only this one")
+    parser.add_argument(
+        "--promise",
+        action="append",
+        default=[],
+        metavar="P",
+        help='only this one; "*warm*": those that fit; "drafts": all about drafts',
+    )
     parser.add_argument("--list", action="store_true", help="list the promises and check none")
     add_speculation_flags(parser)
     parser.add_argument("--dtype", action="append", default=[], metavar="D", help="only this one")
@@ -48,30 +54,56 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    from pilotfish.testing import PROMISES, promise_named, promises_for
-    from pilotfish.testing import run as check_all
+    from pilotfish.testing import PROMISES, check, promises_for, promises_named
     from pilotfish.testing.oracle import quiet
 
     if args.list:
         for promise in PROMISES:
             print(f"{promise.name}: {promise.says}")
         return KEPT
-    promises = [promise_named(name) for name in args.promise] or promises_for(
-        with_drafter=args.speculative is not None
-    )
+    with_drafter = args.speculative is not None
+    chosen = [promise for pattern in args.promise for promise in promises_named(pattern)]
+    promises = list(dict.fromkeys(chosen)) or promises_for(with_drafter=with_drafter)
+    about_drafts = [promise.name for promise in promises if promise.needs_drafter]
+    if about_drafts and not with_drafter:
+        raise UserError(
+            f"the promise {about_drafts[0]!r} is about a drafter and none was given; wanted "
+            "--speculative METHOD, and --draft D where the method reads one"
+        )
     with suppress(OSError, ValueError):  # stderr may be no file
         faulthandler.enable()  # where a kernel of a plugin's crashes, it is told who called it
-    worst, counts = KEPT, Counter[str]()
+    counts: Counter[Status] = Counter()
     with quiet(), _subjects(args) as subjects:
-        for name, results in groupby(check_all(subjects, promises), lambda r: r.promise):
-            found = list(results)
-            print(_as_json(found) if args.json else _as_line(name, found), flush=True)
-            worst = max(worst, *(BROKEN if r.status == "FAILED" else KEPT for r in found))
+        for promise in promises:
+            with _announced(promise.name):
+                found = [check(promise, subject) for subject in subjects]
+            print(_as_json(found) if args.json else _as_line(promise.name, found), flush=True)
             counts[_together(found)] += 1
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    verdict = "a promise is broken" if worst else "every promise is kept"
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    code, verdict = _verdict(counts)
     print(f"{verdict}: {said}", file=sys.stderr)
-    return worst
+    return code
+
+
+def _verdict(counts: Mapping[Status, int]) -> tuple[int, str]:
+    """The exit code, and what a run comes to. Nothing is kept of which nothing is known."""
+    if counts.get("FAILED"):
+        return BROKEN, "a promise is broken"
+    if counts.get("not known"):
+        return NOT_KNOWN, "no promise is broken, but not of all it is known that they are kept"
+    if not counts.get("ok"):
+        return NOT_KNOWN, "no promise says anything here"
+    return KEPT, "every promise is kept"
+
+
+@contextmanager
+def _announced(name: str) -> Iterator[None]:
+    """Says on stderr what is being checked, for whoever waits, or finds what a killed run left."""
+    is_terminal = sys.stderr.isatty()
+    print(f"checking {name}", end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+    yield
+    if is_terminal:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -108,7 +140,7 @@ def _as_line(name: str, results: Sequence[Result]) -> str:
     status = _together(results)
     line = f"{status:<15}{name} ({seconds:.1f} s)"
     for result in results:
-        if result.status != "ok" and status in (result.status, "FAILED"):
+        if result.status != "ok" and (result.status, status) != ("not applicable", "ok"):
             line += f"\n{'':<15}{result.subject}: {result.said}"
     return line
 
@@ -126,7 +158,8 @@ def _as_json(results: Sequence[Result]) -> str:
     )
 
 
-def _together(results: Sequence[Result]) -> str:
-    """FAILED when it failed once, ok when it held once, else not applicable."""
+def _together(results: Sequence[Result]) -> Status:
+    """The worst of them; not applicable only where it says nothing about any."""
     found = {result.status for result in results}
-    return next(status for status in ("FAILED", "ok", "not applicable") if status in found)
+    order: tuple[Status, ...] = ("FAILED", "not known", "ok", "not applicable")
+    return next(status for status in order if status in found)

@@ -22,6 +22,13 @@ def _validator(
     return check
 
 
+def plain(value: Any) -> Any:
+    """A single number of NumPy or torch as Python's own; anything else as it is."""
+    if type(value) in (int, float, bool) or getattr(value, "ndim", None) != 0:
+        return value
+    return value.item()
+
+
 def is_int(value: object) -> TypeGuard[int]:
     """A whole number that is no bool."""
     return isinstance(value, int) and not isinstance(value, bool)

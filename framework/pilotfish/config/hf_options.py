@@ -6,7 +6,7 @@ Knows: attribute access and how a refusal is worded. Does not know: any option.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,20 @@ from pilotfish.config.pipeline import PipelineConfig
 from pilotfish.errors import ConfigError
 
 CHECKPOINT = "the checkpoint's config"
+_MOST_SHOWN = 80
+MOST_PADDING = 512
+"""Rows by which two embeddings of one tokenizer may differ: each model rounds them up its own way.
+Larger differences are other tokenizers, or tokens that were added."""
+
+TRAINING_ONLY = frozenset(
+    {
+        *("embed_requires_grad", "has_no_defaults_at_init", "enable_sp_ulysses"),
+        *("draft_attn_kernel", "ttt_steps", "ttt_step_loss_decay", "use_off_policy_tokens"),
+        *("loss_fn", "loss_decay_gamma", "num_anchors", "max_anchors", "pure_draft_prefix_len"),
+        *("emb_dim", "gru_hidden_dim", "auf", "lambda_base_start", "lambda_base_decay_ratio"),
+    }
+)
+"""What drafts' configs say of how they were trained; it changes nothing of what they compute."""
 
 Allowed = Mapping[str, tuple[object, ...]]
 """Option -> the values that are served; None among them: it may be absent."""
@@ -113,18 +127,42 @@ def want_written(model: ModelConfig, names: Iterable[str], whose: str = CHECKPOI
 
 
 def want_values(config: Any, allowed: Allowed, whose: str = CHECKPOINT) -> None:
-    """Raises ConfigError naming an option whose value is not served, with those that are."""
-    for name, values in allowed.items():
-        want_value(name, getattr(config, name, None), values, whose)
+    """Raises ConfigError naming every option whose value is not served, with those that are."""
+    values = {name: getattr(config, name, None) for name in allowed}
+    refuse_all(unserved(values, allowed), whose)
 
 
 def want_value(
     name: str, value: object, allowed: tuple[object, ...], whose: str = CHECKPOINT
 ) -> None:
     """As `want_values`, for one option that was read before."""
-    if value not in allowed:
-        wanted = " or ".join("it absent" if one is None else repr(one) for one in allowed)
-        raise ConfigError(f"{whose} has {name} = {value!r}, which is not served; wanted {wanted}")
+    refuse_all(unserved({name: value}, {name: allowed}), whose)
+
+
+def unserved(values: Mapping[str, object], allowed: Allowed) -> list[tuple[str, str]]:
+    """Of options that were read before: those whose value is not served, and what was wanted."""
+    found: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if value not in allowed[name]:
+            wanted = " or ".join("it absent" if one is None else repr(one) for one in allowed[name])
+            found.append((f"{name} = {shortened(value)}", wanted))
+    return found
+
+
+def refuse_all(found: Sequence[tuple[str, str]], whose: str = CHECKPOINT) -> None:
+    """Raises one ConfigError for all that `unserved` found; nothing where that is nothing."""
+    if len(found) == 1:
+        said, wanted = found[0]
+        raise ConfigError(f"{whose} has {said}, which is not served; wanted {wanted}")
+    if found:
+        listed = ", ".join(f"{said} (wanted {wanted})" for said, wanted in found)
+        raise ConfigError(f"{whose} has {listed}, which are not served")
+
+
+def shortened(value: object) -> str:
+    """A value of a config as it is written, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def run_dtype(pipeline_config: PipelineConfig, model: ModelConfig) -> str:

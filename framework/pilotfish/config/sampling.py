@@ -13,10 +13,13 @@ from pilotfish.config.checks import (
     is_int,
     is_number,
     number,
+    plain,
 )
 from pilotfish.errors import RequestError
 
 MAX_LOGPROBS = 100
+MOST_BIAS = 1e30
+"""Of `logit_bias`: with the least temperature there is, a logit stays within float32."""
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
 
@@ -35,9 +38,11 @@ def _check_logit_bias(instance: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise RequestError(f"logit_bias is {value!r}; wanted a mapping of token ids to numbers")
     for token, bias in value.items():
-        if not is_int(token) or token < 0 or not is_number(bias):
+        is_bias = is_number(bias) and abs(bias) <= MOST_BIAS
+        if not is_int(token) or token < 0 or not is_bias:
             raise RequestError(
-                f"logit_bias has {token!r}: {bias!r}; wanted token ids >= 0 with finite numbers"
+                f"logit_bias has {token!r}: {bias!r}; wanted token ids >= 0 with numbers from "
+                f"-{MOST_BIAS:g} to {MOST_BIAS:g}"
             )
 
 
@@ -47,10 +52,10 @@ def _check_stop(instance: Any, attribute: Any, value: Any) -> None:
             raise RequestError(f"stop has {text!r}; wanted strings that are not empty")
 
 
-def _check_stop_token_ids(instance: Any, attribute: Any, value: Any) -> None:
+def _check_token_ids(instance: Any, attribute: Any, value: Any) -> None:
     for token in value:
         if not is_int(token) or token < 0:
-            raise RequestError(f"stop_token_ids has {token!r}; wanted token ids >= 0")
+            raise RequestError(f"{attribute.name} has {token!r}; wanted token ids >= 0")
 
 
 def _check_logprobs(instance: Any, attribute: Any, value: Any) -> None:
@@ -60,18 +65,33 @@ def _check_logprobs(instance: Any, attribute: Any, value: Any) -> None:
         )
 
 
-def _as_texts(value: str | Sequence[str]) -> tuple[str, ...]:
+def _as_texts(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else _listed("stop", value)
 
 
-def _as_ids(value: Sequence[int]) -> tuple[int, ...]:
+def _as_ids(value: Sequence[int] | None) -> tuple[int, ...]:
     return _listed("stop_token_ids", value)
 
 
+def _as_suppressed(value: Sequence[int] | None) -> tuple[int, ...]:
+    return _listed("suppress_tokens", value)
+
+
 def _listed(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
+    """A tuple; None is an empty one. Numbers of NumPy and torch become Python's own."""
+    if getattr(value, "ndim", None) == 1:
+        value = value.tolist()
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple | set | frozenset):
         raise RequestError(f"{name} is {value!r}; wanted a list")
-    return tuple(value)
+    return tuple(map(plain, value))
+
+
+def _as_bias(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return {} if value is None else value
+    return {plain(token): plain(bias) for token, bias in value.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -82,46 +102,68 @@ class SamplingParams:
     temperature: 0 is greedy. top_k: -1 keeps all. top_p, min_p: see `sampling.truncation`.
     seed: of the request's noise; None draws one, which the output reports.
     presence_penalty, frequency_penalty, repetition_penalty: see `sampling.penalties`.
-    logit_bias: token id -> number added to its logit.
-    stop: strings that end the answer and are cut from it. stop_token_ids: ids that end it.
+    logit_bias: token id -> number added to its logit. suppress_tokens: ids that never come.
+    stop: strings that end the answer and are cut from it; special tokens by their text.
+    stop_token_ids: ids that end it.
     ignore_eos: go on past the model's own end tokens.
     logprobs, prompt_logprobs: how many of the likeliest tokens to report beside the token itself.
     """
 
-    max_tokens: int = attrs.field(default=128, validator=int_at_least(1, error=RequestError))
-    min_tokens: int = attrs.field(default=0, validator=int_at_least(0, error=RequestError))
-    temperature: float = attrs.field(
-        default=1.0, validator=number("a number >= 0", lambda v: v >= 0, error=RequestError)
+    max_tokens: int = attrs.field(
+        converter=plain,
+        default=128,
+        validator=int_at_least(1, error=RequestError),
     )
-    top_k: int = attrs.field(default=-1, validator=_check_top_k)
+    min_tokens: int = attrs.field(
+        converter=plain, default=0, validator=int_at_least(0, error=RequestError)
+    )
+    temperature: float = attrs.field(
+        converter=plain,
+        default=1.0,
+        validator=number("a number >= 0", lambda v: v >= 0, error=RequestError),
+    )
+    top_k: int = attrs.field(converter=plain, default=-1, validator=_check_top_k)
     top_p: float = attrs.field(
+        converter=plain,
         default=1.0,
         validator=number("a number in (0, 1]", lambda v: 0 < v <= 1, error=RequestError),
     )
     min_p: float = attrs.field(
+        converter=plain,
         default=0.0,
         validator=number("a number in [0, 1]", lambda v: 0 <= v <= 1, error=RequestError),
     )
-    seed: int | None = attrs.field(default=None, validator=_check_seed)
+    seed: int | None = attrs.field(converter=plain, default=None, validator=_check_seed)
     presence_penalty: float = attrs.field(
+        converter=plain,
         default=0.0,
         validator=number("a number in [-2, 2]", lambda v: -2 <= v <= 2, error=RequestError),
     )
     frequency_penalty: float = attrs.field(
+        converter=plain,
         default=0.0,
         validator=number("a number in [-2, 2]", lambda v: -2 <= v <= 2, error=RequestError),
     )
     repetition_penalty: float = attrs.field(
-        default=1.0, validator=number("a number > 0", lambda v: v > 0, error=RequestError)
+        converter=plain,
+        default=1.0,
+        validator=number("a number > 0", lambda v: v > 0, error=RequestError),
     )
-    logit_bias: Mapping[int, float] = attrs.field(factory=dict, validator=_check_logit_bias)
+    logit_bias: Mapping[int, float] = attrs.field(
+        default=None, converter=_as_bias, validator=_check_logit_bias, hash=False
+    )
+    suppress_tokens: Sequence[int] = attrs.field(
+        default=(), converter=_as_suppressed, validator=_check_token_ids
+    )
     stop: Sequence[str] = attrs.field(default=(), converter=_as_texts, validator=_check_stop)
     stop_token_ids: Sequence[int] = attrs.field(
-        default=(), converter=_as_ids, validator=_check_stop_token_ids
+        default=(), converter=_as_ids, validator=_check_token_ids
     )
     ignore_eos: bool = attrs.field(default=False, validator=boolean(error=RequestError))
-    logprobs: int | None = attrs.field(default=None, validator=_check_logprobs)
-    prompt_logprobs: int | None = attrs.field(default=None, validator=_check_logprobs)
+    logprobs: int | None = attrs.field(converter=plain, default=None, validator=_check_logprobs)
+    prompt_logprobs: int | None = attrs.field(
+        converter=plain, default=None, validator=_check_logprobs
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.min_tokens > self.max_tokens:

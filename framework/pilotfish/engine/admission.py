@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 
 from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.config import SamplingParams
+from pilotfish.config.checks import plain
 from pilotfish.engine.detokenizer import Detokenizer
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
@@ -76,12 +78,16 @@ class Admission:
         )
         # The last token of an answer is never computed, so it takes no row.
         self._check_capacity(len(tokens), rules.max_total_tokens - 1)
-        detokenizer = None
-        if self.tokenizer is not None:
-            detokenizer = Detokenizer(self.tokenizer, params.stop)
         request = self._request(tokens, params, rules, images)
         request.index, request.streams = index, streams
-        request.detokenizer, request.history = detokenizer, TokenHistory(tokens)
+        request.history = TokenHistory(tokens)
+        if self.tokenizer is not None:
+            is_text = isinstance(MultimodalPrompt.of(prompt).prompt, str)
+            continued = tuple(tokens) if is_text else ()  # the list grows with the answer
+            request.new_detokenizer = partial(
+                Detokenizer, self.tokenizer, params.stop, context=continued
+            )
+            request.detokenizer = request.new_detokenizer()
         request.counters = None if self.new_counters is None else self.new_counters()
         return request
 
@@ -146,9 +152,9 @@ class Admission:
         """The prompt's ids, in a list of our own."""
         tokens: list[Any]
         if isinstance(prompt, str):
-            tokens = need_tokenizer(self.tokenizer, self.model_path).encode(prompt)
+            tokens = need_tokenizer(self.tokenizer, self.model_path).encode_prompt(prompt)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, RAW):
-            tokens = list(prompt)
+            tokens = list(map(plain, prompt))
         else:
             raise RequestError(
                 f"a prompt is {type(prompt).__name__}; wanted text or a list of token ids"
@@ -168,7 +174,10 @@ class Admission:
             raise RequestError(
                 "stop strings need a tokenizer and the checkpoint has none; use stop_token_ids"
             )
-        ids = {"logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
+        ids = {
+            name: getattr(params, name)
+            for name in ("logit_bias", "suppress_tokens", "stop_token_ids")
+        }
         for name, tokens in ids.items():
             for token in tokens:
                 if token >= self.vocab_size:

@@ -11,12 +11,17 @@ from collections.abc import Sequence
 from pilotfish.engine.text_stream import text_stream
 from pilotfish.engine.tokenizer import Tokenizer
 
+_FIRST_MARK, _MOST_MARKS = 0xD800, 0x800
+"""Lone surrogates, which are in no text that was decoded."""
+
 
 class Detokenizer:
     """Turns one answer's token ids to text that is never taken back.
 
     stop: strings that end the answer and are cut from it. Of several, the one that is complete
-        first ends it, so the cut does not depend on how the text was split into tokens.
+        first ends it, so the cut does not depend on how the text was split into tokens. Names of
+        special tokens in them stand for those tokens, and for their text.
+    context: ids of the text that the answer continues; see `text_stream`.
     skip_special_tokens: whether names of special tokens are left out of the text.
 
     Without a stop string in it, all that `add` and `finish` give, joined, is
@@ -24,13 +29,36 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        context: Sequence[int] = (),
+        skip_special_tokens: bool = True,
     ) -> None:
-        self._stream = text_stream(tokenizer, skip_special_tokens=skip_special_tokens)
-        self._stop = tuple(stop)
+        self._stream = text_stream(
+            tokenizer, skip_special_tokens=skip_special_tokens, context=context
+        )
+        self._stop = {text: text for text in stop}
+        self._marks: dict[int, str] = {}
+        if stop and skip_special_tokens:
+            self._mark_special(tokenizer)
         self._held = ""
         self._parts: list[str] = []
         self._stopped: str | None = None
+
+    def _mark_special(self, tokenizer: Tokenizer) -> None:
+        """Special tokens give no text, so those that stop strings name are matched as marks."""
+        names = tokenizer.special_texts
+        found = [name for name in names if any(name in text for text in self._stop)]
+        found.sort(key=len, reverse=True)  # a name within another's is part of that
+        marks = {name: chr(_FIRST_MARK + place) for place, name in enumerate(found[:_MOST_MARKS])}
+        for text in tuple(self._stop):
+            marked = text
+            for name, mark in marks.items():
+                marked = marked.replace(name, mark)
+            self._stop.setdefault(marked, text)
+        self._marks = {names[name]: mark for name, mark in marks.items()}
 
     @property
     def stopped_by(self) -> str | None:
@@ -50,7 +78,7 @@ class Detokenizer:
             min_tokens. After a stop nothing more may be added.
         """
         assert self._stopped is None, "the answer has ended"
-        return self._take(self._stream.push(token_id), may_stop)
+        return self._take(self._stream.push(token_id) + self._marks.get(token_id, ""), may_stop)
 
     def finish(self, *, may_stop: bool = True) -> str:
         """The text that was held; the answer ended without a stop string, or ends with one here."""
@@ -76,6 +104,8 @@ class Detokenizer:
         return self._give(text[: len(text) - num_held])
 
     def _give(self, text: str) -> str:
+        if self._marks:
+            text = "".join(letter for letter in text if letter not in self._marks.values())
         if text:
             self._parts.append(text)
         return text
@@ -89,7 +119,7 @@ class Detokenizer:
                 best = (start + len(stop), start, stop)
         if best is None:
             return None
-        self._stopped = best[2]
+        self._stopped = self._stop[best[2]]
         return best[1]
 
     def _num_to_hold(self, text: str) -> int:

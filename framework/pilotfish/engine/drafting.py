@@ -11,11 +11,16 @@ from typing import Any
 import attrs
 
 from pilotfish.config import PipelineConfig, SpeculativeConfig
-from pilotfish.errors import ConfigError
+from pilotfish.contracts import check_attributes, check_methods
+from pilotfish.errors import ConfigError, PluginError
+from pilotfish.protocols import ReturnHiddenStates
 from pilotfish.registry import Registry, Route
 from pilotfish.speculation import Proposer, ProposerSetup, SpeculatorConfig, WidthPolicy
 from pilotfish.speculation.width import check_width, width_policy
+from pilotfish.state import SlotStateSpec
 from pilotfish.weights import Checkpoint, WeightSource
+
+_MODES = (ReturnHiddenStates.NONE, ReturnHiddenStates.ALL_NORMALIZED, ReturnHiddenStates.SELECTED)
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +67,11 @@ def prepare_draft(
 ) -> PreparedDraft:
     """Makes the drafter's config and checks it; reads no weights."""
     config_class: Any = route.speculator_config_class()
+    check_methods(config_class, SpeculatorConfig, f"the config of the method {options.method!r}")
+    model_class = route.speculator_model_class()
+    check_methods(model_class, Proposer, f"the drafter of the method {options.method!r}")
     config = config_class.initialize(pipeline_config, registry=registry)
+    _check(config, f"what the config of the method {options.method!r} initializes")
     weights = None
     if checkpoint is not None:
         weights = checkpoint.weights()
@@ -77,9 +86,26 @@ def prepare_draft(
     check_width(options, most)
     return PreparedDraft(
         config=config,
-        model_class=route.speculator_model_class(),
+        model_class=model_class,
         weights=weights,
         policy=width_policy(options, most),
         speculative=options,
         is_block=route.speculator is not None and route.speculator.driver == "block",
     )
+
+
+def _check(config: Any, what: str) -> None:
+    """Raises PluginError where a drafter's config asks for what no target and no engine gives."""
+    check_attributes(config, SpeculatorConfig, what)
+    wishes, mode = tuple(config.taps), config.return_hidden_states
+    if mode not in _MODES or (mode is ReturnHiddenStates.SELECTED) != bool(wishes):
+        raise PluginError(
+            f"{what} has return_hidden_states {mode!r} and taps {wishes}; wanted "
+            "ReturnHiddenStates.NONE or ALL_NORMALIZED without taps, or SELECTED with some"
+        )
+    slots = [spec.name for spec in config.get_state_specs() if isinstance(spec, SlotStateSpec)]
+    if slots:
+        raise PluginError(
+            f"{what} declares the slots {', '.join(slots)}; wanted paged leaves alone: no drafter "
+            "is given features of rows that a prefix hit skips, so other state cannot be restored"
+        )

@@ -5,23 +5,31 @@ Knows: the order of the four. Does not know: how any of them does its part.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+
+import torch
 
 from pilotfish.engine.outputs import FinishReason
 from pilotfish.engine.request import Request
 from pilotfish.engine.runner import Runner, StepResult
 from pilotfish.engine.scheduler import Scheduler
+from pilotfish.errors import StateError
 from pilotfish.kernels.device import current_device
+from pilotfish.warn import warn_caller
 
 
 class Engine:
     """Runs requests together until each has had its one terminal event.
 
     release_failure: what a drafter's or model's `release` raised in the last call.
+    has_leavers: set beside `Caller.is_gone`, at any time and from any thread; the next call, or the
+        one that runs, lets go of the requests of such a caller.
 
-    Not for several threads at once. After an exception from `step` every request is intact: step
-    again, or abort.
+    Not for several threads at once, nor for a call within a call, as from a signal handler or a
+    finalizer: that raises StateError. After any exception, an interrupt included, every request is
+    intact, and its rows are computed anew: step again, or abort.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
@@ -29,6 +37,9 @@ class Engine:
         self.runner = runner
         self._ended: list[Request] = []
         self.release_failure: Exception | None = None
+        self.has_leavers = False
+        self.is_busy = False
+        self._is_whole = True
 
     @property
     def has_work(self) -> bool:
@@ -37,7 +48,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Puts an admitted request in the queue."""
-        self.scheduler.add(request)
+        self._whole(partial(self.scheduler.add, request))
 
     def step(self) -> list[Request]:
         """Runs one pass; returns the requests that ended since the last call that returned.
@@ -45,6 +56,75 @@ class Engine:
         A request whose own part fails ends with "error" and does not disturb the others. An
         exception that concerns the whole pass is raised; nothing that was not committed counts.
         """
+        self._whole(self._step)
+        self._raise_release_failure()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def abort(self, requests: Iterable[Request]) -> None:
+        """Ends requests that have not ended; gives back what they hold, whatever fails."""
+        self._whole(partial(self._abort, requests))
+        self._raise_release_failure()
+
+    def tidy(self) -> None:
+        """Lets go of the requests of callers that are gone. Nothing is done within a call."""
+        if not self.is_busy:
+            self._whole(lambda: None)
+            self._raise_release_failure()
+
+    def forget_cached_prefixes(self) -> None:
+        """Empties the prefix cache."""
+        self._whole(self.runner.state.forget_cached)
+
+    def begin_anew(self) -> None:
+        """For a fork of the process that lacks the thread which was in a call of the engine."""
+        for request in self.scheduler.requests:
+            request.caller.is_gone |= not request.streams  # a stream may be read by any thread
+        self.is_busy, self._is_whole, self.has_leavers = False, False, True
+
+    def _whole(self, work: Callable[[], None]) -> None:
+        """Does the work. If that is interrupted anywhere, all begins anew from the requests."""
+        if self.is_busy:
+            raise StateError(
+                "the engine was called within one of its own calls, as a signal handler or a "
+                "finalizer does; wanted a call after that one has returned"
+            )
+        self.is_busy = True
+        try:
+            if not self._is_whole:  # the restart was interrupted too
+                self._restart()
+            self._is_whole = False
+            with torch.inference_mode():  # in which a caller may have loaded the model
+                self._let_leavers_go()
+                work()
+                self._let_leavers_go()
+            self._is_whole = True
+        except BaseException:
+            self._restart()
+            raise
+        finally:
+            self.is_busy = False
+
+    @torch.inference_mode()
+    def _restart(self) -> None:
+        for request in self.scheduler.requests:
+            try:
+                request.settle()
+            except Exception as failure:
+                request.finish("error", f"{type(failure).__name__}: {failure}")
+            if request.is_finished and request not in self._ended:
+                self._ended.append(request)
+        self.scheduler.restart()
+        self.has_leavers = True  # it may have been interrupted as it looked for them
+        self._let_leavers_go()
+        self._is_whole = True
+
+    def _let_leavers_go(self) -> None:
+        if self.has_leavers:
+            self.has_leavers = False
+            self._abort([r for r in self.scheduler.requests if r.caller.is_gone])
+
+    def _step(self) -> None:
         batch = self.scheduler.schedule()
         for request in batch:
             request.start()
@@ -54,12 +134,8 @@ class Engine:
                 results = self.runner.compute(batch)
         for request, result in zip(batch, results, strict=True):
             self._apply(request, result)
-        self._raise_release_failure()
-        ended, self._ended = self._ended, []
-        return ended
 
-    def abort(self, requests: Iterable[Request]) -> None:
-        """Ends requests that have not ended; gives back what they hold, whatever fails."""
+    def _abort(self, requests: Iterable[Request]) -> None:
         failure: Exception | None = None
         for request in requests:
             if not request.is_finished:
@@ -70,7 +146,6 @@ class Engine:
                 failure = failure or error
         if failure is not None:
             raise failure
-        self._raise_release_failure()
 
     def _raise_release_failure(self) -> None:
         """What letting go of a request raised, once everything else of the call is done."""
@@ -83,11 +158,7 @@ class Engine:
         if result.error is not None:
             self._end(request, "error", str(result.error))
             return
-        try:
-            self.runner.commit(request, result)
-        except BaseException:
-            self.scheduler.requeue(request)  # how much was kept is not known: compute it again
-            raise
+        self.runner.commit(request, result)
         reason: FinishReason | None = None
         error: str | None = None
         if request.keeps_logits:
@@ -99,11 +170,14 @@ class Engine:
                 )
             except Exception as failure:
                 reason, error = "error", f"{type(failure).__name__}: {failure}"
+                with suppress(Exception):  # it may fail of the same
+                    request.settle()
         if reason is not None:
             self._end(request, reason, error)
 
     def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
-        request.finish(reason, error)
+        if not request.is_finished:  # by `settle`, whose word on a whole answer counts
+            request.finish(reason, error)
         self._ended.append(request)
         self.scheduler.remove(request)
 
@@ -118,10 +192,9 @@ def step_and_warn(engine: Engine) -> list[Request]:
     except Exception as error:
         if error is not engine.release_failure:
             raise
-        warnings.warn(
+        warn_caller(
             f"release of a request raised {type(error).__name__}: {error}; its answer is whole, "
             "but the drafter or the model may still hold something of it",
             RuntimeWarning,
-            stacklevel=5,
         )
         return []

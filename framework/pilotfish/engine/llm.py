@@ -6,12 +6,11 @@ Axis letters: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from threading import RLock
+from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
@@ -21,12 +20,12 @@ from pilotfish.config import (
     SamplingParams,
     SpeculativeConfig,
 )
+from pilotfish.config.generation import sampling_of
 from pilotfish.config.runtime import Arithmetic, BackendName
 from pilotfish.engine.admission import Admission
 from pilotfish.engine.arithmetic import why_not_invariant, why_not_portable
 from pilotfish.engine.assembly import counters_for, make_engine
-from pilotfish.engine.engine import Engine, step_and_warn
-from pilotfish.engine.host_memory import return_freed_memory
+from pilotfish.engine.engine import Engine
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import Prepared, prepare_from_options
@@ -41,11 +40,13 @@ from pilotfish.engine.prompt import (
 )
 from pilotfish.engine.request import Request
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
-from pilotfish.errors import PilotfishError, RequestError, UserError
+from pilotfish.engine.turns import Turns
+from pilotfish.errors import ConfigError, PilotfishError, RequestError, UserError
 from pilotfish.plugins import load_registry
 from pilotfish.registry import Registry
 from pilotfish.speculation import Proposer
 from pilotfish.state import MemoryPlan, StateManager, available_bytes
+from pilotfish.warn import warn_caller
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -54,12 +55,18 @@ class LLM:
     """A loaded model that generates text. A context manager.
 
     Threads may share one: their calls wait for one another. To run requests together pass them
-    together, or read streams in turns.
+    together, or read streams in turns. A call from a signal handler or a finalizer that interrupts
+    a pass raises StateError; `close`, and a stream that is dropped, wait there for the pass's end.
+    After any exception, an interrupt included, the LLM can be used again, and no other stream
+    notices. A forked process goes on with native kernels, or one thread; else it makes its own.
 
     model: a directory, a `.gguf` file, a hub id, or "demo".
     draft, speculative: a draft checkpoint and the method (or SpeculativeConfig) that uses it.
     dtype, device, backend, arithmetic, max_batch_size, max_batch_tokens: see RuntimeConfig.
-    cache: see CacheConfig. max_length: limit on the context in tokens; None takes the model's own.
+    generation_config: "auto" takes what the checkpoint's generation_config.json says of sampling
+        where a call gives no params; "none" does without.
+    cache: see CacheConfig. max_length: limit on the context in tokens; None takes the model's own,
+        or what fits the memory; max_batch_size: None takes 16, or what fits. A warning says so.
     registry: the plugins; None discovers the installed ones.
 
     tokenizer: None for a checkpoint without one. pipeline_config: every option, "auto" resolved.
@@ -78,16 +85,21 @@ class LLM:
         dtype: str = "auto",
         device: str = "auto",
         *,
-        max_batch_size: int = 16,
+        max_batch_size: int | None = None,
         max_batch_tokens: int = 512,
         cache: CacheConfig | None = None,
         arithmetic: Arithmetic = "invariant",
         max_length: int | None = None,
         backend: BackendName = "auto",
+        generation_config: Literal["auto", "none"] = "auto",
         registry: Registry | None = None,
     ) -> None:
         start = perf_counter()
-        self._lock = RLock()
+        if generation_config not in ("auto", "none"):
+            raise ConfigError(
+                f"generation_config is {generation_config!r}; wanted 'auto' (the checkpoint's "
+                "defaults of sampling) or 'none'"
+            )
         registry = registry if registry is not None else load_registry()
         prepared = prepare_from_options(
             str(model),
@@ -105,11 +117,16 @@ class LLM:
         )
         self.pipeline_config: PipelineConfig = prepared.pipeline_config
         self.memory_plan: MemoryPlan = prepared.memory_plan
+        if self.memory_plan.note:
+            warn_caller(self.memory_plan.note, RuntimeWarning)
         self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
         self._state: StateManager | None = prepared.load()
-        self._unproved: Prepared | None = None if arithmetic == "fastest" else prepared
+        unproved = [] if arithmetic == "fastest" else [prepared]
         self.proposer: Proposer | None = prepared.load_proposer(registry)
-        self._engine: Engine | None = make_engine(prepared, self._state, self.proposer)
+        engine = make_engine(prepared, self._state, self.proposer)
+        # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
+        self._warn = partial(_warn_once, unproved)
+        self._turns = Turns(engine, self._warn, may_fork=prepared.backend.name == "native")
         self._admission = Admission(
             vocab_size=prepared.vocab_size,
             max_seq_len=prepared.model.config.get_max_seq_len(),
@@ -128,6 +145,9 @@ class LLM:
                 tokenizer=self.tokenizer,
                 unserved_token_ids=prepared.unserved_token_ids,
             ),
+        )
+        self._sampling_said = (
+            prepared.checkpoint.generation_config if generation_config == "auto" else {}
         )
         self._device = str(prepared.device)
         self.load_s = perf_counter() - start
@@ -148,7 +168,7 @@ class LLM:
     @property
     def engine(self) -> Engine:
         """The loop behind it, for those who measure or test. Raises PilotfishError when closed."""
-        return self._running()
+        return self._turns.engine
 
     @property
     def vocab_size(self) -> int:
@@ -169,9 +189,16 @@ class LLM:
     @property
     def num_preemptions(self) -> int:
         """How often a request had to give its pages back and start again, since loading."""
-        return self._running().scheduler.num_preemptions
+        return self._turns.engine.scheduler.num_preemptions
 
     # Running it
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What a call without params is sampled with: what generation_config.json says.
+
+        Raises CheckpointError for a value there that cannot be meant.
+        """
+        return sampling_of(self._sampling_said, self.vocab_size)
 
     def generate(
         self,
@@ -184,7 +211,8 @@ class LLM:
 
         prompts: a text, a list of token ids, a record of one of these and images (MultimodalPrompt,
             or a dict of its fields), or a list of these.
-        params: for all prompts, or one each; None means the defaults.
+        params: for all prompts, or one each, taken as they are written; None means
+            `default_sampling_params()`.
         progress: whether a bar is shown on stderr; None shows one on a terminal, after a second.
 
         A single prompt that is refused raises RequestError or CapacityError. Of several, the
@@ -193,14 +221,12 @@ class LLM:
         interrupt included, gives back what the requests hold and is raised; the LLM stays usable.
         """
         listed = listed_prompts(prompts)
-        each = _params_for(listed, params)
-        with self._lock:
-            return self._generate(listed, each, progress)
+        each = _params_for(listed, self.default_sampling_params() if params is None else params)
+        return self._turns.take(partial(self._generate, listed, each, progress))
 
     def _generate(
         self, listed: list[Prompt], each: list[SamplingParams], progress: bool | None
     ) -> list[RequestOutput]:
-        engine = self._running()
         outputs: list[RequestOutput | None] = [None] * len(listed)
         requests: list[Request] = []
         for index, (prompt, options) in enumerate(zip(listed, each, strict=True)):
@@ -213,7 +239,7 @@ class LLM:
                     index, given_ids(prompt), options.seed, error
                 )
         with Progress(requests, progress) as bar:
-            self._run(engine, requests, bar)
+            self._turns.run(requests, bar)
         for request in requests:
             outputs[request.index] = _terminal(request)
         return [output for output in outputs if output is not None]
@@ -225,10 +251,10 @@ class LLM:
         texts joined are the output's text. Closing the iterator aborts the request. Several
         streams may be read in turns. A refused prompt raises here, before anything is yielded.
         """
-        self._running()
-        with self._lock:
-            request = self._admission.admit(prompt, params or SamplingParams(), streams=True)
-        return self._stream(request)
+        self._turns.check_open()
+        options = self.default_sampling_params() if params is None else params
+        admit = partial(self._admission.admit, prompt, options, streams=True)
+        return self._turns.stream(self._turns.take(admit))
 
     def score(self, token_ids: Prompt) -> torch.Tensor:
         """The model's raw logits after every token: [T, V] float32; row i tells of token i+1."""
@@ -239,18 +265,18 @@ class LLM:
 
         Raises RequestError for the first bad one, CapacityError when the logits do not fit.
         """
-        engine = self._running()
-        with self._lock:
-            return self._score(engine, token_ids)
+        return self._turns.take(partial(self._score, token_ids))
 
-    def _score(self, engine: Engine, token_ids: Sequence[Prompt]) -> list[torch.Tensor]:
+    def _score(self, token_ids: Sequence[Prompt]) -> list[torch.Tensor]:
         requests = [self._admission.admit_scoring(ids) for ids in token_ids]
         num_rows = sum(request.num_prompt_tokens for request in requests)
         self._admission.check_scores(num_rows, available_bytes(self._device))
-        self._run(engine, requests, None)
+        self._turns.run(requests, None)
         scores = []
         for request in requests:
             output = _terminal(request)
+            if output.finish_reason == "abort":
+                raise PilotfishError("this LLM was closed before the text was scored")
             if output.finish_reason == "error":
                 raise PilotfishError(str(output.error))
             assert request.kept_logits is not None
@@ -263,9 +289,10 @@ class LLM:
         """Token ids of a conversation in the checkpoint's chat template, ready for an answer.
 
         messages: a user's message, or a list of {"role", "content"}, whose content is text or a
-            list of parts. variables: for the template.
-        Raises RequestError without a tokenizer or a template, and for a part of a kind that is not
-        served: templates may leave those out silently.
+            list of parts. variables: tools, documents, continue_final_message and what else
+            `ChatTemplate.render` takes, enable_thinking for one.
+        Raises RequestError without a tokenizer or a template, for a variable that the template does
+        not read, and for a part of a kind that is not served: templates may leave those out.
         """
         assert self._admission.images is not None
         self._admission.images.check_parts(messages)
@@ -290,18 +317,15 @@ class LLM:
 
     def forget_cached_prefixes(self) -> None:
         """Empties the prefix cache."""
-        self._running()
-        assert self._state is not None
-        self._state.forget_cached()
+        self._turns.take(self._turns.engine.forget_cached_prefixes)
 
     def close(self) -> None:
-        """Frees model and state. Requests that still stream are aborted. May be called twice."""
-        engine, self._engine, self._state = self._engine, None, None
-        self.proposer = None
-        if engine is not None:
-            engine.abort((*engine.scheduler.running, *engine.scheduler.waiting))
-            del engine
-            return_freed_memory()
+        """Frees model and state. May be called twice, and from any thread or signal handler.
+
+        Requests that still run or stream, in other threads too, end with "abort" after their pass.
+        """
+        self._state = self.proposer = None
+        self._turns.close()
 
     def __enter__(self) -> Self:
         return self
@@ -314,67 +338,26 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _warn(self) -> None:
-        """Says, once and before the first pass, when what was asked of arithmetic does not hold.
 
-        Not when loading: what can be kept here is found by a probe that the first pass makes.
-        """
-        prepared, self._unproved = self._unproved, None
-        if prepared is None:
-            return
+def _warn_once(unproved: list[Prepared]) -> None:
+    """Says, once and before the first pass, when what was asked of arithmetic does not hold.
+
+    Not when loading: what can be kept here is found by a probe that the first pass makes.
+    unproved: what was loaded, until this is known; then empty.
+    """
+    for prepared in tuple(unproved):
         why_not = why_not_invariant(prepared.model, prepared.vocab_size)
+        unproved.clear()
         if why_not:
-            warnings.warn(
+            warn_caller(
                 f"arithmetic is not invariant here: {why_not}; with one seed a text may differ "
-                "between batches; arithmetic='fastest' says so on purpose",
-                stacklevel=5,
+                "between batches; arithmetic='fastest' says so on purpose"
             )
         elif prepared.backend.portable and (why_not := why_not_portable(prepared)):
-            warnings.warn(
+            warn_caller(
                 f"arithmetic is not portable here: {why_not}; with one seed a text may differ "
-                "between processors; arithmetic='invariant' promises this one alone",
-                stacklevel=5,
+                "between processors; arithmetic='invariant' promises this one alone"
             )
-
-    def _running(self) -> Engine:
-        if self._engine is None:
-            raise PilotfishError("this LLM is closed; make another one")
-        return self._engine
-
-    def _stream(self, request: Request) -> Iterator[Delta]:
-        engine = self._running()
-        self._warn()
-        try:
-            with self._lock:
-                engine.add(request)
-            while True:
-                while not request.outbox:
-                    with self._lock:
-                        if not request.outbox:
-                            step_and_warn(engine)
-                delta = request.outbox.popleft()
-                yield delta
-                if delta.finish_reason is not None:
-                    return
-        finally:
-            with self._lock:
-                engine.abort([request])
-
-    def _run(self, engine: Engine, requests: Sequence[Request], bar: Progress | None) -> None:
-        """Steps until all requests have ended; on any exception aborts those that have not."""
-        self._warn()
-        try:
-            for request in requests:
-                engine.add(request)
-            left = set(requests)
-            while left:
-                ended = [request for request in step_and_warn(engine) if request in left]
-                left.difference_update(ended)
-                if bar is not None:
-                    bar.update(ended)
-        except BaseException:
-            engine.abort(requests)
-            raise
 
 
 def _eos_of(tokenizer: Tokenizer | None) -> tuple[int, ...]:
@@ -387,9 +370,11 @@ def _terminal(request: Request) -> RequestOutput:
     return output
 
 
-def _params_for(prompts: Sequence[Prompt], params: Params) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * len(prompts)
+def _params_for(
+    prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * len(prompts)
     wrong = [params] if isinstance(params, Mapping) else params
     for item in wrong:
         if not isinstance(item, SamplingParams):

@@ -6,9 +6,7 @@ Does not know: any architecture, or how requests are run.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,10 +18,13 @@ from pilotfish.config import (
     RuntimeConfig,
     SpeculativeConfig,
 )
+from pilotfish.contracts import check_target
 from pilotfish.engine.drafting import PreparedDraft, prepare_draft
+from pilotfish.engine.hardware import check_cache_dtype, choose_backend, choose_device
 from pilotfish.engine.planning import plan_memory
+from pilotfish.engine.routing import read_draft, read_speculative, route_of
 from pilotfish.engine.thinking import with_thinking_tokens
-from pilotfish.errors import ConfigError
+from pilotfish.errors import CheckpointError, ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ArchConfig, ImageProcessor, PipelineModel, ReturnLogits
@@ -36,7 +37,8 @@ from pilotfish.state import (
     StateManager,
     StateSpec,
 )
-from pilotfish.weights import Checkpoint, WeightSource, open_checkpoint
+from pilotfish.weights import Checkpoint, TensorInfo, WeightSource, open_checkpoint
+from pilotfish.weights.absent import AbsentWeights, NoWeightsError
 from pilotfish.weights.int4 import num_parameters
 
 if TYPE_CHECKING:
@@ -86,6 +88,11 @@ class Prepared:
         return num_parameters(self.weights.infos)
 
     @property
+    def absent(self) -> CheckpointError | None:
+        """Why the weights are not there, in a plan from the config alone; None where they are."""
+        return self.weights.error if isinstance(self.weights, AbsentWeights) else None
+
+    @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         """The caches of the model and of its drafter."""
         drafter = () if self.draft is None else self.draft.config.get_state_specs()
@@ -93,9 +100,20 @@ class Prepared:
 
     def load_proposer(self, registry: Registry) -> Proposer | None:
         """The drafter with its weights, after `load`; None without one. Raises WeightsError."""
+        proposer = self.make_proposer(registry)
+        if proposer is None or self.draft is None:
+            return None
+        from pilotfish.kernels.device import current_device
+
+        with current_device(self.device):
+            proposer.load_model(self.draft.weights)
+        return proposer
+
+    def make_proposer(self, registry: Registry) -> Proposer | None:
+        """The drafter without weights; None without one."""
         if self.draft is None:
             return None
-        proposer = self.draft.model_class(
+        return self.draft.model_class(
             ProposerSetup(
                 pipeline_config=self.pipeline_config,
                 config=self.draft.config,
@@ -105,11 +123,6 @@ class Prepared:
                 registry=registry,
             )
         )
-        from pilotfish.kernels.device import current_device
-
-        with current_device(self.device):
-            proposer.load_model(self.draft.weights)
-        return proposer
 
     def load(self) -> StateManager:
         """Reads the weights into `model` and allocates its state.
@@ -155,9 +168,13 @@ def prepare_from_options(
     speculative: str | SpeculativeConfig | None = None,
     cache: CacheConfig | None = None,
     max_length: int | None = None,
+    max_batch_size: int | None = None,
+    must_fit: bool = True,
     **runtime: Any,
 ) -> Prepared:
-    """As `prepare`, with the arguments of `LLM`. runtime: fields of RuntimeConfig."""
+    """As `prepare`, with the arguments of `LLM`. runtime: other fields of RuntimeConfig."""
+    if max_batch_size is not None:
+        runtime["max_batch_size"] = max_batch_size
     return prepare(
         model,
         registry=registry if registry is not None else load_registry(),
@@ -166,6 +183,8 @@ def prepare_from_options(
         runtime=RuntimeConfig(**runtime),
         cache=cache,
         max_length=max_length,
+        lowers_batch=max_batch_size is None,
+        must_fit=must_fit,
     )
 
 
@@ -178,31 +197,37 @@ def prepare(
     runtime: RuntimeConfig | None = None,
     cache: CacheConfig | None = None,
     max_length: int | None = None,
+    lowers_batch: bool = False,
+    must_fit: bool = True,
 ) -> Prepared:
-    """Opens the checkpoint, routes it, plans the memory and makes the model; reads no weights.
+    """Opens the checkpoint, routes it, plans load and memory and makes the model; reads no weights.
 
-    Raises CheckpointError, RouteError, ConfigError, or CapacityError when it does not fit.
+    lowers_batch: nobody asked for `runtime.max_batch_size`: fewer requests may run at once, so that
+    the model fits. must_fit: False makes a plan that cannot be, to be shown: of more memory than
+    there is, or of a config whose weights are not there (`Prepared.absent` says why).
+    Raises CheckpointError, RouteError, ConfigError, WeightsError for tensors that do not fit the
+    architecture, or CapacityError when there is too little memory.
     """
     if not isinstance(registry, Registry):
         raise ConfigError(f"registry is {registry!r}; wanted what load_registry() returns")
-    options = _speculative(speculative)
-    draft_path = _draft_path(draft)
+    options = read_speculative(speculative)
+    draft_path = read_draft(draft)
     checkpoint = open_checkpoint(model, registry)
     model_config = checkpoint.model_config(max_length)
     draft_checkpoint = None if draft_path is None else open_checkpoint(draft_path, registry)
-    route = _route(registry, model_config, options, draft_checkpoint)
+    route = route_of(registry, model_config, options, draft_checkpoint)
     checkpoint = attrs.evolve(checkpoint, tiktoken=route.architecture.tiktoken)
     if options is not None:
         options = with_thinking_tokens(options, checkpoint)
-    weights = checkpoint.weights()
+    weights = _weights(checkpoint)
     runtime = runtime or RuntimeConfig()
-    device = _device(_device_name(runtime))
-    backend = _backend(runtime, device)
+    device = choose_device(runtime)
+    backend = choose_backend(runtime, device)
     cache = cache or CacheConfig()
     dtype = runtime.dtype
     if dtype == "auto":
         dtype, cache = _dtypes(checkpoint, weights, backend, cache)
-    _check_cache_dtype(cache, dtype, backend)
+    check_cache_dtype(cache, dtype, backend)
     pipeline_config = PipelineConfig(
         model=model_config,
         draft_model=None if draft_checkpoint is None else draft_checkpoint.model_config(),
@@ -210,103 +235,145 @@ def prepare(
         runtime=attrs.evolve(runtime, dtype=dtype, device=str(device), backend=backend.name),
         speculative=options,
     )
-    config = route.config_class().initialize(pipeline_config)
-    vocab_size = _vocab_size(config, model_config)
-    prepared_draft = None
-    if options is not None:
-        prepared_draft = prepare_draft(
-            route,
+    maker = _Maker(
+        checkpoint, weights, draft_checkpoint, route, registry, backend, device, must_fit
+    )
+    prepared = maker.make(pipeline_config, lowers_batch=lowers_batch)
+    plan = prepared.memory_plan
+    if must_fit:
+        plan.refuse_unfit()
+    if not plan.note:
+        return prepared
+    smaller = attrs.evolve(
+        pipeline_config,
+        model=attrs.evolve(model_config, max_length=plan.max_seq_len),
+        runtime=attrs.evolve(pipeline_config.runtime, max_batch_size=plan.max_batch_size),
+    )
+    return attrs.evolve(maker.make(smaller), memory_plan=plan)
+
+
+@attrs.frozen
+class _Maker:
+    """What one checkpoint's runs have in common, whatever their sizes."""
+
+    checkpoint: Checkpoint
+    weights: WeightSource
+    draft_checkpoint: Checkpoint | None
+    route: Route
+    registry: Registry
+    backend: KernelBackend
+    device: torch.device
+    must_fit: bool
+
+    def make(self, pipeline_config: PipelineConfig, *, lowers_batch: bool = False) -> Prepared:
+        """The configs, the model without weights, and both plans; the memory need not suffice."""
+        model_config, route = pipeline_config.model, self.route
+        check_target(route.hf_architecture, route.config_class(), route.model_class())
+        config = route.config_class().initialize(pipeline_config)
+        vocab_size = _vocab_size(config, model_config)
+        draft = None
+        if pipeline_config.speculative is not None:
+            draft = prepare_draft(
+                route,
+                pipeline_config,
+                pipeline_config.speculative,
+                self.draft_checkpoint,
+                registry=self.registry,
+                vocab_size=vocab_size,
+            )
+        weights, absent = self.weights, self._why_absent()
+        infos = {} if absent is not None else weights.infos
+        config = config.finalize(self.checkpoint.huggingface_config, infos)
+        hidden: dict[str, Any] = {}
+        if draft is not None:
+            hidden = {
+                "return_hidden_states": draft.config.return_hidden_states,
+                "hidden_state_boundaries": draft.config.taps,
+            }
+        model = route.model_class()(
             pipeline_config,
-            options,
-            draft_checkpoint,
-            registry=registry,
-            vocab_size=vocab_size,
+            config,
+            self.backend,
+            device=self.device,
+            return_logits=ReturnLogits.VARIABLE,
+            **hidden,
         )
-    config = config.finalize(checkpoint.huggingface_config, weights.infos)
-    processor_class = route.image_processor_class()
-    processor = None
-    if processor_class is not None:
-        processor = processor_class.from_checkpoint(config, checkpoint.path)
+        if absent is not None:
+            weights = _of_the_config(absent, model, pipeline_config.runtime.dtype)
+            infos = weights.infos
+        else:
+            getattr(model, "plan_load", _no_plan)(infos)
+            infos = getattr(model, "without_ignored", dict)(infos)
+        prepared = Prepared(
+            checkpoint=self.checkpoint,
+            route=route,
+            pipeline_config=pipeline_config,
+            model=model,
+            backend=self.backend,
+            device=self.device,
+            weights=weights,
+            draft=draft,
+            vocab_size=vocab_size,
+            memory_plan=plan_memory(
+                pipeline_config,
+                config,
+                infos,
+                vocab_size,
+                draft,
+                staying=getattr(model, "staying", lambda _: ())({} if absent else infos),
+                lowers_batch=lowers_batch,
+            ),
+            image_processor=self._image_processor(config, vocab_size),
+        )
+        proposer = prepared.make_proposer(self.registry)
+        if draft is not None and draft.weights is not None:
+            getattr(proposer, "plan_load", _no_plan)(draft.weights.infos)
+        return prepared
+
+    def _why_absent(self) -> NoWeightsError | None:
+        """Why there are no weights, where that may be; None where there are some."""
+        try:
+            dict(self.weights.infos)
+        except NoWeightsError as error:
+            if self.must_fit:
+                raise
+            return error
+        return None
+
+    def _image_processor(self, config: ArchConfig, vocab_size: int) -> ImageProcessor | None:
+        kind = self.route.image_processor_class()
+        processor = None if kind is None else kind.from_checkpoint(config, self.checkpoint.path)
         if processor is not None and not 0 <= processor.placeholder_token_id < vocab_size:
             raise ConfigError(
-                f"{model}: the placeholder of images is token id {processor.placeholder_token_id} "
-                f"and the vocabulary has {vocab_size} ids; wanted one of them, or no image could "
-                "ever be given: check the placeholder's id in config.json"
+                f"{self.checkpoint.model}: the placeholder of images is token id "
+                f"{processor.placeholder_token_id} and the vocabulary has {vocab_size} ids; wanted "
+                "one of them, or no image could ever be given: check the placeholder's id in "
+                "config.json"
             )
-    hidden: dict[str, Any] = {}
-    if prepared_draft is not None:
-        hidden = {
-            "return_hidden_states": prepared_draft.config.return_hidden_states,
-            "hidden_state_boundaries": prepared_draft.config.taps,
-        }
-    prepared_model = route.model_class()(
-        pipeline_config,
-        config,
-        backend,
-        device=device,
-        return_logits=ReturnLogits.VARIABLE,
-        **hidden,
-    )
-    infos = getattr(prepared_model, "without_ignored", dict)(weights.infos)
-    staying = getattr(prepared_model, "staying", lambda _: ())(infos)
-    memory_plan = plan_memory(
-        pipeline_config, config, infos, vocab_size, prepared_draft, staying=staying
-    )
-    return Prepared(
-        checkpoint=checkpoint,
-        route=route,
-        pipeline_config=pipeline_config,
-        model=prepared_model,
-        backend=backend,
-        device=device,
-        weights=weights,
-        draft=prepared_draft,
-        vocab_size=vocab_size,
-        memory_plan=memory_plan,
-        image_processor=processor,
-    )
+        return processor
 
 
-def _speculative(given: object) -> SpeculativeConfig | None:
-    if isinstance(given, str):
-        return SpeculativeConfig(method=given)
-    if given is None or isinstance(given, SpeculativeConfig):
-        return given
-    raise ConfigError(
-        f"speculative is {given!r}; wanted None, the name of a method, or a SpeculativeConfig"
-    )
+def _weights(checkpoint: Checkpoint) -> WeightSource:
+    """The checkpoint's; where there are none it is said once the config was found good."""
+    try:
+        return checkpoint.weights()
+    except NoWeightsError as error:
+        return AbsentWeights(error)
 
 
-def _draft_path(given: object) -> str | None:
-    if given is None:
-        return None
-    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
-    if isinstance(path, str) and path.strip():
-        return path
-    raise ConfigError(
-        f"draft is {given!r}; wanted a checkpoint: a directory, a .gguf file or a hub id"
-    )
+def _of_the_config(error: NoWeightsError, model: PipelineModel, dtype: str) -> AbsentWeights:
+    """What stands for the weights of a config alone. Raises the error for a model that cannot say
+    which parameters it has.
+    """
+    shapes = getattr(model, "parameter_shapes", None)
+    if shapes is None:
+        raise error
+    return AbsentWeights(error, shapes(), dtype)
 
 
-def _route(
-    registry: Registry,
-    model: ModelConfig,
-    options: SpeculativeConfig | None,
-    draft: Checkpoint | None,
-) -> Route:
-    method = None if options is None else options.method
-    draft_architecture = None if draft is None else draft.model_config().architecture
-    route = registry.route(model.architecture, method, draft_architecture)
-    if route.needs_draft and draft is None:
-        raise ConfigError(
-            f"the method {method!r} needs a draft and none was given; wanted a checkpoint of "
-            f"{_named(route.draft_architectures)}: give one: --draft, or draft= in Python"
-        )
-    return route
-
-
-def _named(architectures: Sequence[str]) -> str:
-    return "any architecture" if "*" in architectures else " or ".join(architectures)
+def _no_plan(infos: Mapping[str, TensorInfo]) -> None:
+    """Of models and drafters that load in ways of their own, and say so when they do."""
+    del infos
 
 
 def _dtypes(
@@ -320,80 +387,6 @@ def _dtypes(
     if backend.name == "native" and checkpoint.model_config().weight_format == "gguf":
         return "float32", attrs.evolve(cache, dtype=cache.dtype or "float16")
     return checkpoint.dtype(weights), cache
-
-
-def _check_cache_dtype(cache: CacheConfig, dtype: str, backend: KernelBackend) -> None:
-    if cache.dtype not in (None, dtype) and backend.name != "native":
-        raise ConfigError(
-            f"the cache's dtype is {cache.dtype} and the run's {dtype}; wanted one dtype with the "
-            f"backend {backend.name!r}: only native kernels read pages of another"
-        )
-
-
-def _device_name(runtime: RuntimeConfig) -> str:
-    import torch
-
-    if runtime.device != "auto":
-        return runtime.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device is {name!r}; wanted auto, cpu, cuda or cuda:N ({str(error).splitlines()[0]})"
-        ) from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; wanted auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= count:
-        raise ConfigError(f"device is {name!r} and there are {count} GPUs here; try device cpu")
-    return device
-
-
-def _backend(runtime: RuntimeConfig, device: torch.device) -> KernelBackend:
-    backend = KernelBackend.choose(runtime.backend, device.type, runtime.arithmetic)
-    if backend.name == "native":
-        _check_native(device)
-    elif runtime.arithmetic == "portable":
-        raise ConfigError(
-            "arithmetic is 'portable' and the kernels would be "
-            f"{backend.name!r}; wanted native ones on a CPU, whose bits are the same on every "
-            f"processor{_no_native()}: use 'invariant', the same bits on one machine"
-        )
-    if backend.name == "triton" and device.type == "cpu" and not _interprets_triton():
-        raise ConfigError(
-            "backend is 'triton' on a CPU; wanted 'torch' or 'auto' there (TRITON_INTERPRET=1 runs "
-            "triton kernels on a CPU, slowly, for tests)"
-        )
-    if backend.name == "triton" and importlib.util.find_spec("triton") is None:
-        raise ConfigError(
-            "backend is 'triton' and the package triton is not installed; wanted it (torch's CUDA "
-            "builds for Linux bring it; else: pip install triton), or backend 'torch'"
-        )
-    return backend
-
-
-def _check_native(device: torch.device) -> None:
-    if device.type != "cpu":
-        raise ConfigError(f"backend is 'native' on {device}; wanted device cpu, or backend 'auto'")
-    if _no_native():
-        raise ConfigError(f"backend is 'native'{_no_native()}; wanted 'torch' or 'auto' here")
-
-
-def _no_native() -> str:
-    """Why there are no native kernels, to be put behind a phrase; "" where there are."""
-    from pilotfish.kernels.native import why_not
-
-    return f" (there are none here: {why_not()})" if why_not() else ""
-
-
-def _interprets_triton() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def _vocab_size(config: ArchConfig, model: ModelConfig) -> int:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from pilotfish.config.checks import plain
 from pilotfish.errors import RequestError
 from pilotfish.nearest import did_you_mean
 
@@ -51,7 +52,7 @@ class MultimodalPrompt:
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            return cls(prompt=value)
+            return cls(prompt=_as_list(value))
         for name in value:
             if name in _UNSERVED:
                 raise RequestError(f"the prompt has {name}, which is not served; wanted images")
@@ -80,6 +81,7 @@ def given_ids(prompt: Any) -> Sequence[int]:
 
 def listed_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One text or one list of ids becomes a list of one. Raises RequestError for another kind."""
+    prompts = _as_list(prompts)
     if isinstance(prompts, str | Mapping | MultimodalPrompt):
         return [prompts]
     if not isinstance(prompts, Sequence) or isinstance(prompts, RAW):
@@ -88,6 +90,13 @@ def listed_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
             "with images, or a list of these"
         )
     listed: list[Any] = list(prompts)
-    if listed and all(type(item) is int for item in listed):
+    if listed and all(type(plain(item)) is int for item in listed):
         return [listed]
     return listed
+
+
+def _as_list(value: Any) -> Any:
+    """An array or a tensor as lists; anything else as it is."""
+    if getattr(value, "ndim", 0) and hasattr(value, "tolist") and not isinstance(value, RAW):
+        return value.tolist()
+    return value

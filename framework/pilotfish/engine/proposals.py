@@ -1,10 +1,12 @@
 """What a drafter returned, checked before it is used.
 
-Knows: what a proposer owes (speculation/proposer.py). Does not know: drafters, or what is accepted.
+Knows: what a proposer owes (speculation/proposer.py), what a law of probability is. Does not know:
+drafters, or what is accepted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ from pilotfish.errors import PilotfishError
 from pilotfish.speculation import Proposal
 
 _MOST_SHOWN = 80
+_MOST_OFF = 1e-4
+"""A row of float32 probabilities adds up to 1 within this, whatever the order of the additions."""
 
 
 def fault_of(found: Any, num_requests: int, vocab_size: int) -> tuple[str, str] | None:
@@ -51,15 +55,35 @@ def _fault_of_one(proposal: Any, vocab_size: int) -> tuple[str, str] | None:
     for token in tokens:
         if not is_int(token):
             return f"a token {_shown(token)}", "token ids that are ints"
-    return None if proposal.laws is None else _fault_of_laws(proposal.laws, len(tokens), vocab_size)
+    return None if proposal.laws is None else _fault_of_laws(proposal.laws, tokens, vocab_size)
 
 
-def _fault_of_laws(laws: Any, num_tokens: int, vocab_size: int) -> tuple[str, str] | None:
+def _fault_of_laws(laws: Any, tokens: Sequence[int], vocab_size: int) -> tuple[str, str] | None:
+    num_tokens = len(tokens)
     wanted = f"laws [{num_tokens}, {vocab_size}] of floats, one for each token, or None"
     if not isinstance(laws, torch.Tensor):
         return f"laws {_shown(laws)}", wanted
     if tuple(laws.shape) != (num_tokens, vocab_size) or not laws.is_floating_point():
         return f"laws {list(laws.shape)} of {str(laws.dtype).removeprefix('torch.')}", wanted
+    sums = laws.sum(-1, dtype=torch.float64).tolist()
+    lowest = laws.amin(-1).tolist() if num_tokens else []
+    slack = max(_MOST_OFF, torch.finfo(laws.dtype).eps)
+    for row, (total, low, token) in enumerate(zip(sums, lowest, tokens, strict=True)):
+        drafted = float(laws[row, token]) if 0 <= token < vocab_size else 1.0
+        odd = ""
+        if not math.isfinite(total):
+            odd = "holds NaN or an infinity"
+        elif low < 0:
+            odd = f"has {low:.3g}, which is below 0"
+        elif abs(total - 1) > slack:
+            odd = f"adds up to {total:.6g}"
+        elif drafted == 0:
+            odd = f"gives its own token {token} the probability 0"
+        if odd:
+            return f"laws whose row {row} {odd}", (
+                "in each row the probabilities that its token was drawn from: finite, none below "
+                "0, of sum 1, above 0 at the token; or None for a token that nothing was drawn for"
+            )
     return None
 
 

@@ -7,7 +7,7 @@ pages or models.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from pilotfish.speculation import SpeculationCounters
 
 
+@attrs.define(eq=False)
+class Caller:
+    """Who waits for some requests: one call of `generate`, or one stream. is_gone: no longer."""
+
+    is_gone: bool = False
+
+
 @attrs.define(kw_only=True, eq=False)
 class Request:
     """One live request; what the engine changes about it, it changes through these methods.
@@ -34,9 +41,11 @@ class Request:
     context: id, tokens (prompt and answer so far) and how many of them are computed.
     index: of the prompt in the caller's list. seed: of its noise.
     rules: when the answer ends. history: tokens counted for the sampler; None when nothing is
-        sampled. detokenizer: None without a tokenizer. lengths: see LengthRules.
+        sampled. detokenizer: None without a tokenizer. new_detokenizer: makes it once more.
+    lengths: see LengthRules.
     num_scratch: rows past the scheduled ones that are reserved for drafting in this pass.
     counters: of speculation; None without.
+    caller: who waits for it; when it is gone, the engine lets the request go.
     streams: whether the caller reads deltas; if not, only the terminal one is kept.
     keeps_logits: whether the logits of every row are wanted, and no answer.
     """
@@ -48,6 +57,7 @@ class Request:
     rules: StopRules
     history: TokenHistory | None = None
     detokenizer: Detokenizer | None = None
+    new_detokenizer: Callable[[], Detokenizer] | None = None
     lengths: LengthRules = attrs.field(factory=LengthRules)
     load_s: float = 0.0
     streams: bool = False
@@ -59,12 +69,17 @@ class Request:
     num_preemptions: int = 0
     num_scratch: int = 0
     counters: SpeculationCounters | None = None
+    caller: Caller = attrs.field(factory=Caller)
     outbox: deque[Delta] = attrs.field(factory=deque)
     finish_reason: FinishReason | None = None
     error: str | None = None
     _started: float | None = None
     _first_token: float | None = None
     _last_token: float | None = None
+    _num_taken: int = 0
+    """Tokens of the answer that were taken whole, with all that belongs to them."""
+    _end_taken: FinishReason | None = None
+    """Why the answer ends with them."""
 
     # What the scheduler asks, all ints
 
@@ -175,8 +190,11 @@ class Request:
 
     def keep_logits(self, logits: torch.Tensor) -> None:
         """logits: [n, V] float32, of the next n rows that it keeps; copied."""
+        import torch
+
         if self.kept_logits is None:
-            self.kept_logits = logits.new_empty(self.num_prompt_tokens, logits.shape[1])
+            with torch.inference_mode(False):  # it is the caller's
+                self.kept_logits = logits.new_empty(self.num_prompt_tokens, logits.shape[1])
         end = self.num_kept_rows + logits.shape[0]
         self.kept_logits[self.num_kept_rows : end] = logits
         self.num_kept_rows = end
@@ -203,6 +221,7 @@ class Request:
             at which the model wants all rows computed anew: see `is_restart_due`.
         logprobs: one record each. drafted, num_accepted: what was verified, for those who watch.
         Returns why the answer ends, if it does: the caller must then `finish` it.
+        After an exception `settle` takes back what was taken in part.
         """
         assert not self.is_finished, "the answer has ended"
         now = perf_counter()
@@ -217,21 +236,46 @@ class Request:
             text += added
             taken += 1
         records = [record for record in logprobs[:taken] if record is not None]
+        counters = self.counters
+        if counters is not None and not is_first:
+            counters = counters.after(len(drafted), min(num_accepted, taken))
+        count = self.num_output_tokens
+        delta = Delta(
+            index=self.index,
+            token_ids=tuple(tokens[:taken]),
+            text=text,
+            logprobs=records if self.params.logprobs is not None else None,
+            drafted=tuple(drafted),
+            num_accepted=min(num_accepted, taken),
+        )
+        # All of it counts from here: Python sees to signals after calls, so none parts these lines.
+        self._num_taken, self._end_taken, self.counters = count, reason, counters
         self.logprobs += records
-        if self.counters is not None and not is_first:
-            self.counters.add_step(len(drafted), min(num_accepted, taken))
         if self.streams:
-            self.outbox.append(
-                Delta(
-                    index=self.index,
-                    token_ids=tuple(tokens[:taken]),
-                    text=text,
-                    logprobs=records if self.params.logprobs is not None else None,
-                    drafted=tuple(drafted),
-                    num_accepted=min(num_accepted, taken),
-                )
-            )
+            self.outbox.append(delta)
         return reason
+
+    def settle(self) -> None:
+        """Takes back what an interrupted step took in part, and ends an answer whose end it took.
+
+        For a request whose rows are all computed anew. May itself be begun again.
+        """
+        from pilotfish.sampling import TokenHistory
+
+        if self.is_finished:
+            return
+        tokens, num_prompt = self.context.tokens, self.num_prompt_tokens
+        del tokens[num_prompt + self._num_taken :]
+        answer = tokens[num_prompt:]
+        if self.history is not None:
+            self.history = TokenHistory(tokens[:num_prompt], answer)
+        if self.new_detokenizer is not None:
+            self.detokenizer = self.new_detokenizer()
+            for count, token in enumerate(answer, 1):
+                if not self.rules.ends_with(token, count):
+                    self.detokenizer.add(token, may_stop=self.rules.may_stop(count))
+        if self._end_taken is not None:
+            self.finish(self._end_taken)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """Puts the one terminal event in the outbox.
@@ -240,10 +284,11 @@ class Request:
         """
         assert not self.is_finished, "a request has one terminal event"
         text, reason, error = self._flush(reason, error)
-        self.finish_reason, self.error = reason, error
-        self.outbox.append(
-            Delta(index=self.index, text=text, finish_reason=reason, output=self._output(reason))
-        )
+        output = self._output(reason, error)
+        delta = Delta(index=self.index, text=text, finish_reason=reason, output=output)
+        self.error = error
+        self.finish_reason = reason  # no signal parts these lines: see `accept`
+        self.outbox.append(delta)
 
     def _accept_one(self, token: int) -> tuple[str, FinishReason | None]:
         self.context.tokens.append(token)
@@ -273,7 +318,7 @@ class Request:
             reason = "stop"
         return text, reason, error
 
-    def _output(self, reason: FinishReason) -> RequestOutput:
+    def _output(self, reason: FinishReason, error: str | None) -> RequestOutput:
         tokens, num_prompt = self.context.tokens, self.num_prompt_tokens
         prompt_records: list[TokenLogprobs | None] = [None, *self.prompt_logprobs]
         return RequestOutput(
@@ -286,7 +331,7 @@ class Request:
             prompt_logprobs=prompt_records if self.params.prompt_logprobs is not None else None,
             seed=self.seed,
             timing=self._timing(),
-            error=self.error,
+            error=error,
             speculative=self._speculative(),
         )
 

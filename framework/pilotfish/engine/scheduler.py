@@ -47,6 +47,10 @@ class PageState(Protocol):
         """Gives the request's pages back."""
         ...
 
+    def reset(self) -> None:
+        """Gives all pages back, whatever an interrupted call left half done."""
+        ...
+
 
 class Scheduler:
     """Continuous batching with chunked prefill, first come first served.
@@ -80,6 +84,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._on_release = on_release
         self._num_scratch = num_scratch
+        self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
         self._waiting: deque[Request] = deque()
         self._refused: tuple[Request, int, int] | None = None
@@ -97,12 +102,18 @@ class Scheduler:
         return tuple(self._waiting)
 
     @property
+    def requests(self) -> tuple[Request, ...]:
+        """All requests that were added and not removed, in that order."""
+        return tuple(self._requests.values())
+
+    @property
     def has_work(self) -> bool:
         """Whether any request is left."""
         return bool(self._running or self._waiting)
 
     def add(self, request: Request) -> None:
         """Puts a request at the end of the queue."""
+        self._requests[request.request_id] = request
         self._waiting.append(request)
 
     def remove(self, request: Request) -> None:
@@ -112,6 +123,24 @@ class Scheduler:
         for place in (self._running, self._waiting):
             with suppress(ValueError):
                 place.remove(request)
+        self._requests.pop(request.request_id, None)
+
+    def restart(self) -> None:
+        """Gives all pages back and lets every request wait, in the order in which they came.
+
+        For after an exception that may have left any call half done: nothing is looked at but which
+        requests there are; those that have ended are taken out. May itself be begun again.
+        """
+        self._state.reset()
+        self._running, self._waiting, self._refused = [], deque(), None
+        for request in self.requests:
+            request.context.num_computed = request.context.num_scheduled = 0
+            request.cut_draft(0)
+            self._tell_released(request.request_id)
+            if request.is_finished:
+                del self._requests[request.request_id]
+            else:
+                self._waiting.append(request)
 
     def take_release_failure(self) -> Exception | None:
         """The first exception of `on_release` since the last call; None where there was none."""
@@ -120,22 +149,16 @@ class Scheduler:
 
     def requeue(self, request: Request) -> None:
         """Takes a running request's pages back; it waits at the front and is computed again."""
-        try:
-            self._give_up(request)
-        finally:
-            if request not in self._running and not request.is_finished:
-                request.num_preemptions += 1
-                self.num_preemptions += 1
-                self._waiting.appendleft(request)
+        self._give_up(request)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.appendleft(request)
 
     def schedule(self) -> list[Request]:
         """Chooses the rows of the next pass, all reserved; `context.num_scheduled` says how many.
 
-        Never empty while there is work. If a call on the state raises, every request is where it
-        was or waits, and calling again is safe.
+        Never empty while there is work. After an exception `restart` comes before the next call.
         """
-        for request in [r for r in self._running if r.is_finished]:
-            self.remove(request)  # its release failed when it ended
         for request in [r for r in self._running if r.is_restart_due]:
             self.requeue(request)
             request.restart()
@@ -216,7 +239,7 @@ class Scheduler:
                 available = self._state.num_available_pages
                 self._refused = (request, available, len(self._running))
                 return
-            self._mark_running(request)
+            self._running.append(self._waiting.popleft())
             plan[request] = num_rows
             budget -= num_rows
 
@@ -233,10 +256,6 @@ class Scheduler:
                 state.reserve(request_id, request.next_keys(num_rows))
         except OutOfPagesError:
             num_rows = 0
-        except BaseException:
-            if request_id in state.request_ids:
-                self._give_up(request)
-            raise
         if not num_rows:
             self._give_up(request)
         return num_rows
@@ -267,19 +286,13 @@ class Scheduler:
         return missing + len(self._running) <= state.num_available_pages
 
     def _give_up(self, request: Request) -> None:
-        """Releases what the request holds. If that fails, who still holds pages still runs."""
-        request_id = request.request_id
-        try:
-            self._state.release(request_id)
-        finally:
-            if request_id in self._state.request_ids:
-                self._mark_running(request)
-            else:
-                request.context.num_computed = request.context.num_scheduled = 0
-                request.cut_draft(0)
-                if request in self._running:
-                    self._running.remove(request)
-                self._tell_released(request_id)
+        """Releases what the request holds."""
+        self._state.release(request.request_id)
+        request.context.num_computed = request.context.num_scheduled = 0
+        request.cut_draft(0)
+        if request in self._running:
+            self._running.remove(request)
+        self._tell_released(request.request_id)
 
     def _tell_released(self, request_id: str) -> None:
         try:
@@ -287,9 +300,3 @@ class Scheduler:
                 self._on_release(request_id)
         except Exception as error:
             self._release_failure = self._release_failure or error
-
-    def _mark_running(self, request: Request) -> None:
-        if request not in self._running:
-            self._running.append(request)
-        with suppress(ValueError):
-            self._waiting.remove(request)

@@ -1,7 +1,8 @@
 """Text streams: token ids in, text out as soon as it is certain.
 
 Knows: how decoders join tokens to text. Does not know: stop strings or requests.
-What a stream has given, `finish` included, is what decoding all ids at once gives.
+What a stream has given, `finish` included, is what decoding all ids at once gives; for the
+continuation of a text, what it gives beyond that text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 from pilotfish.engine.tokenizer import Tokenizer
 from pilotfish.weights.byte_letters import BYTE_LETTERS
 
+_CONTEXT = 8
+"""Tokens before a continuation that decide how it is joined to them, and more."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -30,9 +33,13 @@ class TextStream(Protocol):
         ...
 
 
-def text_stream(tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> TextStream:
+def text_stream(
+    tokenizer: Tokenizer, *, skip_special_tokens: bool = True, context: Sequence[int] = ()
+) -> TextStream:
     """A stream whose joined text equals `tokenizer.decode(ids, skip_special_tokens=...)`.
 
+    context: ids of the text that is continued; a decoder that strips the first space of a text
+        leaves the continuation's, where there is text before it.
     Byte-level and SentencePiece decoders are followed token by token, in time that does not grow
     with the text. For others the whole text is decoded again for every token.
     """
@@ -42,8 +49,8 @@ def text_stream(tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Te
     if kinds == ["ByteLevel"]:
         return _ByteLevelStream(tokenizer, hidden)
     if _is_sentence_piece(steps):
-        return _PieceStream(tokenizer, hidden, steps)
-    return _WholeTextStream(tokenizer, skip_special_tokens)
+        return _PieceStream(tokenizer, hidden, steps, context)
+    return _WholeTextStream(tokenizer, skip_special_tokens, hidden, context)
 
 
 def _is_sentence_piece(steps: Sequence[Mapping[str, Any]]) -> bool:
@@ -88,7 +95,11 @@ class _PieceStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, hidden: frozenset[int], steps: Sequence[Mapping[str, Any]]
+        self,
+        tokenizer: Tokenizer,
+        hidden: frozenset[int],
+        steps: Sequence[Mapping[str, Any]],
+        context: Sequence[int],
     ) -> None:
         self._token_of = _token_lookup(tokenizer)
         self._hidden = hidden
@@ -98,6 +109,11 @@ class _PieceStream:
         self._strip_letter: str = strip["content"] if strip else ""
         self._num_to_strip: int = strip["start"] if strip else 0
         self._run = bytearray()
+        for token in context:
+            if not self._num_to_strip:
+                break
+            self.push(token)
+        self.finish()
 
     def push(self, token_id: int) -> str:
         token = None if token_id in self._hidden else self._token_of(token_id)
@@ -145,12 +161,18 @@ class _WholeTextStream:
     last white space only. Should it still change text that was given, the rest comes in the end.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool,
+        hidden: frozenset[int],
+        context: Sequence[int],
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._cleans_up = tokenizer.cleans_up
-        self._ids: list[int] = []
-        self._given = ""
+        self._ids = [token for token in context if token not in hidden][-_CONTEXT:]
+        self._given = tokenizer.decode(self._ids, skip_special_tokens=self._skip)
 
     def push(self, token_id: int) -> str:
         self._ids.append(token_id)

@@ -17,14 +17,17 @@ from pilotfish.engine.chat_template import ChatTemplate
 from pilotfish.engine.tokenizer_files import (
     file_read,
     is_tiktoken,
-    reader_of,
-    template_in,
+    named_templates,
+    templates_in,
     unread_file,
     what_to_do,
 )
+from pilotfish.engine.tokenizer_published import read_published
 from pilotfish.errors import CheckpointError, RequestError
 from pilotfish.weights import Checkpoint, GGUFFile, PreTokenizer, TiktokenRules
-from pilotfish.weights.tiktoken_file import TIKTOKEN_FILE, read_tiktoken
+from pilotfish.weights.gguf_tokens import special_id
+from pilotfish.weights.json_file import read_json_object
+from pilotfish.weights.tiktoken_file import CONFIG_FILE, TIKTOKEN_FILE, read_tiktoken
 
 if TYPE_CHECKING:
     import tokenizers
@@ -83,35 +86,36 @@ class Tokenizer:
     def from_directory(
         cls, directory: str | Path, eos_token_ids: tuple[int, ...] = ()
     ) -> Tokenizer | None:
-        """The tokenizer of a Hugging Face directory, as transformers reads it; None without one.
+        """The tokenizer of a Hugging Face directory; None without one.
 
-        Code in the directory is never run. Raises CheckpointError when its files cannot be read.
+        `tokenizer.json` is used as it was published, where there is one. Code in the directory is
+        never run. Raises CheckpointError when its files cannot be read.
         """
         directory = Path(directory)
         name = file_read(directory)
         if name is None:
             return None
         try:
-            found = reader_of(directory).from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
-            )
+            found = read_published(directory)
         except Exception as error:  # every tokenizer class has its own exceptions
             raise CheckpointError(
                 f"{directory / name}: the tokenizer cannot be read: "
-                f"{' '.join(str(error).split()):.200}{what_to_do(name)}"
+                f"{' '.join(str(error).split()):.200}{what_to_do(directory / name)}"
             ) from error
         special = {key: str(value) for key, value in found.special_tokens_map.items()}
-        source = _template_of(found)
-        backend = getattr(found, "backend_tokenizer", None)
+        config = directory / CONFIG_FILE
+        templates = templates_in(directory, read_json_object(config) if config.is_file() else {})
+        backend: tokenizers.Tokenizer | None = getattr(found, "backend_tokenizer", None)
+        plain = _decodes_plainly(found, backend)
         return cls(
-            _TransformersCodec(found),
+            _BackendCodec(backend) if plain and backend else _TransformersCodec(found),
             backend,
             vocab_size=len(found),
             special_tokens=special,
             special_ids=frozenset(found.all_special_ids) if backend is None else _special(backend),
             eos_token_ids=eos_token_ids or _eos_of(found.eos_token_id),
-            chat_template=ChatTemplate(source, special) if source else None,
-            plain_decoding=_decodes_plainly(found, backend),
+            chat_template=ChatTemplate(templates, special) if templates else None,
+            plain_decoding=plain,
         )
 
     @classmethod
@@ -132,9 +136,9 @@ class Tokenizer:
         vocabulary = read_tiktoken(directory, vocab_size)
         backend = build_backend(vocabulary, rules, vocab_size)
         special = vocabulary.special_tokens
-        source = template_in(directory, vocabulary.config)
+        templates = templates_in(directory, vocabulary.config)
         eos_token_ids = eos_token_ids or _eos_of(backend.token_to_id(special.get("eos_token", "")))
-        return cls._of_backend(backend, special, eos_token_ids, source)
+        return cls._of_backend(backend, special, eos_token_ids, templates)
 
     @classmethod
     def from_gguf(
@@ -155,11 +159,10 @@ class Tokenizer:
         tokens = file.metadata["tokenizer.ggml.tokens"]
         special: dict[str, str] = {}
         for name, key in _GGUF_SPECIAL.items():
-            index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-            if index is not None and 0 <= index < len(tokens):
+            index = special_id(file.metadata, key)
+            if index is not None:
                 special[f"{name}_token"] = tokens[index]
-        source = file.metadata.get("tokenizer.chat_template")
-        return cls._of_backend(backend, special, eos_token_ids, source)
+        return cls._of_backend(backend, special, eos_token_ids, _gguf_templates(file.metadata))
 
     @classmethod
     def _of_backend(
@@ -167,9 +170,9 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         special: Mapping[str, str],
         eos_token_ids: tuple[int, ...],
-        template: str | None,
+        templates: Mapping[str, str],
     ) -> Tokenizer:
-        """special: "bos_token", ... -> text. template: the chat template's source."""
+        """special: "bos_token", ... -> text. templates: sources of chat templates by name."""
         return cls(
             _BackendCodec(backend),
             backend,
@@ -177,7 +180,7 @@ class Tokenizer:
             special_tokens=special,
             special_ids=_special(backend),
             eos_token_ids=eos_token_ids,
-            chat_template=ChatTemplate(template, special) if template else None,
+            chat_template=ChatTemplate(templates, special) if templates else None,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -196,35 +199,44 @@ class Tokenizer:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self._codec.decode(ids, skip_special_tokens)
 
-    def render_chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
+    def render_chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The text of a conversation; a string is one message of the user.
 
+        options: see `ChatTemplate.render`.
         Raises RequestError when there is no chat template, or it refuses the messages.
         """
-        if self.chat_template is None:
-            raise RequestError("the checkpoint has no chat template; pass a plain prompt")
+        if self.chat_template is None and options.get("chat_template") is None:
+            raise RequestError(
+                "the checkpoint has no chat template; pass a plain prompt, or a template as "
+                "chat_template"
+            )
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, **variables
-        )
+        template = self.chat_template or ChatTemplate({}, self.special_tokens)
+        return template.render(messages, **options)
 
-    def encode_chat(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> list[int]:
+    def encode_chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Token ids of a conversation. The template writes BOS itself. Raises as `render_chat`."""
-        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, **variables)
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(self.render_chat(messages, **options), add_special_tokens=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue, which has BOS once: its own, or one that is added.
+
+        So the text of `render_chat`, which writes BOS itself, gives the ids of `encode_chat`.
+        """
+        bos = self.special_tokens.get("bos_token")
+        ids = self.encode(text)
+        if bos and text.startswith(bos) and ids[:1] == ids[1:2]:
+            bare = self.encode(text, add_special_tokens=False)
+            if ids[1 : 1 + len(bare)] == bare:
+                return ids[1:]
+        return ids
+
+    @cached_property
+    def special_texts(self) -> Mapping[str, int]:
+        """Text of each special token -> id."""
+        texts = {self.decode([i], skip_special_tokens=False): i for i in sorted(self.special_ids)}
+        return {text: index for text, index in texts.items() if text}
 
     @cached_property
     def decoder_steps(self) -> tuple[Mapping[str, Any], ...] | None:
@@ -281,6 +293,8 @@ def _vocab_size(checkpoint: Checkpoint) -> int:
 class _BackendCodec:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        backend.no_truncation()  # a file may be saved with either
+        backend.no_padding()
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -322,12 +336,15 @@ def _decodes_plainly(tokenizer: Any, backend: tokenizers.Tokenizer | None) -> bo
     return backend is not None and isinstance(backend.model, tokenizers.models.BPE) and not forced
 
 
-def _template_of(tokenizer: Any) -> str | None:
-    """The template of a chat; of several named ones, the default."""
-    source = getattr(tokenizer, "chat_template", None)
-    if isinstance(source, Mapping):
-        source = source.get("default")
-    return source if isinstance(source, str) else None
+def _gguf_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """A GGUF file's templates by name; those with one have it in their key."""
+    key = "tokenizer.chat_template"
+    named = {
+        name.removeprefix(key + "."): source
+        for name, source in metadata.items()
+        if name.startswith(key + ".") and isinstance(source, str)
+    }
+    return {**named, **named_templates(metadata.get(key) or None)}
 
 
 def _eos_of(value: int | None) -> tuple[int, ...]:

@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pilotfish.engine.chat_template import DEFAULT
 from pilotfish.errors import CheckpointError
 from pilotfish.weights import Checkpoint
-from pilotfish.weights.json_file import read_json_object
-from pilotfish.weights.tiktoken_file import CONFIG_FILE, TIKTOKEN_FILE
+from pilotfish.weights.anew import get_again, in_cache
+from pilotfish.weights.tiktoken_file import TIKTOKEN_FILE
 from pilotfish.weights.token_texts import TOKENIZER_FILE
 
 _READ_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 _UNREAD_FILES = (TIKTOKEN_FILE, "*.tiktoken", "*.model", "merges.txt")
 _TEMPLATE_FILE = "chat_template.jinja"
+_TEMPLATES = "additional_chat_templates"
 
 
 def describe_tokenizer(checkpoint: Checkpoint) -> str:
@@ -40,13 +42,29 @@ def file_read(directory: Path) -> str | None:
     return next((name for name in _READ_FILES if (directory / name).is_file()), None)
 
 
-def what_to_do(name: str) -> str:
+def what_to_do(file: Path) -> str:
     """The end of a message about a file that cannot be read."""
-    if name == "tokenizer.model" and importlib.util.find_spec("sentencepiece") is None:
+    packages = [
+        package
+        for module, package in (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
+        if not _is_installed(module)
+    ]
+    if file.name == "tokenizer.model" and packages:
         return (
-            f"; wanted the package sentencepiece to read it with, or a {TOKENIZER_FILE} beside it"
+            "; wanted the packages sentencepiece and protobuf to read it with "
+            f"({' and '.join(packages)} missing: pip install {' '.join(packages)}), or a "
+            f"{TOKENIZER_FILE} beside it"
         )
+    if in_cache(file):
+        return f"; {get_again(file)}, or pass token ids"
     return "; get the files again, or take them away and pass token ids"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it
+        return False
 
 
 def is_tiktoken(directory: Path) -> bool:
@@ -67,31 +85,31 @@ def unread_file(directory: Path) -> str | None:
     return f"{found[0]} was found, and {why}; put a {TOKENIZER_FILE} beside it, or pass token ids"
 
 
-def reader_of(directory: Path) -> Any:
-    """The class of transformers that reads a directory.
+def templates_in(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a directory, by name; files of their own before those in `config`.
 
-    Where tokenizer_config.json asks for code beside it, tokenizer.json says all without that code.
+    config: the values of tokenizer_config.json. Raises CheckpointError for a file that cannot be
+    read.
     """
-    import transformers
+    files = {DEFAULT: directory / _TEMPLATE_FILE}
+    files.update((file.stem, file) for file in sorted((directory / _TEMPLATES).glob("*.jinja")))
+    found: dict[str, str] = {}
+    for name, file in files.items():
+        if file.is_file():
+            try:
+                found[name] = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{file}: the template cannot be read: {error}") from error
+    return found or named_templates(config.get("chat_template"))
 
-    file = directory / CONFIG_FILE
-    config = read_json_object(file) if file.is_file() else {}
-    has_class = hasattr(transformers, str(config.get("tokenizer_class")))
-    if config.get("auto_map") and not has_class and (directory / TOKENIZER_FILE).is_file():
-        return transformers.PreTrainedTokenizerFast
-    return transformers.AutoTokenizer
 
-
-def template_in(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """As `_template_of`, from the files: one of its own comes before tokenizer_config.json's."""
-    file = directory / _TEMPLATE_FILE
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file}: the template cannot be read: {error}") from error
-    source = config.get("chat_template")
-    if isinstance(source, list):
-        named = [one for one in source if isinstance(one, Mapping) and one.get("name") == "default"]
-        source = named[0].get("template") if named else None
-    return source if isinstance(source, str) else None
+def named_templates(source: Any) -> dict[str, str]:
+    """The templates of a config's value: one, or a list of {"name", "template"}."""
+    if isinstance(source, str):
+        return {DEFAULT: source}
+    listed = [one for one in source if isinstance(one, Mapping)] if isinstance(source, list) else []
+    return {
+        str(one.get("name")): one["template"]
+        for one in listed
+        if isinstance(one.get("template"), str)
+    }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilotfish.errors import CheckpointError
 from pilotfish.weights import PreTokenizer
+from pilotfish.weights.gguf_tokens import special_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,41 +32,53 @@ def build_backend(
     tokens = metadata.get(_KEY + "tokens")
     if not tokens:
         return None
-    if _KEY + "merges" in metadata and metadata.get(_KEY + "model") == "gpt2":
+    model, has_merges = metadata.get(_KEY + "model"), _KEY + "merges" in metadata
+    if model == "gpt2" and has_merges:
         split = _split_of(metadata, pretokenizers)
-        backend = _byte_level(tokens, metadata[_KEY + "merges"], split)
+        backend = _byte_level(tokens, _merges_in(metadata), split)
         add_bos = split.add_bos
-    elif _KEY + "scores" in metadata and _is_byte_fallback(metadata):
+    elif _is_byte_fallback(metadata) and (has_merges or _KEY + "scores" in metadata):
         backend = _sentence_piece(metadata)
         add_bos = True  # what such a file means when it does not say
     else:
         raise CheckpointError(
-            f"the GGUF file has a tokenizer of model {metadata.get(_KEY + 'model')!r}; read: "
-            "byte-level merges ('gpt2'), and SentencePiece scores with byte tokens: pass token ids"
+            f"the GGUF file has a tokenizer of model {model!r}; read: byte-level merges ('gpt2'), "
+            "and SentencePiece pieces with byte tokens: pass token ids"
         )
     _add_special(backend, tokens, metadata.get(_KEY + "token_type") or ())
     _add_ends(backend, metadata, add_bos)
     return backend
 
 
-def _byte_level(tokens: Sequence[str], merges: Sequence[str], split: PreTokenizer) -> Tokenizer:
+def _byte_level(
+    tokens: Sequence[str], merges: list[tuple[str, str]], split: PreTokenizer
+) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocab = {token: index for index, token in enumerate(tokens)}
-    pairs = [_pair(merge) for merge in merges]
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=split.ignore_merges))
+    cuts = [*split.cuts, *([] if split.pattern is None else [split.pattern])]
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.pattern is None)
-    backend.pre_tokenizer = letters
-    if split.pattern is not None:
-        cut = pre_tokenizers.Split(Regex(split.pattern), behavior="isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*(pre_tokenizers.Split(Regex(cut), behavior="isolated") for cut in cuts), letters]
+    )
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
-def _pair(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    return left, right
+def _merges_in(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The file's merges. Raises CheckpointError for one whose parts, or whole, are no tokens."""
+    tokens = set(metadata[_KEY + "tokens"])
+    pairs: list[tuple[str, str]] = []
+    for number, merge in enumerate(metadata[_KEY + "merges"]):
+        left, _, right = merge.partition(" ")
+        if not tokens.issuperset((left, right, left + right)):
+            raise CheckpointError(
+                f"the GGUF file's merge {number} is {merge!r:.60}; wanted two tokens of its "
+                "vocabulary with a space between them, whose join is a token: get the file again"
+            )
+        pairs.append((left, right))
+    return pairs
 
 
 def _split_of(
@@ -86,24 +99,36 @@ def _is_byte_fallback(metadata: Mapping[str, Any]) -> bool:
 
 
 def _sentence_piece(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Merging by score is byte-pair merging with every split of every piece as a merge."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """Merging by score is byte-pair merging with every split of every piece as a merge.
+
+    The first letter of a text, and of what follows a token that is kept whole, gets a space before
+    it. Files that have merges too are merged by them, and a run of line ends apart from the rest.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokens: list[str] = metadata[_KEY + "tokens"]
     vocab = {token: index for index, token in enumerate(tokens)}
-    unknown = metadata.get(_KEY + "unknown_token_id")
+    unknown = special_id(metadata, "unknown")
+    has_merges = _KEY + "merges" in metadata
+    if has_merges:
+        merges = _merges_in(metadata)
+    else:
+        merges = _merges_of(tokens, metadata[_KEY + "scores"])
     model = models.BPE(
         vocab=vocab,
-        merges=_merges_of(tokens, metadata[_KEY + "scores"]),
-        unk_token=tokens[unknown] if unknown is not None else None,
+        merges=merges,
+        unk_token=None if unknown is None else tokens[unknown],
         fuse_unk=True,
         byte_fallback=True,
     )
     backend = Tokenizer(model)
-    add_space = metadata.get(_KEY + "add_space_prefix", True)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement=_SPACE, prepend_scheme="first" if add_space else "never", split=False
+    add_space = metadata.get(_KEY + "add_space_prefix", not has_merges)
+    spaces = normalizers.Replace(" ", _SPACE)
+    backend.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if add_space else spaces
     )
+    if has_merges:
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), behavior="isolated")
     ends = [decoders.Strip(" ", 1, 0)] if add_space else []
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *ends]
@@ -150,12 +175,8 @@ def _add_ends(backend: Tokenizer, metadata: Mapping[str, Any], add_bos: bool) ->
     wanted = {"bos": add_bos, "eos": False}
     ends: dict[str, tuple[str, int]] = {}
     for name, default in wanted.items():
-        index = metadata.get(f"{_KEY}{name}_token_id")
-        if (
-            metadata.get(f"{_KEY}add_{name}_token", default)
-            and index is not None
-            and 0 <= index < len(tokens)
-        ):
+        index = special_id(metadata, name)
+        if metadata.get(f"{_KEY}add_{name}_token", default) and index is not None:
             ends[name] = (tokens[index], index)
     if not ends:
         return

@@ -6,10 +6,11 @@ Axis letters: T packed tokens, D model width.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from pilotfish.errors import PluginError
 from pilotfish.kernels.native.plan import Buffer
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
@@ -41,6 +42,17 @@ class Block(Layer):
         Returns the same pair for the next block; may update `stream` in place.
         """
         raise NotImplementedError
+
+
+def pair_of(block: object, made: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a block returned. Raises PluginError naming the block where it is no pair of tensors."""
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], torch.Tensor):
+        return made
+    got = [type(each).__name__ for each in made] if isinstance(made, tuple) else type(made).__name__
+    raise PluginError(
+        f"the block {type(block).__name__} returned {got}; wanted (x, stream), its last sublayer's "
+        "output and the residual stream without it: the norm that reads their sum adds them"
+    )
 
 
 class PreNormBlock(Block):

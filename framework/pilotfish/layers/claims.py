@@ -181,7 +181,7 @@ def is_all_native(model: DecoderModel) -> bool:
     planned = NativePass.of(
         model.network, model.backend, dtype=model.dtype, cache_dtype=model.dtype
     )
-    return planned is not False and planned.num_torch_steps == 0
+    return isinstance(planned, NativePass) and planned.num_torch_steps == 0
 
 
 def told_failures(known: Known) -> str:

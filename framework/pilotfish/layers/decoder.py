@@ -13,7 +13,7 @@ import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.rms_norm import add_scaled
-from pilotfish.layers.block import Block
+from pilotfish.layers.block import Block, pair_of
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
@@ -52,6 +52,7 @@ class Decoder(Layer):
 
     residual_multiplier: what the blocks scale their outputs with.
     logits_scaling: the logits are divided by it.
+    dtypes_given: of what the blocks gave in the last pass that ran them; None before the first.
     A head tied to the embedding is a `Linear(..., keep_plain=True)` that the weight rules tie.
     Parameters: embed_tokens.weight, layers.{layer}..., norm.weight, lm_head.weight.
     """
@@ -74,6 +75,7 @@ class Decoder(Layer):
         self.rotary = rotary
         self.residual_multiplier = residual_multiplier
         self.logits_scaling = logits_scaling
+        self.dtypes_given: set[torch.dtype] | None = None
 
     def run(
         self, rows: torch.Tensor, run: ForwardPass, boundaries: Collection[int] = ()
@@ -85,11 +87,15 @@ class Decoder(Layer):
         Returns the open stream and boundary -> [T, D].
         """
         kept: dict[int, torch.Tensor] = {}
+        given: set[torch.dtype] = set()
         state = Stream(rows, None, self.residual_multiplier)
         for number, block in enumerate(self.layers):
             if number in boundaries:
                 kept[number] = state.sum(run.backend)
-            state = Stream(*block(state.x, state.stream, run), self.residual_multiplier)
+            made = pair_of(block, block(state.x, state.stream, run))
+            state = Stream(*made, self.residual_multiplier)
+            given |= {tensor.dtype for tensor in made}
+        self.dtypes_given = given
         if len(self.layers) in boundaries:
             kept[len(self.layers)] = state.sum(run.backend)
         return state, kept

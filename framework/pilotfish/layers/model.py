@@ -28,6 +28,7 @@ from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import AttachedCache, KVCacheInputs, SlotStateSpec, StateSpec
 from pilotfish.weights import (
+    LoadPlan,
     TensorInfo,
     WeightRules,
     WeightSource,
@@ -51,6 +52,8 @@ class DecoderModel(Claims):
 
     config_class: ClassVar[type[Any]]
     inputs_class: ClassVar[type[DecoderInputs]] = DecoderInputs
+    plans_passes: bool = True
+    """Whether passes are laid down as native calls where kernels are native; for tests."""
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class DecoderModel(Claims):
         self.hidden_state_boundaries = tuple(hidden_state_boundaries)
         self._check_boundaries()
         self.network = self.build_network()
+        self._planned_load: tuple[Mapping[str, TensorInfo], LoadPlan] | None = None
         self._native_passes: dict[frozenset[int], NativePass | Literal[False]] = {}
 
     # What a plugin writes.
@@ -117,6 +121,13 @@ class DecoderModel(Claims):
         read = tensors_read(self.weight_rules(), infos, filter(self.network.may_stay, shapes))
         return frozenset(name for name in read if stays_stored(infos[name], self.config.dtype))
 
+    def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
+        """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
+        if self._planned_load is None or self._planned_load[0] is not infos:
+            shapes = self.network.parameter_shapes()
+            self._planned_load = infos, plan_load(self.weight_rules(), infos, shapes)
+        return self._planned_load[1]
+
     def load_model(
         self,
         weights: WeightSource,
@@ -129,7 +140,7 @@ class DecoderModel(Claims):
         Raises WeightsError naming missing, extra and misshapen tensors before any is read.
         """
         check_int4(weights)
-        plan = plan_load(self.weight_rules(), weights.infos, self.network.parameter_shapes())
+        plan = self.plan_load(weights.infos)
         load_layers(
             self.network,
             plan,
@@ -139,6 +150,7 @@ class DecoderModel(Claims):
             device=self.device,
             defer=True,
         )
+        self._planned_load = None
         self.network.rotary.to(self.device)
         self._known = {} if known is None else known
         self._is_loaded, self._pass_probe = True, None
@@ -270,26 +282,34 @@ class DecoderModel(Claims):
         )
         return run, tokens
 
+    @property
+    def has_planned(self) -> bool:
+        """Whether a pass was laid down as native calls."""
+        return any(planned is not False for planned in self._native_passes.values())
+
     def _planned(self, run: ForwardPass) -> NativePass | None:
         """The pass as native calls, planned when first asked for; None on another backend.
 
         None too for a network that runs its layers, or a model that makes logits, in its own way.
         """
         is_own = getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]
-        if self.backend.name != "native" or is_own:
+        if self.backend.name != "native" or is_own or not self.plans_passes:
             return None
         kept = set(self.hidden_state_boundaries)
         if self.return_hidden_states not in (_HIDDEN.NONE, _HIDDEN.SELECTED):
             kept.add(len(self.network.layers))
         boundaries = frozenset(kept)
         if boundaries not in self._native_passes:
-            self._native_passes[boundaries] = NativePass.of(
+            planned = NativePass.of(
                 self.network,
                 self.backend,
                 dtype=self.dtype,
                 cache_dtype=run.caches[0].dtype if run.caches else self.dtype,
                 boundaries=boundaries,
             )
+            if planned is None:
+                return None
+            self._native_passes[boundaries] = planned
         planned = self._native_passes[boundaries]
         return planned if planned and planned.serves(run) else None
 
@@ -328,8 +348,9 @@ class DecoderModel(Claims):
         selects = self.return_hidden_states is _HIDDEN.SELECTED
         if selects != bool(asked) or any(not 0 <= boundary <= last for boundary in asked):
             raise ConfigError(
-                f"hidden_state_boundaries is {list(asked)} with {self.return_hidden_states!r}; "
-                f"wanted numbers from 0 to {last} with SELECTED, and none with another mode"
+                f"hidden_state_boundaries (`taps` of a drafter's config) is {list(asked)} with "
+                f"{self.return_hidden_states!r}; wanted numbers from 0 to {last} with "
+                "ReturnHiddenStates.SELECTED, and none with another mode"
             )
 
 

@@ -83,9 +83,23 @@ class NativePass:
         return self._run.serves(run) and (run.row_multiple == 1 or not self.num_torch_steps)
 
     @classmethod
-    def of(cls, network: Decoder, backend: KernelBackend, **options: Any) -> Self | Literal[False]:
-        """A network's pass; False where it runs, finishes or makes logits in a way of its own."""
-        return is_as_written(network, Decoder) and cls(network, backend, **options)
+    def of(
+        cls, network: Decoder, backend: KernelBackend, *, dtype: torch.dtype, **options: Any
+    ) -> Self | Literal[False] | None:
+        """A network's pass; False where it runs, finishes or makes logits in a way of its own.
+
+        False too where a block that has no plan gives rows of another dtype than the model's, such
+        as a residual stream in float32: a plan would round them. None where such a block has yet to
+        be seen at work.
+        """
+        if not is_as_written(network, Decoder):
+            return False
+        if not all(map(has_plan, network.layers)):
+            if network.dtypes_given is None:
+                return None
+            if network.dtypes_given != {dtype}:
+                return False
+        return cls(network, backend, dtype=dtype, **options)
 
     def _keep(
         self, boundary: int, x: Buffer, stream: Buffer | None, boundaries: Collection[int]

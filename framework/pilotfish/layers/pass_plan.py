@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 import torch
 
+from pilotfish.errors import PluginError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.native.numbers import address_of
 from pilotfish.kernels.native.plan import Buffer, Columns, Plan, PlannedCalls, Pointer, Rows
@@ -169,7 +170,11 @@ class PassPlan:
             planned: tuple[Buffer, Buffer] = block.plan(self, x, stream)
             return planned
         outs = self.buffer(x.width), self.buffer(x.width)
-        self._step(lambda x, before: block(x, before, self.current[0]), (x, stream), outs)
+        from pilotfish.layers.block import pair_of  # which imports this file
+
+        self._step(
+            lambda x, before: pair_of(block, block(x, before, self.current[0])), (x, stream), outs
+        )
         return outs
 
     def linear(self, layer: Linear, x: Buffer, out: Buffer | None = None) -> Buffer:
@@ -220,6 +225,11 @@ class PassPlan:
             read = iter(tensors)
             made = function(*(None if buffer is None else next(read) for buffer in ins))
             for out, tensor in zip(read, made, strict=True):
+                if tensor.dtype != out.dtype:
+                    raise PluginError(
+                        f"a layer without a plan gave {tensor.dtype} rows where the planned ones "
+                        f"around it take {out.dtype}; convert them, or give its block no plan"
+                    )
                 out.copy_(tensor)
 
         self.plan.torch(call, *given, *outs)

@@ -142,11 +142,14 @@ class RopeParameters:
         default_theta: float = 10000.0,
         aliases: Mapping[str, str] | None = None,
         whose: str = CHECKPOINT,
+        plain_turns_whole: bool = False,
     ) -> RopeParameters:
         """Reads `rope_scaling` or `rope_parameters`, and what stands beside them.
 
         huggingface_config: attribute access; never changed. head_dim: H.
         aliases: other spellings of a type that this family uses. whose: config, for errors.
+        plain_turns_whole: the type "default" turns whole heads, whatever `partial_rotary_factor`
+            says: of drafts whose trainer builds its angles so.
         Raises ConfigError naming an unknown type, an unknown key, a missing one, or an option that
         is no number and its value.
         """
@@ -172,6 +175,8 @@ class RopeParameters:
         share = 1.0
         if partial is not None:
             share = real_number("partial_rotary_factor", partial, above=0, most=1, whose=whose)
+        if plain_turns_whole and rope_type == "default":
+            share = 1.0
         theta = options.get("rope_theta")
         if theta is None:
             theta = getattr(config, "rope_theta", None)

@@ -12,6 +12,17 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.layers.layer import Layer
 
 
+def fitted(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """logits: [T, V'] of a draft whose embedding is padded to another size -> [T, V].
+
+    Tokens that only the draft's padding has are dropped; it says -inf of those only the target's.
+    """
+    short = vocab_size - logits.shape[1]
+    if short <= 0:
+        return logits[:, :vocab_size]
+    return torch.nn.functional.pad(logits, (0, short), value=-torch.inf)
+
+
 class DraftVocabulary(Layer):
     """Which token of the target each of the draft's own tokens is.
 

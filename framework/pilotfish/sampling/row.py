@@ -54,13 +54,14 @@ class SamplingRow:
         answer, draft included, is shorter than `min_tokens`.
         """
         num_outputs = history.num_output_tokens + len(draft_ids)
+        banned = stop_ids if num_outputs < params.min_tokens else ()
         return cls(
             params=params,
             seed=seed,
             position=history.num_tokens + len(draft_ids),
             history=history,
             draft_ids=draft_ids,
-            banned_ids=stop_ids if num_outputs < params.min_tokens else (),
+            banned_ids=(*banned, *params.suppress_tokens) if params.suppress_tokens else banned,
             request_id=request_id,
         )
 

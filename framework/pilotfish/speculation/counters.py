@@ -5,12 +5,14 @@ Knows: numbers of steps and tokens. Does not know: tokens, drafters or time.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any, Self
 
 import attrs
 
 
-@attrs.define(kw_only=True)
+@attrs.frozen(kw_only=True)
 class SpeculationCounters:
     """method, acceptance: as asked for. num_steps: passes after the prompt's.
 
@@ -20,8 +22,8 @@ class SpeculationCounters:
     method: str
     acceptance: str
     num_steps: int = 0
-    drafted_at: list[int] = attrs.field(factory=list)
-    accepted_at: list[int] = attrs.field(factory=list)
+    drafted_at: tuple[int, ...] = ()
+    accepted_at: tuple[int, ...] = ()
 
     @property
     def drafted(self) -> int:
@@ -33,16 +35,14 @@ class SpeculationCounters:
         """Tokens of them that were kept."""
         return sum(self.accepted_at)
 
-    def add_step(self, num_drafted: int, num_accepted: int) -> None:
-        """One pass that verified so many tokens, 0 where there was no proposal."""
-        self.num_steps += 1
-        missing = num_drafted - len(self.drafted_at)
-        if missing > 0:
-            self.drafted_at += [0] * missing
-            self.accepted_at += [0] * missing
-        for place in range(num_drafted):
-            self.drafted_at[place] += 1
-            self.accepted_at[place] += place < num_accepted
+    def after(self, num_drafted: int, num_accepted: int) -> Self:
+        """With one pass more that verified so many tokens, 0 where there was no proposal."""
+        return attrs.evolve(
+            self,
+            num_steps=self.num_steps + 1,
+            drafted_at=_counted(self.drafted_at, num_drafted),
+            accepted_at=_counted(self.accepted_at, num_accepted, num_drafted),
+        )
 
     def to_json(self, num_decoded: int) -> dict[str, Any]:
         """num_decoded: tokens of the answer after the first. Rates are of each position alone."""
@@ -64,3 +64,9 @@ class SpeculationCounters:
         if self.acceptance == "synthetic":
             facts["not_real"] = True
         return facts
+
+
+def _counted(counts: Sequence[int], num_hits: int, num_places: int = 0) -> tuple[int, ...]:
+    """One more at each of the first num_hits places; at least num_places places."""
+    hits = [1] * num_hits + [0] * (num_places - num_hits)
+    return tuple(before + hit for before, hit in zip_longest(counts, hits, fillvalue=0))

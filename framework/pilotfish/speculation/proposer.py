@@ -74,7 +74,8 @@ class Proposal:
     """What a drafter proposes for one request.
 
     tokens: up to `width` token ids of the target, in order; empty: no proposal.
-    laws: [G, V] float32, row i the law that tokens[i] was drawn from; None: deterministic.
+    laws: [G, V] float32, row i the law that tokens[i] was drawn from, of sum 1; None: each token is
+        certain. The engine refuses what cannot be a law, or not that token's.
     """
 
     tokens: Sequence[int] = ()
@@ -117,8 +118,11 @@ class SpeculatorConfig(Protocol):
     """1 where the draft's row of a token depends on the next token, so that shared pages must
     agree on it; else 0."""
 
+    # Not needed:
     # `num_repeated_weights: int`, for the memory plan, where weights are held more than once: how
-    # many numbers more than the file's. Not needed.
+    # many numbers more than the file's.
+    # `learns_across_requests: bool`, where what is drafted for a request depends on others: the
+    # conformance kit then asks for nothing that it cannot promise.
 
     def num_scratch_rows(self, width: int) -> int:
         """Rows past the committed ones that drafting `width` tokens writes in its paged leaves."""
@@ -153,6 +157,8 @@ class Proposer(Protocol):
 
     config_class: ClassVar[type[Any]]
 
+    # Not needed: `plan_load(infos)`, as a model's (pilotfish.protocols).
+
     def load_model(self, weights: WeightSource | None) -> None:
         """Fills its parameters; weights: the draft's, None for a method without a draft.
 
@@ -169,5 +175,9 @@ class Proposer(Protocol):
         ...
 
     def release(self, request_id: str) -> None:
-        """Drops what it keeps for a request outside its caches."""
+        """Drops what it keeps for a request outside its caches.
+
+        Called when its state is given up: at its end, and at every preemption, after which the
+        request may come again under the same id.
+        """
         ...

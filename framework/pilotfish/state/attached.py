@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from pilotfish.contracts import check_methods
 from pilotfish.protocols import StateCache
 from pilotfish.state.books import FullPage
 
@@ -61,12 +62,22 @@ class AttachedCache(StateCache, Protocol):
         """Drops the snapshot filed under `page`, if there is one."""
         ...
 
+    def clear(self) -> None:
+        """Back to no request and no snapshot, also when another call was interrupted half way.
+
+        A cache without it is asked to release every request and to forget every page.
+        """
+        ...
+
 
 class AttachedGroup:
     """All attached caches, told as one: each call reaches all of them or leaves their lengths."""
 
     def __init__(self, caches: Sequence[AttachedCache] = ()) -> None:
+        for cache in caches:
+            check_methods(cache, AttachedCache, "what `make_cache` returned", optional=["clear"])
         self._caches = tuple(caches)
+        self._told: set[str] = set()  # of every request of which any cache may hold something
 
     def inputs(
         self,
@@ -86,6 +97,7 @@ class AttachedGroup:
     def claim(self, request_id: str, page: int | None = None, num_tokens: int = 0) -> None:
         """Claims in all caches, at the boundary that ends `page` if given; all or none."""
         claimed: list[AttachedCache] = []
+        self._told.add(request_id)
         try:
             for cache in self._caches:
                 cache.claim(request_id)
@@ -140,11 +152,25 @@ class AttachedGroup:
                 failure = failure or error
         if failure is not None:
             raise failure
+        self._told.discard(request_id)
 
     def forget(self, page: int) -> None:
         """Drops every snapshot filed under a page."""
         for cache in self._caches:
             cache.forget(page)
+
+    def clear(self, pages: Sequence[int]) -> None:
+        """No request and no snapshot in any cache. pages: all that there are."""
+        for cache in self._caches:
+            if hasattr(cache, "clear"):
+                cache.clear()
+                continue
+            for page in pages:
+                cache.forget(page)
+            for request_id in self._told:
+                with suppress(Exception):  # of one that this cache does not know
+                    cache.release(request_id)
+        self._told.clear()
 
     def lengths(self, request_id: str) -> list[int]:
         """Committed rows of the request in each cache."""

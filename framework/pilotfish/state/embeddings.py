@@ -55,14 +55,15 @@ class EmbeddingCache:
         while self.num_bytes + size > self.max_bytes:
             self._drop(next(iter(self._kept)))
         self._kept[digest] = embeddings
-        self.num_bytes += size
+        self.num_bytes += size  # no signal parts these lines: Python sees to signals after calls
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._kept.clear()
-        self.num_bytes = 0
+        self._kept, self.num_bytes = OrderedDict(), 0
 
     def _drop(self, digest: bytes) -> None:
-        found = self._kept.pop(digest, None)
+        found = self._kept.get(digest)
         if found is not None:
-            self.num_bytes -= found.numel() * found.element_size()
+            size = found.numel() * found.element_size()
+            del self._kept[digest]
+            self.num_bytes -= size  # nor these

@@ -29,8 +29,9 @@ class StateManager:
     """claim -> [reserve -> forward writes -> commit]* -> release, for pages and attached caches.
 
     One length and one list of pages serve all leaves of a request: a target's and its draft's.
-    After every call, also one that raised, all caches agree on every request's length, and every
-    page is owned, free or cached.
+    After every call, also one in which the pool or a cache raised, all caches agree on every
+    request's length, and every page is owned, free or cached. Only an exception out of nowhere, as
+    an interrupt is, may leave a call half done: `reset` is for after it.
 
     leaves: specs of the paged leaves; their tensors are allocated here.
     prefix_caching: whether full pages are shared. lookahead: see `PrefixIndex`.
@@ -212,6 +213,18 @@ class StateManager:
         self._poison(self.pool.unpublish_all())
         for page in pages:
             self._attached.forget(page)
+
+    def reset(self) -> None:
+        """Back to no request and an empty prefix cache, whatever was left half done.
+
+        Looks at nothing that an interrupted call may have spoilt; may itself be begun again.
+        """
+        self._attached.clear(range(self.num_pages))
+        self.index.clear()
+        self.pool = PagePool(self.num_pages, on_evict=self._forget_page)
+        self._tables = PageTables()
+        self._requests.clear()
+        self._poison(range(self.num_pages))
 
     # What a pass needs
 

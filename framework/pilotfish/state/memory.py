@@ -70,7 +70,10 @@ class MemoryPlan:
     images: bytes of what images take, by part; empty for text only.
     activations: bytes of a pass. available: bytes that could be taken when the plan was made.
     num_pages, page_size_tokens: the page pool. max_seq_len: the longest context asked for.
-    reason: what decided num_pages.
+    scratch_tokens: rows that a request needs beyond it within a step.
+    reason: what decided num_pages. note: what is smaller than the model allows or than is usual,
+        so that it fits; empty where nothing is.
+    smaller: which sizes would fit instead, for advice; None where nobody tried others.
     """
 
     device: str
@@ -84,8 +87,11 @@ class MemoryPlan:
     max_seq_len: int
     max_batch_size: int
     reason: str
+    scratch_tokens: int = 0
     images: Mapping[str, int] = attrs.field(factory=dict)
     weight_kinds: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)
+    note: str = ""
+    smaller: tuple[str, ...] | None = None
 
     @classmethod
     def make(
@@ -110,8 +116,8 @@ class MemoryPlan:
         specs: the paged and slot caches of all models, the draft's included.
         weights, weight_kinds, activations, available, images: bytes; see the class.
         scratch_tokens: rows a request needs beyond max_seq_len within a step, drafted ones.
-        Raises CapacityError when weights, activations and state do not fit: says the bytes needed
-        and available, and what to lower.
+        Whether it fits is `refuse_unfit`'s word. Raises CapacityError where the user's bytes hold
+        no page.
         """
         size = cache.page_size_tokens
         paged = [spec for spec in specs if isinstance(spec, PagedStateSpec)]
@@ -135,7 +141,7 @@ class MemoryPlan:
             max_batch_size=max_batch_size,
         )
         num_pages, reason = choice.choose()
-        plan = cls(
+        return cls(
             device=device,
             available=available,
             weights=MappingProxyType(dict(weights)),
@@ -147,11 +153,10 @@ class MemoryPlan:
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
             reason=reason,
+            scratch_tokens=scratch_tokens,
             images=MappingProxyType(dict(images or {})),
             weight_kinds=MappingProxyType(dict(weight_kinds or {})),
         )
-        plan._check_fits()
-        return plan
 
     @property
     def state(self) -> dict[str, int]:
@@ -167,9 +172,34 @@ class MemoryPlan:
         return self.activations + sum(sum(part.values()) for part in parts)
 
     @property
+    def missing(self) -> int:
+        """Bytes that are needed and not available; 0 where it fits."""
+        return max(0, self.total - self.available)
+
+    @property
+    def longest_that_fits(self) -> int:
+        """The longest context, in tokens, one of which fits beside all else; 0 for none.
+
+        A tenth of what is left is left alone: other programs live in that memory too.
+        """
+        page_bytes = sum(self.leaves.values())
+        if not page_bytes:
+            return 0 if self.missing else self.max_seq_len
+        left = self.available - (self.total - page_bytes * self.num_pages)
+        pages = int(max(0, left) * DEVICE_SHARE) // page_bytes
+        one = -(-(self.max_seq_len + self.scratch_tokens) // self.page_size_tokens)
+        return max(0, min(pages, one) * self.page_size_tokens - self.scratch_tokens)
+
+    @property
     def max_cached_tokens(self) -> int:
         """Rows that all requests together can hold."""
         return self.num_pages * self.page_size_tokens
+
+    @property
+    def full_contexts(self) -> int:
+        """How many requests of max_seq_len tokens the pages hold at once."""
+        one = -(-(self.max_seq_len + self.scratch_tokens) // self.page_size_tokens)
+        return min(self.max_batch_size, self.num_pages // one)
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""
@@ -177,6 +207,7 @@ class MemoryPlan:
             "device": self.device,
             "available_bytes": self.available,
             "total_bytes": self.total,
+            "missing_bytes": self.missing,
             "weights_bytes": dict(self.weights),
             "weight_kinds_bytes": {name: dict(kinds) for name, kinds in self.weight_kinds.items()},
             "activation_bytes": self.activations,
@@ -187,12 +218,16 @@ class MemoryPlan:
             "max_cached_tokens": self.max_cached_tokens,
             "max_seq_len": self.max_seq_len,
             "max_batch_size": self.max_batch_size,
+            "full_contexts": self.full_contexts,
             "reason": self.reason,
+            "note": self.note,
         }
 
     def __str__(self) -> str:
+        short = f": {_size(self.missing)} are missing" if self.missing else ""
         lines = [
             f"memory on {self.device}: {_size(self.total)} of {_size(self.available)} available"
+            f"{short}"
         ]
         lines += [
             f"  weights ({name}): {_size(count)}{self._by_kind(name)}"
@@ -205,6 +240,12 @@ class MemoryPlan:
             f"  {self.num_pages} pages of {self.page_size_tokens} tokens hold "
             f"{self.max_cached_tokens} tokens ({self.reason})"
         )
+        lines.append(
+            f"  up to {self.max_batch_size} requests at once, of up to {self.max_seq_len} tokens; "
+            f"of the longest, the pages hold {self.full_contexts}"
+        )
+        lines += [f"  {self.note}"] * bool(self.note)
+        lines += [f"  it does not fit: {self._advice()}"] * bool(self.missing)
         return "\n".join(lines)
 
     def _by_kind(self, name: str) -> str:
@@ -212,8 +253,11 @@ class MemoryPlan:
         listed = ", ".join(f"{kind} {_size(count)}" for kind, count in kinds.items())
         return f" ({listed})" if listed else ""
 
-    def _check_fits(self) -> None:
-        if self.total <= self.available:
+    def refuse_unfit(self) -> None:
+        """Raises CapacityError when weights, activations and state do not fit: says the bytes
+        needed and available, and what to lower.
+        """
+        if not self.missing:
             return
         parts = {f"weights ({name})": count for name, count in self.weights.items()}
         parts |= {f"state ({name})": count for name, count in self.state.items()}
@@ -232,18 +276,37 @@ class MemoryPlan:
         if fixed + sum(self.images.values()) > self.available:
             return "lower image_bytes of the cache's options, or use a smaller dtype"
         if self.reason.startswith(SET_BY):
-            return f"lower {self.reason.removeprefix(SET_BY)}, or leave it out"
+            return f"lower {self.reason.removeprefix(SET_BY)}{self._pages_that_fit()}"
+        ways = self.smaller or self.shorter
+        if ways:
+            return f"lower {' or '.join(ways)}"
         return (
-            f"lower --max-length (now {self.max_seq_len}{self._longest_that_fits()}), "
-            f"max_batch_size (now {self.max_batch_size}) or max_batch_tokens"
+            "no smaller sizes that were tried fit (max_length, max_batch_size, max_batch_tokens): "
+            "use a smaller model or dtype, or another device"
         )
 
-    def _longest_that_fits(self) -> str:
-        left = self.available - (self.total - sum(self.leaves.values()) * self.num_pages)
-        pages = max(0, left) // max(1, sum(self.leaves.values()))
-        scratch = self.max_cached_tokens - self.max_seq_len
-        longest = pages * self.page_size_tokens - scratch
-        return f"; {longest} would fit" if 0 < longest < self.max_seq_len else ""
+    @property
+    def shorter(self) -> tuple[str, ...]:
+        """The length that would fit instead; empty for none."""
+        longest = self.longest_that_fits
+        if not 0 < longest < self.max_seq_len:
+            return ()
+        return (would_fit("max_length", self.max_seq_len, longest),)
+
+    def _pages_that_fit(self) -> str:
+        page_bytes = sum(self.leaves.values())
+        left = self.available - (self.total - page_bytes * self.num_pages)
+        pages = left // page_bytes if page_bytes else 0
+        if pages < 1:
+            return ", or leave it out: beside all else no page fits"
+        if self.reason.endswith("num_pages"):
+            return f" (now {self.num_pages}; {pages} would fit), or leave it out"
+        return f" ({pages * page_bytes + sum(self.slots.values())} would fit), or leave it out"
+
+
+def would_fit(name: str, given: int, fitting: int) -> str:
+    """Which size to lower, and to what."""
+    return f"{name} (now {given}; {fitting} would fit)"
 
 
 @attrs.frozen(kw_only=True)
@@ -273,7 +336,10 @@ class _PageChoice:
             return wanted, f"{self.max_batch_size} full contexts"
         if allowed <= self.pages_per_context:
             return self.pages_per_context, "one full context"
-        return allowed, "limited by the share of the memory that pages take unasked"
+        how = f"{DEVICE_SHARE:.0%} of the memory that is left"
+        if self.on_cpu:
+            how = f"{CPU_SHARE:.0%} of the memory that is left, and at most 2 GiB"
+        return allowed, f"unasked they take {how}: num_pages gives more"
 
     def _unasked_bytes(self) -> int:
         left = max(0, self.available - self.fixed_bytes - self.slot_bytes)

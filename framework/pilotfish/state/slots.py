@@ -18,7 +18,11 @@ class SlotPool:
         if num_slots < 1:
             raise StateError(f"num_slots is {num_slots}; wanted at least 1: raise max_batch_size")
         self.num_slots = num_slots
-        self._free = list(range(num_slots - 1, -1, -1))
+        self.clear()
+
+    def clear(self) -> None:
+        """Takes every slot back."""
+        self._free = list(range(self.num_slots - 1, -1, -1))
         self._slot_of: dict[str, int] = {}
 
     @property

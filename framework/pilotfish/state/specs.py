@@ -6,12 +6,32 @@ A paged spec grows by one row a token; a slot spec has one fixed block a request
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 
-from pilotfish.config.checks import int_at_least
+from pilotfish.config.checks import int_at_least, is_int
+from pilotfish.errors import ConfigError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1}
+
+
+def _check_shape(instance: Any, attribute: Any, value: Any) -> None:
+    if value is None and attribute.name != "slot_shape":
+        return
+    if not isinstance(value, tuple) or not all(is_int(size) and size >= 0 for size in value):
+        raise ConfigError(
+            f"{type(instance).__name__}.{attribute.name} is {value!r}; wanted a tuple of sizes, "
+            "as in (64,)"
+        )
+
+
+def _check_dtype(instance: Any, attribute: Any, value: Any) -> None:
+    if value not in DTYPE_BYTES:
+        raise ConfigError(
+            f"{type(instance).__name__}.dtype is {value!r}; wanted one of these names: "
+            f"{', '.join(DTYPE_BYTES)}"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -24,8 +44,8 @@ class PagedStateSpec:
 
     name: str
     num_layers: int = attrs.field(validator=int_at_least(0))
-    row_shape: tuple[int, ...]
-    dtype: str
+    row_shape: tuple[int, ...] = attrs.field(validator=_check_shape)
+    dtype: str = attrs.field(validator=_check_dtype)
 
     @property
     def bytes_per_token(self) -> int:
@@ -44,10 +64,10 @@ class SlotStateSpec:
 
     name: str
     num_layers: int = attrs.field(validator=int_at_least(0))
-    slot_shape: tuple[int, ...]
-    boundary_shape: tuple[int, ...] | None = None
-    row_shape: tuple[int, ...] | None = None
-    dtype: str
+    slot_shape: tuple[int, ...] = attrs.field(validator=_check_shape)
+    boundary_shape: tuple[int, ...] | None = attrs.field(default=None, validator=_check_shape)
+    row_shape: tuple[int, ...] | None = attrs.field(default=None, validator=_check_shape)
+    dtype: str = attrs.field(validator=_check_dtype)
 
     @property
     def bytes_per_slot(self) -> int:

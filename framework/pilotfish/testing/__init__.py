@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pilotfish.testing.examples import SMALL, Examples
     from pilotfish.testing.naive import NaiveAnswer, naive_answer, naive_token
     from pilotfish.testing.oracle import Oracle, TransformersOracle
-    from pilotfish.testing.promise import Broken, NotApplicable, Promise, want
+    from pilotfish.testing.promise import Broken, NotApplicable, NotKnown, Promise, want
     from pilotfish.testing.session import Session
     from pilotfish.testing.subject import Subject
     from pilotfish.testing.suite import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         check,
         promise_named,
         promises_for,
+        promises_named,
         run,
         tiny_subjects,
     )
@@ -31,6 +32,7 @@ _HOMES = {
     "Examples": "examples",
     "NaiveAnswer": "naive",
     "NotApplicable": "promise",
+    "NotKnown": "promise",
     "Oracle": "oracle",
     "PROMISES": "suite",
     "Promise": "promise",
@@ -44,6 +46,7 @@ _HOMES = {
     "naive_token": "naive",
     "promise_named": "suite",
     "promises_for": "suite",
+    "promises_named": "suite",
     "run": "suite",
     "save_tiny": "checkpoints",
     "save_with_transformers": "checkpoints",
@@ -56,6 +59,7 @@ __all__ = [
     "Examples",
     "NaiveAnswer",
     "NotApplicable",
+    "NotKnown",
     "Oracle",
     "PROMISES",
     "Promise",
@@ -69,6 +73,7 @@ __all__ = [
     "naive_token",
     "promise_named",
     "promises_for",
+    "promises_named",
     "run",
     "save_tiny",
     "save_with_transformers",

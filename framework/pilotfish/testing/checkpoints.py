@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
     from pilotfish.registry import Registry
 
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size")
+"""What options call the number of keys that a row sees."""
+WINDOW = 9
+"""Keys: two pages of the kit's and one, fewer than a long prompt of it has tokens."""
+MANY_LAYERS = 48
+"""Enough for every kind of layer that a class has by default to come."""
+ORIGINAL, ORIGINAL_LENGTH = "original_max_position_embeddings", 16
+
 _WEIGHT_SCALE = 1.4
 """Random weights are this over the root of their row length: streams neither fade nor blow up."""
 
@@ -42,15 +50,18 @@ def examples_of(architecture: str, registry: Registry) -> Examples:
 
 
 def tiny_config(
-    architecture: str, options: Mapping[str, Any], sizes: Mapping[str, Any] = MappingProxyType({})
+    architecture: str,
+    options: Mapping[str, Any],
+    sizes: Mapping[str, Any] = MappingProxyType({}),
+    base: Mapping[str, Any] = SMALL,
 ) -> dict[str, Any]:
-    """A whole example: `SMALL` with the options over it, at the depth where they belong.
+    """A whole example: `base` with the options over it, at the depth where they belong.
 
     sizes: over both.
     """
-    found = {**SMALL, **copy.deepcopy(dict(options)), "architectures": [architecture]}
+    found = {**base, **copy.deepcopy(dict(options)), "architectures": [architecture]}
     if "text_config" in found:
-        found["text_config"] = {**SMALL, **found["text_config"], **sizes}
+        found["text_config"] = {**base, **found["text_config"], **sizes}
         return found
     return {**found, **sizes}
 
@@ -61,28 +72,97 @@ def save_tiny(
     folder: Path,
     registry: Registry,
     sizes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    base: Mapping[str, Any] = SMALL,
+    shows_all: bool = False,
 ) -> Path:
     """Writes the example `name` of an architecture into a folder of its own; returns that.
 
-    sizes: options over the example's own. Raises ConfigError for an architecture that neither its
-    plugin nor transformers can write.
+    sizes: options over the example's own. base: under them. shows_all: with small options of the
+    class's own (see `shrunk`) where the example says nothing: what the conformance kit tries.
+    Raises ConfigError for an architecture that neither its plugin nor transformers can write, and
+    for an example that the plugin does not have.
     """
     examples = examples_of(architecture, registry)
+    if name not in examples.configs:
+        raise ConfigError(
+            f"{architecture} has no example {name!r}; wanted one of {', '.join(examples.configs)}"
+        )
     path = folder / f"{architecture}-{name}"
     path.mkdir(parents=True)
-    options = tiny_config(architecture, examples.configs[name], sizes)
-    (examples.save or save_with_transformers)(options, path)
+    options = tiny_config(architecture, examples.configs[name], sizes, base)
+    if examples.save is not None:
+        examples.save(options, path)
+    else:
+        save_with_transformers(options, path, shows_all=shows_all)
     return path
 
 
-def with_more_heads(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Wide sizes with heads as wide as `SMALL`'s, for options that depend on a head's width."""
-    heads = sizes["hidden_size"] // (SMALL["hidden_size"] // SMALL["num_attention_heads"])
-    return {**sizes, "num_attention_heads": heads, "num_key_value_heads": heads // 2}
+def with_more_heads(sizes: Mapping[str, Any], example: Mapping[str, Any]) -> dict[str, Any]:
+    """Wide sizes with heads as wide as the example's, for options that depend on a head's width.
+
+    A little narrower, where heads of that width do not fill them. As they are where they name the
+    width in words of their own.
+    """
+    if "hidden_size" not in sizes:
+        return dict(sizes)
+    small = {**SMALL, **example, **example.get("text_config", {})}
+    width = small["hidden_size"] // small["num_attention_heads"]
+    pairs = sizes["hidden_size"] // width // 2  # a head of keys serves two
+    return {
+        **sizes,
+        "hidden_size": 2 * pairs * width,
+        "num_attention_heads": 2 * pairs,
+        "num_key_value_heads": pairs,
+    }
 
 
-def save_with_transformers(options: Mapping[str, Any], folder: Path) -> None:
-    """A random model of transformers' class, float32; norms and biases are random too."""
+def shrunk(config_class: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, and small ones for what the class has of its own accord and they do not say.
+
+    Windows are shorter than the kit's texts, there is a layer of each kind, and rope is scaled
+    beyond an original length that texts go past. What the options say is left alone.
+    """
+    found = dict(options)
+    inner = found.get("text_config")
+    if isinstance(inner, Mapping):
+        classes = getattr(config_class, "sub_configs", {})
+        if "text_config" in classes:
+            found["text_config"] = shrunk(classes["text_config"], inner)
+        return found
+    usual = config_class(**options)
+    for name in WINDOWS:
+        if name not in options and isinstance(getattr(usual, name, None), int):
+            found[name] = WINDOW
+    if "layer_types" not in options and getattr(usual, "layer_types", None):
+        deep = config_class(**{**options, "num_hidden_layers": MANY_LAYERS})
+        kinds = list(dict.fromkeys(deep.layer_types))
+        if not set(kinds) <= set(usual.layer_types):
+            found |= {"num_hidden_layers": len(kinds), "layer_types": kinds}
+    if "rope_parameters" not in options and isinstance(
+        getattr(usual, "rope_parameters", None), Mapping
+    ):
+        found["rope_parameters"] = _with_short_original(usual.rope_parameters)
+    return found
+
+
+def _with_short_original(rope: Mapping[str, Any]) -> dict[str, Any]:
+    made = {
+        name: _with_short_original(value) if isinstance(value, Mapping) else value
+        for name, value in rope.items()
+    }
+    if ORIGINAL in made:
+        made[ORIGINAL] = ORIGINAL_LENGTH
+    return made
+
+
+def save_with_transformers(
+    options: Mapping[str, Any], folder: Path, *, shows_all: bool = False
+) -> None:
+    """A random model of transformers' class, float32; norms and biases are random too.
+
+    shows_all: see `save_tiny`.
+    """
     import torch
     import transformers
 
@@ -98,10 +178,12 @@ def save_with_transformers(options: Mapping[str, Any], folder: Path) -> None:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            config = model_class.config_class(**options)
+            config_class = model_class.config_class
+            config = config_class(**(shrunk(config_class, options) if shows_all else options))
         except Exception as error:  # each refuses in a way of its own
             raise ConfigError(
-                f"the config of {architecture} refuses its options: {error}"
+                f"the config of {architecture} refuses its options: {error}; where it is about "
+                "sizes, the spec's `examples` can say which fit (pilotfish.testing.Examples)"
             ) from error
         model = model_class(config).eval()
         randomize(model.state_dict())
@@ -118,6 +200,8 @@ def randomize(tensors: Mapping[str, torch.Tensor]) -> None:
         noise = torch.randn(tensor.shape)
         if tensor.ndim > 1:
             tensor.copy_(noise * _WEIGHT_SCALE / tensor.shape[-1] ** 0.5)
+        elif name.endswith("correction_bias"):
+            tensor.copy_(0.2 * noise)  # of scores from 0 to 1: every expert can still be chosen
         elif name.endswith("bias"):
             tensor.copy_(0.3 * noise)
         else:

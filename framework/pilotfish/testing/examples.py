@@ -31,6 +31,10 @@ SMALL: Mapping[str, Any] = MappingProxyType(
 )
 """Sizes of a tiny model, under what an example's own options say."""
 
+ODD: Mapping[str, Any] = MappingProxyType({**SMALL, "hidden_size": 72, "intermediate_size": 100})
+"""The same with widths that are no multiples of what a processor computes at once, nor squares:
+what the conformance kit tries."""
+
 WIDE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "width 1024": {"hidden_size": 1024, "intermediate_size": 2816},
@@ -45,7 +49,9 @@ that a processor computes at once."""
 class Examples:
     """Tiny models of one architecture. A spec names a function that returns them, by reference.
 
-    configs: name -> Hugging Face options, laid over `SMALL` (a "text_config" among them too).
+    configs: name -> Hugging Face options, laid over `ODD` (a "text_config" among them too). What
+        they do not say is made small where transformers writes them: windows shorter than the kit's
+        texts, a layer of each kind, rope scaled beyond an original length that texts go past.
     save: writes a random checkpoint of such options to a folder, for an architecture whose files
         transformers cannot write; None lets transformers do it.
     wide: name -> options that make an example wide, laid over its own: see `WIDE`.

@@ -5,7 +5,7 @@ Knows: how a loaded engine is overheard. Does not know: what is promised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -49,10 +49,15 @@ class Proposals:
     def __init__(self, llm: LLM) -> None:
         proposer: Any = llm.proposer
         self._whose = f"{type(proposer).__name__}.propose returned"
-        self._real = proposer.propose
+        self._proposer, self._real = proposer, proposer.propose
         self._vocab_size = llm.vocab_size
         self.clear()
         proposer.propose = self._listen
+
+    def stop(self) -> None:
+        """Listens no more."""
+        proposer: Any = self._proposer
+        proposer.propose = self._real
 
     def clear(self) -> None:
         """Forgets what was heard."""
@@ -85,17 +90,24 @@ class Proposals:
 
 
 class Judged:
-    """While it is entered it remembers what residual acceptance judges; then it can be asked."""
+    """While it is entered it listens to residual acceptance; afterwards that can be asked.
 
-    def __init__(self) -> None:
-        self.seen: list[tuple[torch.Tensor, VerifyRequest]] = []
+    heard: called with each request that is judged. first: the logits [R, V] and the request that
+    were judged first; None where none was.
+    """
+
+    def __init__(self, heard: Callable[[VerifyRequest], None]) -> None:
+        self.first: tuple[torch.Tensor, VerifyRequest] | None = None
+        self._heard = heard
 
     def __enter__(self) -> Judged:
         rule: Any = acceptance.ResidualAcceptance
         self._real = real = rule.judge
 
         def judge(this: Any, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
-            self.seen.append((logits.clone(), request))
+            if self.first is None:
+                self.first = logits.clone(), request
+            self._heard(request)
             found: list[int] = real(this, logits, request)
             return found
 
@@ -112,7 +124,8 @@ class Judged:
         Of every draft the rule itself is asked: for which uniform numbers it is accepted, by
         bisection, and from which law a token is drawn in its place.
         """
-        logits, request = self.seen[0]
+        assert self.first is not None
+        logits, request = self.first
         one = attrs.evolve(request, rows=request.rows[:2], drafts=(0,), laws=q[None])
         sampler: Any = _FixedLaw(p)
         rule = acceptance.ResidualAcceptance(sampler)

@@ -1,13 +1,13 @@
 """Oracle: what a checkpoint should compute, from an implementation that is not ours.
 
 Knows: how transformers is asked, in float64 too. Does not know: Pilotfish's models.
-Axis letters: T tokens, V vocabulary, D model width.
+Axis letters: T tokens, V vocabulary, D model width, L blocks.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pilotfish.testing.promise import NotApplicable
+from pilotfish.testing.promise import NotKnown
+from pilotfish.weights.safetensors import SINGLE_FILE
 
 
 class Oracle:
@@ -50,50 +51,59 @@ class Oracle:
 class TransformersOracle(Oracle):
     """transformers' own model of a checkpoint's folder.
 
-    Raises NotApplicable where transformers cannot load the folder whole.
+    ignored: tensors that may lie in the file unread. Raises NotKnown where transformers cannot load
+    the folder whole. A subclass may override `load`, or any answer, where transformers errs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, ignored: Collection[str] = ()) -> None:
+        self.folder = folder
+        self._ignored = frozenset(ignored)
         try:
-            self._model("float32")
+            self.load("float32")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             said = str(error).strip().partition("\n")[0]
-            raise NotApplicable(
+            raise NotKnown(
                 f"transformers cannot load it ({said}), and the spec's examples have no oracle"
             ) from error
 
     @torch.inference_mode()
     def exact(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
         """As `Oracle`; every cast to float32 inside the model is made one to float64."""
-        model = self._model(dtype).double()
-        with _Widened():
-            logits: torch.Tensor = model(_ids(tokens)).logits[0]
-        return logits.double()
+        logits: torch.Tensor = self._widened(self.load(dtype).double(), tokens)
+        return logits
 
     @torch.inference_mode()
     def eager(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
         """As `Oracle`."""
-        logits: torch.Tensor = self._model(dtype, attention="eager")(_ids(tokens)).logits[0]
+        logits: torch.Tensor = self.load(dtype, attention="eager")(_ids(tokens)).logits[0]
         return logits.float()
 
     @torch.inference_mode()
     def hidden_states(self, tokens: Sequence[int], dtype: str) -> list[torch.Tensor]:
-        """As `Oracle`; the entry after the last block is taken before the final norm."""
-        model = self._model(dtype).double()
-        norm, seen = _final_norm(model), list[torch.Tensor]()
-        if norm is None:
-            return []
-        norm.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
-        with _Widened():
-            states = model(_ids(tokens), output_hidden_states=True).hidden_states
-        return [*(state[0] for state in states[:-1]), seen[0]]
+        """As `Oracle`: what each block is given, and what the last one gives."""
+        model, seen = self.load(dtype).double(), list[Any]()
+        blocks = _blocks(model)
+        for block in blocks:
+            block.register_forward_pre_hook(
+                lambda _, args, named: seen.append(args[0] if args else named.get("hidden_states")),
+                with_kwargs=True,
+            )
+        for block in blocks[-1:]:
+            block.register_forward_hook(
+                lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            )
+        self._widened(model, tokens)
+        known = len(seen) == len(blocks) + 1 and all(
+            isinstance(state, torch.Tensor) and state.shape[:2] == (1, len(tokens))
+            for state in seen
+        )
+        return [state[0].double() for state in seen] if known else []
 
     @torch.inference_mode()
     def generate(self, tokens: Sequence[int], count: int) -> list[int]:
         """As `Oracle`, with transformers' own cache."""
         ids = _ids(tokens)
-        answer = self._model("float32").generate(
+        answer = self.load("float32").generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=count,
@@ -103,29 +113,49 @@ class TransformersOracle(Oracle):
         )
         return list(answer[0, len(tokens) :].tolist())
 
-    def _model(self, dtype: str, attention: str = "sdpa") -> Any:
-        """A fresh model each time: some rotary types remember the lengths they saw."""
-        import transformers
+    def load(self, dtype: str, attention: str = "sdpa") -> Any:
+        """A fresh model each time: some rotary types remember the lengths they saw.
 
-        config = transformers.AutoConfig.from_pretrained(self._folder)
-        model_class = getattr(transformers, (config.architectures or ["none"])[0], None)
-        if model_class is None:
-            raise NotApplicable(f"transformers has no {(config.architectures or ['none'])[0]}")
-        with quiet():
-            model, said = model_class.from_pretrained(
-                self._folder,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                output_loading_info=True,
-            )
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if said.get(kind):
-                raise NotApplicable(f"transformers loads it with {kind}: {sorted(said[kind])[:3]}")
+        dtype: of its weights. attention: of transformers' implementations; "eager" is taken where
+        the class has no other. What stands in the file is what it has: a class that rescales what
+        it loads does so for a training that is to come.
+        """
+        model = self._loaded(dtype, attention)
+        _put_back(model, self.folder / SINGLE_FILE)
         for weight in model.parameters():  # some versions keep a router's unrounded
             weight.data = weight.data.to(getattr(torch, dtype)).to(weight.dtype)
         # Its grouped products of experts take no float64.
         model.set_experts_implementation("eager")
         return model.eval()
+
+    def _loaded(self, dtype: str, attention: str) -> Any:
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self.folder)
+        name = (config.architectures or ["none"])[0]
+        model_class = getattr(transformers, name, None)
+        if model_class is None:
+            raise NotKnown(f"transformers has no {name}, and the spec's examples have no oracle")
+        options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+        with quiet():
+            try:
+                model, said = model_class.from_pretrained(
+                    self.folder, attn_implementation=attention, **options
+                )
+            except ValueError:
+                if attention == "eager":
+                    raise
+                return self._loaded(dtype, "eager")
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            odd = sorted(set(said.get(kind) or ()) - self._ignored)
+            if odd:
+                raise NotKnown(f"transformers loads it with {kind}: {odd[:3]}")
+        return model
+
+    def _widened(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
+        with _Widened():
+            logits: torch.Tensor = model(_ids(tokens)).logits[0]
+        return logits.double()
 
 
 class _Widened(TorchFunctionMode):
@@ -163,11 +193,24 @@ def _ids(tokens: Sequence[int]) -> torch.Tensor:
     return torch.tensor([list(tokens)])
 
 
-def _final_norm(model: Any) -> Any:
-    """The module that norms the stream after the last block, by the names that models give it."""
-    body = getattr(model, "model", model)
-    body = getattr(body, "language_model", body)
-    for name in ("norm", "final_layernorm", "embedding_norm", "ln_f"):
-        if hasattr(body, name):
-            return getattr(body, name)
-    return None
+def _blocks(model: Any) -> Sequence[Any]:
+    """The L modules that the stream goes through, whatever they are called; () if not found."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    for module in model.get_decoder().modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return tuple(module)
+    return ()
+
+
+def _put_back(model: Any, file: Path) -> None:
+    """The file's own numbers into parameters of the same name and shape."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        return
+    own = dict(model.named_parameters())
+    with safe_open(file, framework="pt") as stored, torch.no_grad():
+        for name in own.keys() & set(stored.keys()):
+            tensor = stored.get_tensor(name)
+            if tensor.shape == own[name].shape and tensor.is_floating_point():
+                own[name].copy_(tensor)

@@ -33,11 +33,16 @@ class NotApplicable(Exception):
     """A promise says nothing about this subject; the message is the reason."""
 
 
+class NotKnown(Exception):
+    """The kit could not find out whether a promise is kept; the message says what it lacked."""
+
+
 @attrs.frozen(kw_only=True)
 class Promise:
     """A promise and its check.
 
-    name: as reports and tests show it. check: raises Broken, or NotApplicable with the reason.
+    name: as reports and tests show it. check: raises Broken, NotApplicable with the reason, or
+        NotKnown with what was lacking.
     needs_drafter: whether it is about a drafter, and so is checked only where one is given.
     """
 
@@ -51,7 +56,7 @@ class Promise:
         return (self.check.__doc__ or "").strip().partition("\n")[0]
 
     def keep(self, subject: Subject) -> None:
-        """Checks one subject. Raises Broken with the promise's name, or NotApplicable."""
+        """Checks one subject. Raises Broken with the promise's name, NotApplicable or NotKnown."""
         try:
             with subject.threads():
                 self.check(subject)

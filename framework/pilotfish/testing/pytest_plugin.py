@@ -32,9 +32,12 @@ class BoundPromise:
     subjects: list[Subject]
 
     def keep(self) -> None:
-        """Fails the test when the promise is broken; skips it where it applies to no subject."""
+        """Fails the test when the promise is broken, or the kit cannot know whether it is.
+
+        Skips it where it applies to no subject.
+        """
         __tracebackhide__ = True
-        from pilotfish.testing.promise import NotApplicable
+        from pilotfish.testing.promise import NotApplicable, NotKnown
         from pilotfish.testing.suite import promise_named
 
         reasons = []
@@ -43,6 +46,10 @@ class BoundPromise:
                 promise_named(self.name).keep(subject)
             except NotApplicable as reason:
                 reasons.append(f"{subject.name}: {reason}")
+            except NotKnown as lacking:
+                pytest.fail(
+                    f"{self.name} is not known to be kept: {subject.name}: {lacking}", pytrace=False
+                )
         if len(reasons) == len(self.subjects):
             pytest.skip("; ".join(reasons))
 
@@ -57,11 +64,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("pilotfish")
     if marker is None or "promise" not in metafunc.fixturenames:
         return
-    from pilotfish.testing.suite import promises_for
+    from pilotfish.testing.suite import promises_for, promises_named
 
-    asked = promises_for(with_drafter="speculative" in marker.kwargs)
-    names = marker.kwargs.get("promises") or [promise.name for promise in asked]
-    metafunc.parametrize("promise", names, indirect=True)
+    asked = [
+        found for name in marker.kwargs.get("promises") or () for found in promises_named(name)
+    ]
+    promises = asked or promises_for(with_drafter="speculative" in marker.kwargs)
+    metafunc.parametrize("promise", [promise.name for promise in promises], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +91,10 @@ def promise(request: pytest.FixtureRequest, _pilotfish_subjects: Any) -> BoundPr
         for key in ("dtypes", "draft", "speculative")
         if marker.kwargs.get(key)
     }
+    if isinstance(options.get("speculative"), str):
+        from pilotfish.config import SpeculativeConfig
+
+        options["speculative"] = SpeculativeConfig(method=options["speculative"])
     subjects = _pilotfish_subjects.of(marker.args[0], marker.kwargs.get("registry"), options)
     return BoundPromise(name=request.param, subjects=subjects)
 

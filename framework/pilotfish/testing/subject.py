@@ -34,8 +34,9 @@ from pilotfish.testing.checkpoints import (
     with_more_heads,
 )
 from pilotfish.testing.oracle import Oracle, TransformersOracle
-from pilotfish.testing.promise import NotApplicable
+from pilotfish.testing.promise import NotApplicable, NotKnown
 from pilotfish.testing.session import Session
+from pilotfish.weights import TensorInfo
 from pilotfish.weights.safetensors import SINGLE_FILE
 
 PAGE_SIZE = 4
@@ -78,7 +79,7 @@ class Subject:
     speculative: SpeculativeConfig | None = None
     example_of: str | None = None
     _models: dict[str, tuple[Prepared, PipelineModel]] = attrs.field(factory=dict, repr=False)
-    _oracle: Oracle | NotApplicable | None = attrs.field(default=None, repr=False)
+    _oracle: Oracle | NotKnown | None = attrs.field(default=None, repr=False)
     _exits: ExitStack = attrs.field(factory=ExitStack, repr=False)
 
     # Facts
@@ -125,23 +126,31 @@ class Subject:
 
     @property
     def folder(self) -> Path:
-        """The checkpoint's directory. Raises NotApplicable unless it holds one safetensors file."""
+        """The checkpoint's directory. Raises NotKnown unless it holds one safetensors file."""
         path = self._loaded(self.dtype)[0].checkpoint.path
         if not (path / SINGLE_FILE).is_file():
-            raise NotApplicable(f"the checkpoint is no directory with {SINGLE_FILE}")
+            raise NotKnown(
+                f"the checkpoint is no directory with {SINGLE_FILE}, which is what the kit can edit"
+            )
         return path
 
     @property
     def oracle(self) -> Oracle:
-        """The author's, else transformers'. Raises NotApplicable where there is none."""
+        """The author's, else transformers'. Raises NotKnown where there is none."""
         if self._oracle is None:
             try:
                 self._oracle = self._find_oracle()
-            except NotApplicable as reason:
+            except NotKnown as reason:
                 self._oracle = reason
-        if isinstance(self._oracle, NotApplicable):
+        if isinstance(self._oracle, NotKnown):
             raise self._oracle
         return self._oracle
+
+    def infos(self, prepared: Prepared) -> Mapping[str, TensorInfo]:
+        """The tensors that the model reads: without those that its rules let lie."""
+        without: Any = getattr(prepared.model, "without_ignored", dict)
+        found: Mapping[str, TensorInfo] = without(prepared.weights.infos)
+        return found
 
     @property
     def image_processor(self) -> ImageProcessor | None:
@@ -279,14 +288,14 @@ class Subject:
     def wide(self) -> Iterator[Subject]:
         """The example at real widths, or the checkpoint as it is; each to be closed.
 
-        Raises NotApplicable for an example that is refused at such widths, or has none.
+        Raises NotKnown for an example that is refused at such widths, or has none.
         """
         if self.example_of is None:
             yield attrs.evolve(self, models={}, exits=ExitStack())
             return
         wide = examples_of(self.example_of, self.registry).wide
         if not wide:
-            raise NotApplicable("its Examples have no `wide`, so nothing of real width is tried")
+            raise NotKnown("its Examples have no `wide`, so nothing of real width is tried")
         for told, sizes in wide.items():
             made = self._wide(sizes)
             made.name = f"{self.name}, {told}"
@@ -296,12 +305,12 @@ class Subject:
         """The example with other sizes; with as many heads more where its heads' width is fixed."""
         architecture, registry = self.example_of, self.registry
         assert architecture is not None
-        refused = ""
-        for given in (sizes, with_more_heads(sizes)):
+        refused, example = "", examples_of(architecture, registry).configs[self.name]
+        for given in (sizes, with_more_heads(sizes, example)):
             try:
                 made = self._copy(
                     lambda target, given=given: save_tiny(  # type: ignore[misc]
-                        architecture, self.name, target, registry, given
+                        architecture, self.name, target, registry, given, shows_all=True
                     )
                 )
             except (PilotfishError, ValueError) as error:
@@ -314,7 +323,7 @@ class Subject:
                 made.close()
             else:
                 return made
-        raise NotApplicable(
+        raise NotKnown(
             f"the example is refused with {dict(sizes)} ({refused}); give its Examples a `wide`"
         )
 
@@ -370,4 +379,6 @@ class Subject:
         make = examples_of(architecture, self.registry).oracle
         if make is not None:
             return make(self._loaded(self.dtype)[0].checkpoint.path)
-        return TransformersOracle(self.folder)
+        prepared = self._loaded(self.dtype)[0]
+        ignored = prepared.weights.infos.keys() - self.infos(prepared).keys()
+        return TransformersOracle(self.folder, ignored)

@@ -6,12 +6,13 @@ Knows: the list. Does not know: how results are shown.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -21,15 +22,19 @@ from pilotfish.errors import UserError
 from pilotfish.nearest import did_you_mean
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import examples_of, save_tiny
-from pilotfish.testing.promise import Broken, NotApplicable, Promise
+from pilotfish.testing.examples import ODD, SMALL
+from pilotfish.testing.promise import Broken, NotApplicable, NotKnown, Promise
 from pilotfish.testing.promises import (
     batching,
+    contract,
     images,
+    laws,
     lifecycle,
     loading,
     options,
     outputs,
     parity,
+    planned,
     requests,
     sampling,
     speculation,
@@ -37,7 +42,7 @@ from pilotfish.testing.promises import (
 )
 from pilotfish.testing.subject import Subject
 
-Status = Literal["ok", "FAILED", "not applicable"]
+Status = Literal["ok", "FAILED", "not known", "not applicable"]
 
 _GROUPS = {
     "parity with the oracle": parity.logits_are_the_oracles,
@@ -50,6 +55,7 @@ _GROUPS = {
     "pages do not matter": batching.pages_do_not_matter,
     "later rows do not reach earlier ones": batching.later_rows_do_not_reach_earlier_ones,
     "next inputs equal packed inputs": batching.next_inputs_equal_packed,
+    "planned passes equal called layers": planned.planned_passes_equal_called_layers,
     "rows are their own at real widths": widths.rows_are_their_own_at_real_widths,
     "any history equals committed only": lifecycle.history_equals_committed,
     "preemption is invisible": lifecycle.preemption_is_invisible,
@@ -76,6 +82,7 @@ _GROUPS = {
     "limits cut the same text": sampling.limits_cut_the_same_text,
     "every request ends once": requests.every_request_ends_once,
     "limits are refused": requests.limits_are_refused,
+    "optional members are spelt right": contract.optional_members_are_spelt_right,
     "weights are strict": loading.weights_are_strict,
     "every tensor counts": loading.every_tensor_counts,
     "config round trip": loading.config_round_trips,
@@ -93,7 +100,7 @@ _DRAFTS = {
     "the draft is what was asked for": speculation.the_draft_is_what_was_asked_for,
     "a warm prefix drafts as a cold one": speculation.a_warm_prefix_drafts_as_a_cold_one,
     "a draft batch equals singles": speculation.a_draft_batch_equals_singles,
-    "residual acceptance keeps the law": speculation.residual_acceptance_keeps_the_law,
+    "residual acceptance keeps the law": laws.residual_acceptance_keeps_the_law,
     "target and draft fail together": speculation.an_exception_leaves_target_and_draft_equal,
 }
 
@@ -102,6 +109,10 @@ PROMISES: tuple[Promise, ...] = (
     *(Promise(name=n, check=c, needs_drafter=True) for n, c in _DRAFTS.items()),
 )
 """Every promise, in the order of reports."""
+
+
+ABOUT_DRAFTS = "drafts"
+"""What stands for all promises about drafts where a promise is asked for by name."""
 
 
 def promises_for(*, with_drafter: bool) -> tuple[Promise, ...]:
@@ -113,7 +124,8 @@ def promises_for(*, with_drafter: bool) -> tuple[Promise, ...]:
 class Result:
     """What came of one promise and one subject.
 
-    said: what was got and wanted, or why it does not apply; "" for "ok". seconds: it took.
+    said: what was got and wanted, why it does not apply, or what was lacking to know; "" for "ok".
+    seconds: it took.
     """
 
     promise: str
@@ -132,13 +144,30 @@ def promise_named(name: str) -> Promise:
     raise UserError(f"no promise is named {name!r}{did_you_mean(name, names)}")
 
 
+def promises_named(pattern: str) -> tuple[Promise, ...]:
+    """The promise of a name, those that fit a pattern with `*`, or with "drafts" all about drafts.
+
+    Raises UserError with the nearest names where there is none.
+    """
+    if pattern == ABOUT_DRAFTS:
+        return tuple(promise for promise in PROMISES if promise.needs_drafter)
+    if "*" not in pattern:
+        return (promise_named(pattern),)
+    found = tuple(promise for promise in PROMISES if fnmatchcase(promise.name, pattern))
+    if not found:
+        raise UserError(f"no promise fits {pattern!r}; `pilotfish verify --list` lists them")
+    return found
+
+
 def check(promise: Promise, subject: Subject) -> Result:
-    """Checks one promise. An exception that is neither Broken nor NotApplicable fails it too."""
+    """Checks one promise. An exception that is none of the kit's own fails it too."""
     start, status, said = perf_counter(), "ok", ""
     try:
         promise.keep(subject)
     except NotApplicable as reason:
         status, said = "not applicable", str(reason)
+    except NotKnown as lacking:
+        status, said = "not known", str(lacking)
     except Broken as broken:
         status, said = "FAILED", f"got {broken.got}; wanted {broken.wanted}"
     except Exception as error:  # a plugin may raise anything
@@ -180,25 +209,50 @@ def tiny_subjects(
     """
     names = [n for n in examples_of(architecture, registry).configs if not only or n in only]
     with TemporaryDirectory(prefix="pilotfish-") as folder:
+        options = {
+            "registry": registry,
+            "dtypes": tuple(dtypes),
+            "device": device,
+            "backend": backend,
+            "draft": draft,
+            "speculative": speculative,
+        }
         subjects = [
-            Subject(
-                name=name,
-                model=str(save_tiny(architecture, name, Path(folder), registry)),
-                registry=registry,
-                dtypes=tuple(dtypes),
-                device=device,
-                backend=backend,
-                draft=draft,
-                speculative=speculative,
-                num_threads=1,  # toy sizes: a second thread costs more than it gives
-                example_of=architecture,
-            )
-            for name in names
+            _tiny_subject(architecture, name, Path(folder) / str(number), options)
+            for number, name in enumerate(names)
         ]
         try:
-            for subject in subjects:
-                subject.prepared(subject.dtype)
             yield subjects
         finally:
             for subject in subjects:
                 subject.close()
+
+
+def _tiny_subject(
+    architecture: str, name: str, folder: Path, options: Mapping[str, Any]
+) -> Subject:
+    """The example with odd widths; with even ones where its config or its plugin refuses those."""
+    for base in (ODD, SMALL):
+        try:
+            path = save_tiny(
+                architecture,
+                name,
+                folder / str(base["hidden_size"]),
+                options["registry"],
+                base=base,
+                shows_all=True,
+            )
+            subject = Subject(
+                name=name,
+                model=str(path),
+                num_threads=1,  # toy sizes: a second thread costs more than it gives
+                example_of=architecture,
+                **options,
+            )
+            subject.prepared(subject.dtype)
+        except (UserError, ValueError):
+            if base is SMALL:
+                raise
+        else:
+            return subject
+    raise AssertionError("one of the two is returned or raised")

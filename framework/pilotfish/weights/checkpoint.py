@@ -14,19 +14,29 @@ import attrs
 
 from pilotfish.config.model import ModelConfig, WeightFormat
 from pilotfish.errors import CheckpointError
-from pilotfish.weights import safetensors, torch_bin
 from pilotfish.weights.config_values import check_values
 from pilotfish.weights.demo import find_demo
+from pilotfish.weights.directory import open_directory
 from pilotfish.weights.gguf import GGUFFile
-from pilotfish.weights.hf_config import PlainConfig, read_config
-from pilotfish.weights.hub import fetch_from_hub, looks_like_hub_id
+from pilotfish.weights.gguf_tokens import check_vocabulary, end_ids
+from pilotfish.weights.hf_config import CONFIG_FILE, PlainConfig, read_config
+from pilotfish.weights.hub import (
+    HubId,
+    HubSnapshot,
+    RemoteGGUF,
+    fetch_small_files,
+    find_gguf,
+    hub_id,
+    meant_by,
+    why_no_config,
+)
 from pilotfish.weights.json_file import read_json_object
+from pilotfish.weights.lfs import refuse_pointers
 from pilotfish.weights.pretokenizer import PRE_TOKENIZERS, PreTokenizer, TiktokenRules
 from pilotfish.weights.source import WeightSource
 
 DEMO = "demo"
 GENERATION_FILE = "generation_config.json"
-_GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -61,7 +71,8 @@ class Checkpoint:
     weight_format: "safetensors" (Hugging Face names, torch files too) or "gguf".
     huggingface_config: attribute access to the config; not to be changed.
     generation_config: the values of generation_config.json; empty without one.
-    gguf: the open file of a GGUF checkpoint, for its metadata.
+    gguf: the open file of a GGUF checkpoint, for its metadata. hub: where a directory of the local
+        cache came from, for what of it is not there yet.
     pretokenizers: how a GGUF file's text is cut, by the name it gives. tiktoken: how the text of a
         `tiktoken.model` is; None until the architecture's plugin is known, or where it has none.
     """
@@ -72,6 +83,7 @@ class Checkpoint:
     huggingface_config: Any = attrs.field(repr=False)
     generation_config: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
     gguf: GGUFFile | None = attrs.field(default=None, repr=False)
+    hub: HubSnapshot | None = attrs.field(default=None, repr=False)
     pretokenizers: Mapping[str, PreTokenizer] = attrs.field(factory=dict, repr=False)
     tiktoken: TiktokenRules | None = attrs.field(default=None, repr=False)
 
@@ -87,14 +99,16 @@ class Checkpoint:
 
     def weights(self) -> WeightSource:
         """The tensors; only headers are read. Raises CheckpointError naming what is wrong."""
-        return self.gguf if self.gguf is not None else _open_directory(self.path)
+        if self.gguf is not None:
+            self.gguf.refuse_unread()
+            return self.gguf
+        return open_directory(self.path) if self.hub is None else self.hub.weights()
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: generation_config's if it has any, else the config's."""
         if self.gguf is not None:
-            keys = (f"tokenizer.ggml.{key}" for key in _GGUF_EOS_KEYS)
-            return _token_ids([self.gguf.metadata.get(key) for key in keys])
+            return end_ids(self.gguf.metadata)
         found = _token_ids(self.generation_config.get("eos_token_id"))
         for config in (self.huggingface_config, _text_config(self.huggingface_config)):
             found = found or _token_ids(getattr(config, "eos_token_id", None))
@@ -126,7 +140,8 @@ class Checkpoint:
 def open_checkpoint(model: str, registry: GGUFRegistry | None = None) -> Checkpoint:
     """Finds and opens a checkpoint; reads configs and headers, no weights.
 
-    model: a directory with config.json; a `.gguf` file; "demo"; else a hub id.
+    model: a directory with config.json; a `.gguf` file; "demo"; else a hub id, organisation/name
+        with @revision or :FILE.gguf (or :Q4_K_M and the like) behind it.
     registry: says what a GGUF file's architecture means; without one a GGUF checkpoint has an
         empty config. Not needed for other formats.
 
@@ -141,13 +156,33 @@ def open_checkpoint(model: str, registry: GGUFRegistry | None = None) -> Checkpo
     path = find_demo() if model == DEMO else Path(model).expanduser()
     if path.is_file():
         return _open_gguf(model, path, registry)
-    if not path.is_dir():
-        if path.suffix == ".gguf" or not looks_like_hub_id(model):
-            raise CheckpointError(
-                f"{model}: no such file or directory; wanted a directory with config.json, a .gguf "
-                f"file, a hub id (organisation/name) or {DEMO!r}"
-            )
-        path = fetch_from_hub(model)
+    if path.is_dir():
+        refuse_pointers(path)
+        return _of_directory(model, path)
+    wanted = hub_id(model)
+    if wanted is None or (path.suffix == ".gguf" and wanted.file is None):
+        raise CheckpointError(
+            f"{model}: no such file or directory; wanted a directory with config.json, a .gguf "
+            f"file, a hub id (organisation/name) or {DEMO!r}{meant_by(model)}"
+        )
+    if wanted.file is not None:
+        place, remote = find_gguf(wanted)
+        return _open_gguf(model, place, registry, remote)
+    return _from_hub(model, wanted)
+
+
+def _from_hub(model: str, wanted: HubId) -> Checkpoint:
+    snapshot = fetch_small_files(wanted)
+    refuse_pointers(snapshot.path)
+    try:
+        return _of_directory(model, snapshot.path, snapshot)
+    except CheckpointError as error:
+        if (snapshot.path / CONFIG_FILE).is_file():
+            raise
+        raise CheckpointError(f"{model}: {error}{why_no_config(snapshot)}") from error
+
+
+def _of_directory(model: str, path: Path, hub: HubSnapshot | None = None) -> Checkpoint:
     generation = path / GENERATION_FILE
     return Checkpoint(
         model=model,
@@ -155,16 +190,19 @@ def open_checkpoint(model: str, registry: GGUFRegistry | None = None) -> Checkpo
         weight_format="safetensors",
         huggingface_config=read_config(path),
         generation_config=read_json_object(generation) if generation.is_file() else {},
+        hub=hub,
     )
 
 
-def _open_gguf(model: str, path: Path, registry: GGUFRegistry | None) -> Checkpoint:
+def _open_gguf(
+    model: str, path: Path, registry: GGUFRegistry | None, remote: RemoteGGUF | None = None
+) -> Checkpoint:
     if path.suffix != ".gguf":
         raise CheckpointError(
             f"{path}: a {path.suffix or 'plain'} file; wanted a .gguf file, or the directory that "
             "holds config.json and the weights"
         )
-    file = GGUFFile(path)
+    file = GGUFFile(path, remote)
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise CheckpointError(f"{path}: no general.architecture; wanted a model's GGUF file")
@@ -172,12 +210,13 @@ def _open_gguf(model: str, path: Path, registry: GGUFRegistry | None) -> Checkpo
         raise CheckpointError(
             f"{path}: one of {file.metadata['split.count']} parts; merge them into one file first"
         )
-    config: Mapping[str, Any] = {}
     pretokenizers = dict(PRE_TOKENIZERS)
+    config_of = None if registry is None else registry.gguf_config(architecture)
     if registry is not None:
-        config = registry.gguf_config(architecture)(file.metadata)
-        check_values(config, str(path))
         pretokenizers.update(registry.architecture_for_gguf(architecture).gguf_pretokenizers)
+    check_vocabulary(file.metadata, path)
+    config = {} if config_of is None else config_of(file.metadata)
+    check_values(config, str(path))
     return Checkpoint(
         model=model,
         path=path,
@@ -186,20 +225,6 @@ def _open_gguf(model: str, path: Path, registry: GGUFRegistry | None) -> Checkpo
         gguf=file,
         pretokenizers=pretokenizers,
     )
-
-
-def _open_directory(path: Path) -> WeightSource:
-    openers: tuple[tuple[str, Callable[[Path], WeightSource]], ...] = (
-        (safetensors.SINGLE_FILE, safetensors.SafetensorsSource.from_file),
-        (safetensors.INDEX_FILE, safetensors.SafetensorsSource.from_index),
-        (torch_bin.SINGLE_FILE, torch_bin.TorchBinSource.from_file),
-        (torch_bin.INDEX_FILE, torch_bin.TorchBinSource.from_index),
-    )
-    for name, opener in openers:
-        if (path / name).is_file():
-            return opener(path / name)
-    wanted = ", ".join(name for name, _ in openers)
-    raise CheckpointError(f"{path}: no weights; wanted one of {wanted}")
 
 
 def _text_config(config: Any) -> Any:

@@ -15,6 +15,7 @@ from pilotfish.config.checks import is_int
 from pilotfish.errors import CheckpointError, ConfigError
 from pilotfish.weights.config_values import check_values
 from pilotfish.weights.json_file import read_json_object
+from pilotfish.weights.quantized import with_quantization
 
 CONFIG_FILE = "config.json"
 
@@ -64,7 +65,7 @@ def read_config(directory: Path) -> Any:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(_no_config(directory))
-    values = read_json_object(path)
+    values = with_quantization(read_json_object(path), directory)
     check_values(values, str(path))
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
@@ -87,6 +88,7 @@ def config_of_type(model_type: str, values: Mapping[str, Any], whose: str) -> An
     from transformers.utils import logging as hf_logging
 
     check_values(values, whose)
+    values = _with_rope_names(values)
     kind = CONFIG_MAPPING[model_type]
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity(logging.CRITICAL)
@@ -117,6 +119,24 @@ def _reason(error: Exception, values: Mapping[str, Any]) -> str:
     if not said or isinstance(error, LookupError | AttributeError):
         return f"{type(error).__name__} {said}".strip()
     return said
+
+
+_ROPE_OPTIONS = ("rope_scaling", "rope_parameters")
+_ROPE_NAMES = {"su": "longrope"}
+"""Early names of rope types, by which config classes do not know what stands beside them."""
+
+
+def _with_rope_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the names that rope types have since; never changes them in place."""
+    found = dict(values)
+    for name in _ROPE_OPTIONS:
+        options = found.get(name)
+        if isinstance(options, Mapping):
+            found[name] = {
+                key: _ROPE_NAMES.get(str(value), value) if key in ("type", "rope_type") else value
+                for key, value in options.items()
+            }
+    return found
 
 
 def _with_floats(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,9 +172,29 @@ def config_of_section(options: Any, name: str, model_types: Sequence[str], whose
 
 
 def _no_config(directory: Path) -> str:
+    return (
+        f"{directory}: no {CONFIG_FILE}; wanted a directory with a config and safetensors"
+        f"{what_else_it_is(directory)}"
+    )
+
+
+def what_else_it_is(directory: Path) -> str:
+    """What to do about a directory without a config, to be put behind a phrase; "" for no idea."""
     ggufs = sorted(path.name for path in directory.glob("*.gguf"))
-    hint = f"; it has {', '.join(ggufs)}: give that file itself" if ggufs else ""
-    return f"{directory}: no {CONFIG_FILE}; wanted a directory with a config and safetensors{hint}"
+    if ggufs:
+        return f"; it has {', '.join(ggufs)}: give that file itself"
+    if (directory / "adapter_config.json").is_file():
+        base = read_json_object(directory / "adapter_config.json").get("base_model_name_or_path")
+        return (
+            f"; it is an adapter of {base or 'another model'}, which is not served by itself: "
+            "merge it into that model and save the whole"
+        )
+    if (directory / "snapshots").is_dir():
+        found = sorted(path.name for path in (directory / "snapshots").iterdir())
+        return f"; it is the hub's cache: give one of snapshots/{', snapshots/'.join(found)}"
+    if (directory / "params.json").is_file():
+        return "; it has Mistral's own params.json: take the files of the transformers format"
+    return ""
 
 
 def _wrap(value: Any) -> Any:

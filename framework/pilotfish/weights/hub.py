@@ -1,35 +1,274 @@
-"""Fetching a checkpoint from the Hugging Face hub. Knows: hub ids. Does not know: formats."""
+"""Fetching a checkpoint from the Hugging Face hub: small files first, weights when they are read.
+
+Knows: hub ids, the local cache, and what may go wrong. Does not know: what configs mean.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
 
 from pilotfish.errors import CheckpointError
+from pilotfish.weights.absent import NoWeightsError
+from pilotfish.weights.directory import (
+    INDEX_FILES,
+    main_file,
+    open_directory,
+    why_no_weights,
+)
+from pilotfish.weights.hub_access import (
+    RemoteFile,
+    cached_commit,
+    commit_and_files,
+    download,
+    is_refusal,
+)
+from pilotfish.weights.safetensors import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    Place,
+    header_size,
+    joined,
+    parse_header,
+    read_weight_map,
+    weight_map_in,
+)
+from pilotfish.weights.source import TensorInfo, WeightSource
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+if TYPE_CHECKING:
+    import torch
+
+_HUB_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?"
+    r"(:(?P<file>[\w.-]+))?"
+)
+_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/")
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_SAFETENSORS = (SINGLE_FILE, INDEX_FILE)
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_COPIES = ["*/*.json", "*/*.model", "*/*.txt"]
+"""Other formats of the same model, in folders of their own."""
+
+_FIRST_BYTES = 100_000
+"""Of a file, asked for at first: most headers are shorter."""
+_AT_ONCE = 8
+"""Headers."""
 
 
-def looks_like_hub_id(model: str) -> bool:
-    """Whether it has the form organisation/name."""
-    return _HUB_ID.fullmatch(model) is not None
+@attrs.frozen
+class HubId:
+    """organisation/name, a branch, tag or commit, and a GGUF file or its quantization."""
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
 
 
-def fetch_from_hub(model: str) -> Path:
-    """Downloads what is not yet in the local cache: config, tokenizer, safetensors or, failing
-    those, torch files. Raises CheckpointError, with the hub's own exception as its cause.
+def hub_id(model: str) -> HubId | None:
+    """A name of the form organisation/name, organisation/name@revision or organisation/name:FILE;
+    None for any other.
     """
-    from huggingface_hub import snapshot_download
+    match = _HUB_ID.fullmatch(model)
+    return None if match is None else HubId(match["repo"], match["revision"], match["file"])
 
+
+def meant_by(model: str) -> str:
+    """The hub id in an address, to be put behind a phrase; "" for no idea."""
+    parts = _ADDRESS.sub("", model, count=1).partition("?")[0].strip("/").split("/")
+    if _ADDRESS.match(model):
+        parts = parts[:2]  # pages of a repository lie below it
+    name = "/".join(parts)
+    return f"; write {name}" if name != model and hub_id(name) is not None else ""
+
+
+@attrs.frozen
+class HubSnapshot:
+    """One commit of a repository in the local cache, whose weights may still be on the hub.
+
+    path: the directory with what is here.
+    """
+
+    repo: str
+    path: Path
+
+    def weights(self) -> WeightSource:
+        """The tensors: those in the cache, else those on the hub, which are fetched when the first
+        is read; shapes are known before. Raises CheckpointError, as for a directory.
+        """
+        here = {file.name for file in self.path.iterdir() if file.is_file()}
+        name = main_file(here - set(INDEX_FILES)) or main_file(here)
+        if name is not None and (name not in INDEX_FILES or self._has_all(name)):
+            return open_directory(self.path)
+        return HubSource(self)
+
+    def files(self) -> list[str]:
+        """Every file of the commit, those that are not here among them."""
+        return commit_and_files(self.repo, self.commit)[1]
+
+    def remote(self, name: str) -> RemoteFile:
+        """One of them."""
+        return RemoteFile(self.repo, self.commit, name)
+
+    @property
+    def commit(self) -> str:
+        """Its id: the cache names directories by it."""
+        return self.path.name
+
+    def _has_all(self, index: str) -> bool:
+        try:
+            read_weight_map(self.path / index)
+        except CheckpointError:
+            return False
+        return True
+
+
+class HubSource:
+    """A WeightSource over weights on the hub; the files are fetched when a tensor is read."""
+
+    def __init__(self, snapshot: HubSnapshot) -> None:
+        self._snapshot = snapshot
+
+    @property
+    def is_mapped(self) -> bool:
+        """As of the files' own source."""
+        return self._main_file in _SAFETENSORS
+
+    @cached_property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor, from the files' first bytes; torch files have no such, and are fetched."""
+        name = self._main_file
+        if name not in _SAFETENSORS:
+            return self._local.infos
+        if name == SINGLE_FILE:
+            return {tensor: place.info for tensor, place in self._header(name).items()}
+        weight_map = weight_map_in(self._snapshot.path / name)
+        shards = sorted(set(weight_map.values()))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            headers = dict(zip(shards, pool.map(self._header, shards), strict=True))
+        found = joined(self._snapshot.path / name, weight_map, headers)
+        return {tensor: place.info for tensor, (_, place) in found.items()}
+
+    def _header(self, name: str) -> dict[str, Place]:
+        file = self._snapshot.remote(name)
+        head, size = file.read(0, _FIRST_BYTES)
+        wanted = min(header_size(head), size)
+        if len(head) < wanted:
+            head += file.read(len(head), wanted - len(head))[0]
+        return parse_header(file, head, size)
+
+    def load(self, name: str) -> torch.Tensor:
+        """As the file's own source, once it is here. Raises KeyError."""
+        return self._local.load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+    @cached_property
+    def _main_file(self) -> str:
+        repo, files = self._snapshot.repo, self._snapshot.files()
+        name = main_file(files)
+        if name is None:
+            why = why_no_weights(self._snapshot.path, files)
+            raise NoWeightsError(f"{repo}: no weights in the repository; {why}")
+        if name in INDEX_FILES:
+            weight_map = weight_map_in(self._snapshot.path / name)
+            absent = sorted(set(weight_map.values()) - set(files))
+            if absent:
+                raise CheckpointError(
+                    f"{repo}: {name} names files that the repository does not have: "
+                    f"{', '.join(absent)}; its upload is not complete: take another"
+                )
+        return name
+
+    @cached_property
+    def _local(self) -> WeightSource:
+        repo, name = self._snapshot.repo, self._main_file
+        wanted = [name]
+        if name in INDEX_FILES:
+            wanted += sorted(set(weight_map_in(self._snapshot.path / name).values()))
+        download(repo, self._snapshot.commit, wanted)
+        return open_directory(self._snapshot.path)
+
+
+def fetch_small_files(model: HubId) -> HubSnapshot:
+    """Config, tokenizer, templates and the index; no weights.
+
+    Raises CheckpointError saying what to do, with the hub's own exception as its cause.
+    """
+    return HubSnapshot(model.repo, download(model.repo, model.revision, _SMALL_FILES, _COPIES))
+
+
+def find_gguf(model: HubId) -> tuple[Path, RemoteGGUF | None]:
+    """The GGUF file that `model.file` names, or the only one of that quantization -> where it is,
+    or will be, in the cache; and where it comes from, None where it is there.
+
+    Where the hub cannot be reached, it is what the cache has of the commit that was last fetched.
+    Raises CheckpointError.
+    """
+    assert model.file is not None
+    repo, revision = model.repo, model.revision
     try:
-        path = Path(snapshot_download(model, allow_patterns=[*_TEXT_FILES, "*.safetensors"]))
-        if not any(path.glob("*.safetensors")):
-            snapshot_download(model, allow_patterns=["pytorch_model*.bin"])
-    except Exception as error:  # network, permissions, cache, unknown id: all end here
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        commit, files = commit_and_files(repo, revision)
+    except CheckpointError as error:
+        here = None if is_refusal(error) else cached_commit(repo, revision)
+        ggufs = [] if here is None else [str(p.relative_to(here)) for p in here.rglob("*.gguf")]
+        found = [name for name in ggufs if name in _fitting(model.file, ggufs)]
+        if here is None or len(found) != 1:
+            raise
+        return here / found[0], None
+    ggufs = [name for name in files if name.endswith(".gguf")]
+    fitting = _fitting(model.file, ggufs)
+    parts = [
+        name
+        for name in ggufs
+        if name in fitting or _fitting(model.file, [_PART.sub(".gguf", name)])
+    ]
+    if parts and all(map(_PART.search, parts)):
         raise CheckpointError(
-            f"{model}: no such file or directory, and it cannot be fetched from the hub "
-            f"({reason[0]}); check the name and the network, or give a path"
-        ) from error
-    return path
+            f"{repo}: {model.file!r} is in parts, which are not read: {', '.join(parts)}; fetch "
+            "all parts, merge them into one file (gguf-split --merge) and give that"
+        )
+    if len(fitting) != 1:
+        what = f"{len(fitting)} of its files are" if fitting else "none of its files is"
+        raise CheckpointError(
+            f"{repo}: {what} {model.file!r}; wanted one of "
+            f"{', '.join(ggufs) or 'its GGUF files: none'}"
+        )
+    remote = RemoteGGUF(RemoteFile(repo, commit, fitting[0]), revision)
+    return remote.file.place, None if remote.file.place.is_file() else remote
+
+
+def _fitting(wanted: str, ggufs: list[str]) -> list[str]:
+    """Those of these files that a user may mean: one by its name, else those of a quantization."""
+    exact = [name for name in ggufs if name == wanted]
+    ending = re.compile(rf"(^|[-._/]){re.escape(wanted)}\.gguf", re.IGNORECASE)
+    return exact or [name for name in ggufs if ending.search(name)]
+
+
+@attrs.frozen
+class RemoteGGUF:
+    """A GGUF file that is not in the cache. revision: by which the user asked for its commit."""
+
+    file: RemoteFile
+    revision: str | None
+
+    def fetch(self) -> None:
+        """Puts it there. Raises CheckpointError."""
+        place = self.file.place
+        folder = download(self.file.repo, self.revision, [self.file.name])
+        if folder / self.file.name != place:
+            raise CheckpointError(f"{self.file}: it was changed on the hub meanwhile: try again")
+
+
+def why_no_config(snapshot: HubSnapshot) -> str:
+    """What a repository without config.json holds, to be put behind a phrase; "" for no idea."""
+    ggufs = [name for name in snapshot.files() if name.endswith(".gguf")]
+    if not ggufs:
+        return ""
+    return f"; it has {', '.join(ggufs)}: name one, as in {snapshot.repo}:{ggufs[0]}"

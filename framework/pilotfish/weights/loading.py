@@ -13,6 +13,7 @@ import attrs
 
 from pilotfish.errors import WeightsError
 from pilotfish.weights.deferred import DeferredTensor
+from pilotfish.weights.misfits import Misfits
 from pilotfish.weights.names import TemplateTable, fill, shortened
 from pilotfish.weights.rules import Combine, Rule, Shape, Transform, WeightRules
 from pilotfish.weights.source import TensorInfo, WeightSource
@@ -129,15 +130,14 @@ class _Planner:
         self.rules = rules
         self.infos = infos
         self.parameter_shapes = parameter_shapes
-        self.problems: dict[str, list[str]] = {"missing": [], "extra": [], "misshapen": []}
+        self.misfits = Misfits()
         self.used: set[str] = set()
         self.file_names: dict[str, str] = {}
         for name in infos:
             plain = rules.plain_name(name)
             if plain in self.file_names:
-                self.problems["extra"].append(
-                    f"{name} (the file also has {self.file_names[plain]})"
-                )
+                said = f"{name} (the file also has {self.file_names[plain]})"
+                self.misfits.extra[said] = name
                 self.used.add(name)
                 continue
             self.file_names[plain] = name
@@ -153,14 +153,14 @@ class _Planner:
                 assert owner is not None
                 self._tie(parameter, shape, owner, tied)
             elif rule is None:
-                self.problems["missing"].append(f"{parameter} (no rule of the architecture fits)")
+                self.misfits.missing.append(f"{parameter} (no rule of the architecture fits)")
             else:
                 step = self._step(parameter, shape, rule, names)
                 if step is not None:
                     steps[parameter] = step
         self._check_owners(steps, tied)
         ignored = self._account_for_rest()
-        self._raise_problems()
+        self.misfits.refuse()
         return self._finish(steps, tied, ignored)
 
     def _choose(
@@ -182,7 +182,7 @@ class _Planner:
     def _tie(self, parameter: str, shape: Shape, owner: str, tied: dict[str, list[str]]) -> None:
         owner_shape = self.parameter_shapes[owner]
         if tuple(owner_shape) != tuple(shape):
-            self.problems["misshapen"].append(
+            self.misfits.misshapen.append(
                 f"{parameter}: tied to {owner}, got {list(owner_shape)}, wanted {list(shape)}"
             )
         tied.setdefault(owner, []).append(parameter)
@@ -190,7 +190,7 @@ class _Planner:
     def _check_owners(self, steps: Mapping[str, LoadStep], tied: Mapping[str, list[str]]) -> None:
         for owner, names in tied.items():
             if owner not in steps:
-                self.problems["missing"].extend(
+                self.misfits.missing.extend(
                     f"{name} (tied to {owner}, which no tensor fills)" for name in names
                 )
 
@@ -200,12 +200,16 @@ class _Planner:
         for piece, name in zip(rule.pieces, names, strict=True):
             file_name = self.file_names.get(name)
             if file_name is None:
-                self.problems["missing"].append(
+                self.misfits.missing.append(
                     name if name == parameter else f"{name} (for {parameter})"
                 )
                 continue
             self.used.add(file_name)
             got = tuple(self.infos[file_name].shape)
+            kind = self.infos[file_name].dtype
+            is_whole = kind.startswith(("int", "uint")) and file_name.endswith(".weight")
+            if is_whole and len(got) > 1:
+                self.misfits.whole_numbers.append(f"{file_name} {kind} {list(got)}")
             try:
                 after = got if piece.transform is None else piece.transform.shape(got)
             except ValueError as error:
@@ -221,7 +225,7 @@ class _Planner:
         if complete and not misfits and _combined_shape(pieces, rule.combine) != tuple(shape):
             got_text = " + ".join(f"{piece.name} {list(piece.shape)}" for piece in pieces)
             misfits.append(f"{parameter}: got {got_text}, wanted {list(shape)}")
-        self.problems["misshapen"].extend(misfits)
+        self.misfits.misshapen.extend(misfits)
         if misfits or not complete:
             return None
         return LoadStep(
@@ -241,21 +245,8 @@ class _Planner:
             if table.find(plain):
                 ignored.append(name)
             else:
-                self.problems["extra"].append(f"{name} {list(self.infos[name].shape)}")
+                self.misfits.extra[f"{name} {list(self.infos[name].shape)}"] = name
         return tuple(ignored)
-
-    def _raise_problems(self) -> None:
-        parts = [
-            f"{len(items)} {kind}: " + ", ".join(shortened(items))
-            for kind, items in self.problems.items()
-            if items
-        ]
-        if parts:
-            raise WeightsError(
-                "the checkpoint does not fit the architecture; "
-                + "; ".join(parts)
-                + ". Check that the config belongs to these weights and that no file is left out"
-            )
 
     def _finish(
         self, steps: dict[str, LoadStep], tied: dict[str, list[str]], ignored: tuple[str, ...]

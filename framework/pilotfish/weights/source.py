@@ -24,12 +24,12 @@ class TensorInfo:
 
 
 class WeightSource(Protocol):
-    """A lazy mapping from tensor name to tensor. Reading a tensor twice reads the disk twice.
+    """A lazy mapping from tensor name to tensor. Reading a tensor twice reads the disk twice."""
 
-    is_mapped: whether `load` only maps the file, so that tensors cost nothing until they are read.
-    """
-
-    is_mapped: bool
+    @property
+    def is_mapped(self) -> bool:
+        """Whether `load` only maps the file, so that tensors cost nothing until they are read."""
+        ...
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilotfish.errors import CheckpointError
+from pilotfish.weights.anew import get_again
+from pilotfish.weights.lfs import refuse_pointers
 from pilotfish.weights.safetensors import read_weight_map
 from pilotfish.weights.source import TensorInfo
 
@@ -68,6 +70,7 @@ class TorchBinSource:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
+    refuse_pointers(path)
     try:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -78,8 +81,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: not only tensors, or corrupt; pickled code is never run: "
             "convert it to safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: truncated or corrupt torch file ({error})") from error
+    except Exception as error:  # bytes that are none of its own make torch raise anything
+        said = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: truncated or corrupt torch file ({type(error).__name__}: {said:.160}); "
+            f"{get_again(path)}"
+        ) from error
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
     ):

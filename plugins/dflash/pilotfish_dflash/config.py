@@ -14,6 +14,7 @@ import attrs
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import int_at_least, norm_epsilon, one_of
 from pilotfish.config.hf_options import (
+    MOST_PADDING,
     count,
     option,
     run_dtype,
@@ -62,7 +63,8 @@ class DFlashConfig:
 
     draft_format: how the draft is spelled (formats.py). taps: boundaries of the target's stream
         that it reads, in fc's order; taps_source: how they were found.
-    target_hidden_size, target_vocab_size, num_target_layers: of the target.
+    target_hidden_size, target_vocab_size, num_target_layers: of the target. vocab_size: rows of the
+        draft's own embedding, which may be padded to another size.
     block_size: rows of a block, the anchor included. mask_token_id: read by the rows after it.
     samples_anchor: the anchor's row proposes too, each row the token after it.
     sights: what each layer's rows see. rope: rotary positions; max_position: rows from here on are
@@ -77,6 +79,7 @@ class DFlashConfig:
     target_hidden_size: int = attrs.field(validator=_count)
     target_vocab_size: int = attrs.field(validator=_count)
     num_target_layers: int = attrs.field(validator=_count)
+    vocab_size: int = attrs.field(validator=_count)
     draft_vocab_size: int = attrs.field(validator=_count)
     taps: tuple[int, ...]
     taps_source: str
@@ -112,15 +115,16 @@ class DFlashConfig:
             raise ConfigError(
                 f"the draft's block_size is {self.block_size}, the anchor alone; wanted at least 2"
             )
-        if self.draft_vocab_size > self.target_vocab_size:
+        if self.draft_vocab_size > self.vocab_size:
             raise ConfigError(
-                f"the draft's draft_vocab_size is {self.draft_vocab_size} and the target's "
-                f"vocab_size {self.target_vocab_size}; give the draft of this target"
+                f"the draft's draft_vocab_size is {self.draft_vocab_size} and its vocab_size "
+                f"{self.vocab_size}; wanted at most that: give the draft of this target"
             )
-        if self.mask_token_id >= self.target_vocab_size:
+        rows = min(self.vocab_size, self.target_vocab_size)
+        if self.mask_token_id >= rows:
             raise ConfigError(
-                f"the draft's mask_token_id is {self.mask_token_id} and the target's embedding has "
-                f"{self.target_vocab_size} rows; wanted one of them: give the draft of this target"
+                f"the draft's mask_token_id is {self.mask_token_id} and the embeddings have {rows} "
+                "rows; wanted one of them: give the draft of this target"
             )
 
     @classmethod
@@ -230,9 +234,9 @@ class DFlashConfig:
         return self.num_hidden_layers * of_a_layer
 
     def _want_whole(self) -> None:
-        if self.draft_vocab_size < self.target_vocab_size and not self.has_offsets:
+        if self.draft_vocab_size < self.vocab_size and not self.has_offsets:
             raise ConfigError(
-                f"the draft knows {self.draft_vocab_size} of {self.target_vocab_size} tokens and "
+                f"the draft knows {self.draft_vocab_size} of {self.vocab_size} tokens and "
                 "its file has no d2t, which says which; the file is incomplete"
             )
         if self.has_offsets and not self.own_head:
@@ -266,7 +270,9 @@ def _from_format(
     taps, source = read_taps(draft, target.num_hidden_layers)
     heads = layer.num_attention_heads
     head_dim = count(layer, "head_dim", layer.hidden_size // heads, WHOSE)
-    rope = RopeParameters.from_hf(layer, head_dim, whose=WHOSE)
+    rope = RopeParameters.from_hf(
+        layer, head_dim, whose=WHOSE, plain_turns_whole=draft.name == SPECULATORS
+    )
     embedding, logits = _factors(draft, target)
     draft_vocab_size = draft.option("draft_vocab_size")
     if draft_vocab_size is None:
@@ -277,6 +283,7 @@ def _from_format(
         target_hidden_size=target.hidden_size,
         target_vocab_size=target.vocab_size,
         num_target_layers=target.num_hidden_layers,
+        vocab_size=layer.vocab_size,
         draft_vocab_size=whole_number("draft_vocab_size", draft_vocab_size, whose=WHOSE),
         taps=taps,
         taps_source=source,
@@ -315,13 +322,13 @@ def _target_config(huggingface_config: Any) -> Any:
 
 def _want_same(draft: DraftFormat, target: Any) -> None:
     """Raises ConfigError when the draft says that it was made for another target."""
-    for name, said, of_target in (
-        ("target_hidden_size", draft.option("target_hidden_size"), "hidden_size"),
-        ("vocab_size", draft.layer.vocab_size, "vocab_size"),
-        ("num_target_layers", draft.option("num_target_layers"), "num_hidden_layers"),
+    for name, said, of_target, apart in (
+        ("target_hidden_size", draft.option("target_hidden_size"), "hidden_size", 0),
+        ("vocab_size", draft.layer.vocab_size, "vocab_size", MOST_PADDING),
+        ("num_target_layers", draft.option("num_target_layers"), "num_hidden_layers", 0),
     ):
         has = getattr(target, of_target)
-        if said is not None and whole_number(name, said, whose=WHOSE) != has:
+        if said is not None and abs(whole_number(name, said, whose=WHOSE) - has) > apart:
             raise ConfigError(
                 f"the draft was made for a target with {of_target} {said} and this one has {has}; "
                 "give the draft of this target"

@@ -14,7 +14,7 @@ from pilotfish.config.hf_options import option, real_number, whole_number
 from pilotfish.errors import ConfigError
 from pilotfish.weights.hf_config import config_of_section
 from pilotfish_dflash.options import WHOSE, boolean, section
-from pilotfish_dflash.unread import refuse_other_methods, refuse_unknown, refuse_unread
+from pilotfish_dflash.unread import refuse_other_methods, refuse_unread
 
 DRAFT_ARCHITECTURES = ("DFlashDraftModel", "DFlashSpeculator")
 
@@ -122,7 +122,6 @@ def read_format(options: Any, written: Mapping[str, Any]) -> DraftFormat:
         layer = config_of_section(
             options, "transformer_layer_config", ("qwen3", "llama"), "the draft's"
         )
-        refuse_unknown(written)
         found = DraftFormat(name=SPECULATORS, layer=layer, options=options)
     else:
         names = tuple(option(options, "architectures") or ("",))
@@ -136,7 +135,7 @@ def read_format(options: Any, written: Mapping[str, Any]) -> DraftFormat:
                 f"the draft's architectures are {list(names)}; wanted one: take out the wrong ones"
             )
         found = DraftFormat(name=DFLASH, layer=options, options=options)
-    refuse_unread(found.layer, found.options)
+    refuse_unread(found.layer, found.options, written if found.name == SPECULATORS else None)
     return found
 
 

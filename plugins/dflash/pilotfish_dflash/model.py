@@ -17,9 +17,10 @@ from pilotfish.kernels.elementwise import tanh
 from pilotfish.layers.loading import load_layers
 from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.rows import padded
+from pilotfish.layers.vocabulary import fitted
 from pilotfish.protocols import ModelInputs
 from pilotfish.speculation import BlockProposer, BlockRows, ContextRows, ProposerSetup
-from pilotfish.weights import WeightSource, plan_load
+from pilotfish.weights import LoadPlan, TensorInfo, WeightSource, plan_load
 from pilotfish_dflash.config import LEAF, DFlashConfig
 from pilotfish_dflash.network import DFlashLlama3
 from pilotfish_dflash.weights import weight_rules
@@ -59,6 +60,10 @@ class DFlashProposer(BlockProposer):
         """Every parameter, name -> shape."""
         return self.network.parameter_shapes()
 
+    def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
+        """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
+        return plan_load(weight_rules(self.config), infos, self.network.parameter_shapes())
+
     def load_model(
         self,
         weights: WeightSource | None,
@@ -71,10 +76,9 @@ class DFlashProposer(BlockProposer):
         """
         if weights is None:
             raise WeightsError("the method dflash got no weights; wanted the draft's")
-        plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
         load_layers(
             self.network,
-            plan,
+            self.plan_load(weights.infos),
             weights,
             self.dtype,
             backend=self.backend,
@@ -125,7 +129,11 @@ class DFlashProposer(BlockProposer):
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [T] int64 -> [T, D], what enters the first layer."""
         own = self.network.embed_tokens
-        rows = self.target.embed(tokens) if own is None else own(tokens)
+        rows: torch.Tensor
+        if own is None:
+            rows = self.target.embed(tokens)
+        else:  # what only the target's padding has is some row of it
+            rows = own(tokens.clamp(max=self.config.vocab_size - 1))
         return rows if self.config.embedding_factor == 1.0 else rows * self.config.embedding_factor
 
     def logits(self, normed: torch.Tensor) -> torch.Tensor:
@@ -145,7 +153,7 @@ class DFlashProposer(BlockProposer):
             logits = config.logit_softcap * capped
         if self.network.vocabulary is not None:
             logits = self.network.vocabulary(logits)
-        return logits
+        return fitted(logits, self.config.target_vocab_size)
 
 
 class DFlashLlama3Model:

@@ -126,7 +126,7 @@ class DFlashLlama3(Layer):
         self.lm_head: Linear | None = None
         self.vocabulary: DraftVocabulary | None = None
         if config.own_embedding:
-            self.embed_tokens = Embedding(config.target_vocab_size, width)
+            self.embed_tokens = Embedding(config.vocab_size, width)
         if config.own_head:
             self.lm_head = Linear(width, config.draft_vocab_size)
         if config.has_offsets:

@@ -8,9 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pilotfish.config.hf_options import option, want_value
+from pilotfish.config.hf_options import (
+    TRAINING_ONLY,
+    option,
+    refuse_all,
+    shortened,
+    unserved,
+)
+from pilotfish.config.quantization import refuse_quantized
 from pilotfish.errors import ConfigError
-from pilotfish_dflash.options import section
+from pilotfish_dflash.options import WHOSE, section
 
 _MARKS: Mapping[str, tuple[str, ...]] = {
     "DFlash2": ("selector_rank", "selector_top_k", "conv_kernel_size", "conv_group_size"),
@@ -45,15 +52,11 @@ _SPECULATORS_READ = frozenset(
         *("input_embedding_scale", "output_multiplier", "final_logit_softcapping", "is_causal"),
         *("speculators_config", "speculators_model_type", "speculators_version"),
         *("model_type", "transformers_version", "dtype", "torch_dtype", "tie_word_embeddings"),
-        # Of training only.
-        *("max_anchors", "pure_draft_prefix_len", "emb_dim", "gru_hidden_dim", "auf"),
-        *("lambda_base_start", "lambda_base_decay_ratio", "draft_attn_kernel"),
-        *("embed_requires_grad", "has_no_defaults_at_init", "enable_sp_ulysses"),
+        *TRAINING_ONLY,
     }
 )
 
 _REFUSED: Mapping[str, tuple[object, ...]] = {
-    "quantization_config": (None,),
     "attention_multiplier": (None,),
     "embedding_multiplier": (None, 1.0),
     "residual_multiplier": (None, 1.0),
@@ -77,6 +80,9 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
     "attention_sink_bias": (None, False),
     "use_attention_sink": (None, False),
     "add_swa_attention_sink_bias": (None, False),
+    "add_full_attention_sink_bias": (None, False),
+    "attention_value_scale": (None, 1.0),
+    "hidden_act": (None, "silu", "swish"),
     "norm_before_fc": (None, False),
     "fc_norm": (None, False),
     "projector_type": (None, "dflash"),
@@ -110,34 +116,32 @@ def refuse_other_tensors(names: Iterable[str]) -> None:
                 raise _other(method, f"file has {name}")
 
 
-def refuse_unread(layer: Any, options: Any) -> None:
-    """Raises ConfigError naming an option that changes the maths and is not read."""
-    whose = "the draft's config"
-    for name, allowed in _REFUSED.items():
-        for place in (options, layer):
-            want_value(name, option(place, name), allowed, whose)
-    want_value("hidden_act", option(layer, "hidden_act"), (None, "silu", "swish"), whose)
-    for name, value in section(options, "dflash_config").items():
-        if name not in _READ_INSIDE:
-            allowed = _INSIDE_NEUTRAL.get(name, (None, False))
-            want_value(name, value, allowed, "the draft's dflash_config")
+def refuse_unread(layer: Any, options: Any, values: Mapping[str, Any] | None) -> None:
+    """Raises ConfigError naming all options that change the maths and are not read.
 
-
-def refuse_unknown(values: Mapping[str, Any]) -> None:
-    """The speculators format: its options are off by default, so one that is set matters.
-
-    values: what stands at the top of the file. Raises ConfigError naming what is not read.
+    values: what stands at the top of a file of the speculators format, else None. Its options are
+    off by default, so one that is set matters.
     """
-    unknown = sorted(
-        name
-        for name, value in values.items()
+    for place in (options, layer):
+        refuse_quantized(place, "the draft")
+    found = [
+        one
+        for place in (options, layer)
+        for one in unserved({name: option(place, name) for name in _REFUSED}, _REFUSED)
+    ]
+    nested = {
+        name: value
+        for name, value in section(options, "dflash_config").items()
+        if name not in _READ_INSIDE and name not in TRAINING_ONLY
+    }
+    allowed = {name: _INSIDE_NEUTRAL.get(name, (None, False)) for name in nested}
+    found += [(f"dflash_config.{said}", wanted) for said, wanted in unserved(nested, allowed)]
+    found += [
+        (f"{name} = {shortened(value)}", "it absent")
+        for name, value in sorted((values or {}).items())
         if value and name not in _SPECULATORS_READ and name not in _REFUSED
-    )
-    if unknown:
-        raise ConfigError(
-            f"the draft's config sets {', '.join(unknown)}, which the method dflash does not read; "
-            "wanted a draft without"
-        )
+    ]
+    refuse_all(list(dict.fromkeys(found)), WHOSE)
 
 
 def _other(method: str, why: str) -> ConfigError:

@@ -15,6 +15,7 @@ import attrs
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import int_at_least, norm_epsilon, one_of
 from pilotfish.config.hf_options import (
+    MOST_PADDING,
     count,
     option,
     text_config,
@@ -24,20 +25,21 @@ from pilotfish.config.hf_options import (
     whole_number,
     written,
 )
-from pilotfish.errors import ConfigError
+from pilotfish.errors import CheckpointError, ConfigError
 from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates
 from pilotfish.registry import Registry
 from pilotfish.state import KVCacheParams, StateSpec
 from pilotfish.weights.checkpoint import open_checkpoint
 from pilotfish_eagle.formats import (
-    FLAGS,
     SPECULATORS,
+    WHOSE,
     DraftFormat,
     Version,
     boolean,
     read_format,
     read_taps,
+    read_windows,
 )
 
 LEAF = "draft"
@@ -49,7 +51,6 @@ NEEDED = (
 )
 NEEDED_OF_TARGET = NEEDED_IN_FILE = ("hidden_size", "vocab_size", "num_hidden_layers")
 
-WHOSE = "the draft's config"
 NO_DRAFT = (
     "the draft's file has no fc.weight, so it is no EAGLE draft; a small language model drafts by "
     "another method"
@@ -67,10 +68,12 @@ class EagleConfig:
     taps: boundaries of the target's stream that EAGLE-3 reads, in fc's order; taps_source: how
         they were found. target_hidden_size, target_vocab_size, num_target_layers: of the target.
     max_position: rows from here on are not drafted. rope: rotary positions.
+    vocab_size: rows of the draft's own embedding, which may be padded to another size.
     fc_bias: None until the file is known where the config does not say.
     norm_before_residual: the residual of layer 0 is the normed feature. norm_before_fc: one norm
-        over all taps before fc. fc_norm: one norm for each tap before fc. norm_output: the next
-        row gets the normed output instead of the plain one.
+        over all taps before fc. fc_norm: one norm for each tap before fc. norms_head: a norm stands
+        before the head. recycles_normed: the next row gets the normed output, not the plain one.
+    windows: keys that each layer's rows see, themselves included; None for all.
     own_embedding, own_head, has_offsets: whether the FILE has embed_tokens, lm_head, d2t.
     """
 
@@ -80,6 +83,7 @@ class EagleConfig:
     target_hidden_size: int = attrs.field(validator=_count)
     target_vocab_size: int = attrs.field(validator=_count)
     num_target_layers: int = attrs.field(validator=_count)
+    vocab_size: int = attrs.field(validator=_count)
     draft_vocab_size: int = attrs.field(validator=_count)
     taps: tuple[int, ...] = ()
     taps_source: str = ""
@@ -99,7 +103,9 @@ class EagleConfig:
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     fc_norm: bool = False
-    norm_output: bool = False
+    norms_head: bool = True
+    recycles_normed: bool = False
+    windows: tuple[int | None, ...] = (None,)
     tie_word_embeddings: bool = False
     own_embedding: bool = False
     own_head: bool = False
@@ -118,10 +124,15 @@ class EagleConfig:
                 f"the draft's hidden_size is {self.hidden_size} and the target's "
                 f"{self.target_hidden_size}; wanted one: give the draft of this target"
             )
-        if self.draft_vocab_size > self.target_vocab_size:
+        if self.draft_vocab_size > self.vocab_size:
             raise ConfigError(
-                f"the draft's draft_vocab_size is {self.draft_vocab_size} and the target's "
-                f"vocab_size {self.target_vocab_size}; give the draft of this target"
+                f"the draft's draft_vocab_size is {self.draft_vocab_size} and its vocab_size "
+                f"{self.vocab_size}; wanted at most that: give the draft of this target"
+            )
+        if len(self.windows) != self.num_hidden_layers:
+            raise ConfigError(
+                f"windows has {len(self.windows)} entries; wanted {self.num_hidden_layers}, one "
+                "for each layer"
             )
         if self.norm_before_fc and self.fc_norm:
             raise ConfigError("the draft's config has norm_before_fc and fc_norm; wanted one")
@@ -240,9 +251,9 @@ class EagleConfig:
             )
         if self.version == 1:
             return
-        if self.draft_vocab_size < self.target_vocab_size and "d2t" not in names:
+        if self.draft_vocab_size < self.vocab_size and "d2t" not in names:
             raise ConfigError(
-                f"the draft knows {self.draft_vocab_size} of {self.target_vocab_size} tokens and "
+                f"the draft knows {self.draft_vocab_size} of {self.vocab_size} tokens and "
                 "its file has no d2t, which says which; the file is incomplete"
             )
         if "embed_tokens.weight" not in names and self.hidden_size != self.target_hidden_size:
@@ -254,7 +265,7 @@ class EagleConfig:
             self.tie_word_embeddings and "embed_tokens.weight" in names
         )
         fits = (self.draft_vocab_size, self.hidden_size) == (
-            self.target_vocab_size,
+            self.vocab_size,
             self.target_hidden_size,
         )
         if borrows and "d2t" in names:
@@ -294,6 +305,7 @@ def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineC
         target_hidden_size=target.hidden_size,
         target_vocab_size=target.vocab_size,
         num_target_layers=target.num_hidden_layers,
+        vocab_size=layer.vocab_size,
         draft_vocab_size=_draft_vocab_size(draft),
         taps=taps,
         taps_source=source,
@@ -303,7 +315,9 @@ def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineC
         intermediate_size=layer.intermediate_size,
         num_hidden_layers=layer.num_hidden_layers,
         rms_norm_eps=option(layer, "rms_norm_eps", 1e-6),
-        rope=RopeParameters.from_hf(layer, head_dim, whose=WHOSE),
+        rope=RopeParameters.from_hf(
+            layer, head_dim, whose=WHOSE, plain_turns_whole=draft.name == SPECULATORS
+        ),
         max_position=layer.max_position_embeddings,
         dtype=_dtype(pipeline_config, draft),
         fc_bias=None if bias is None else boolean("bias", bias),
@@ -311,7 +325,12 @@ def _from_format(cls: type[Made], draft: DraftFormat, pipeline_config: PipelineC
         out_bias=attention_bias,
         mlp_bias=boolean("mlp_bias", getattr(layer, "mlp_bias", None)),
         tie_word_embeddings=boolean("tie_word_embeddings", draft.option("tie_word_embeddings")),
-        **{name: draft.flag(name) for name in FLAGS},
+        norm_before_residual=draft.flag("norm_before_residual"),
+        norm_before_fc=draft.flag("norm_before_fc"),
+        fc_norm=draft.flag("fc_norm"),
+        norms_head=draft.norms_head,
+        recycles_normed=draft.recycles_normed,
+        windows=read_windows(draft),
     )
 
 
@@ -319,11 +338,11 @@ def _want_same(draft: DraftFormat, target: Any) -> None:
     """Raises ConfigError when the draft says that it was made for another target."""
     width = draft.option("target_hidden_size") or draft.layer.hidden_size
     whole_number("target_hidden_size", width, whose=WHOSE)
-    for name, said, has in (
-        ("hidden_size", width, target.hidden_size),
-        ("vocab_size", draft.layer.vocab_size, target.vocab_size),
+    for name, said, has, apart in (
+        ("hidden_size", width, target.hidden_size, 0),
+        ("vocab_size", draft.layer.vocab_size, target.vocab_size, MOST_PADDING),
     ):
-        if said != has:
+        if abs(said - has) > apart:
             raise ConfigError(
                 f"the draft was made for a target with {name} {said} and this one has {has}; give "
                 "the draft of this target"
@@ -351,6 +370,9 @@ def _refuse_ordinary_model(model: ModelConfig, cause: ConfigError) -> None:
     """EAGLE-1 drafts share their architecture's name with ordinary models: the file tells."""
     if not Path(model.path).is_dir():
         return
-    names = open_checkpoint(model.path).weights().infos
+    try:
+        names = open_checkpoint(model.path).weights().infos
+    except CheckpointError:  # not there, or not whole: what the config says stands
+        return
     if not any(name.removeprefix("model.") == "fc.weight" for name in names):
         raise ConfigError(f"{model.model}: {NO_DRAFT}") from cause

@@ -21,8 +21,9 @@ from pilotfish.layers.loading import load_layers
 from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.pass_plan import is_as_written
 from pilotfish.layers.rows import padded
+from pilotfish.layers.vocabulary import fitted
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
-from pilotfish.weights import WeightSource, plan_load
+from pilotfish.weights import LoadPlan, TensorInfo, WeightSource, plan_load
 from pilotfish_eagle.config import LEAF, EagleConfig
 from pilotfish_eagle.network import EagleNetwork, LastRows
 from pilotfish_eagle.planned import EaglePass
@@ -67,6 +68,10 @@ class EagleModel(SequentialProposer):
         shapes = self.network.parameter_shapes()
         return {name: shape for name, shape in shapes.items() if name not in ties}
 
+    def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
+        """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
+        return plan_load(weight_rules(self.config), infos, self.network.parameter_shapes())
+
     def load_model(
         self,
         weights: WeightSource | None,
@@ -79,10 +84,9 @@ class EagleModel(SequentialProposer):
         """
         if weights is None:
             raise WeightsError("the method eagle got no weights; wanted the draft's")
-        plan = plan_load(weight_rules(self.config), weights.infos, self.network.parameter_shapes())
         load_layers(
             self.network,
-            plan,
+            self.plan_load(weights.infos),
             weights,
             self.dtype,
             backend=self.backend,
@@ -152,7 +156,9 @@ class EagleModel(SequentialProposer):
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [T] int64 -> [T, D]."""
         own = self.network.embed_tokens
-        rows: torch.Tensor = self.target.embed(tokens) if own is None else own(tokens)
+        if own is not None:  # what only the target's padding has is some row of it
+            return own(tokens.clamp(max=self.config.vocab_size - 1))
+        rows: torch.Tensor = self.target.embed(tokens)
         return rows
 
     def _beside(self, rows: DraftRows) -> torch.Tensor:
@@ -215,5 +221,6 @@ class EagleModel(SequentialProposer):
             logits = last.logits.float()
         if network.vocabulary is not None:
             logits = network.vocabulary(logits)
-        recycled = normed if network.norm_output else last.whole
+        logits = fitted(logits, self.config.target_vocab_size)
+        recycled = normed if network.recycles_normed else last.whole
         return DraftOutputs(logits=logits, recycled=recycled)

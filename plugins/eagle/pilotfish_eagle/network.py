@@ -106,7 +106,15 @@ class WideAttention(Attention):
             config.num_attention_heads,
             config.num_key_value_heads,
         )
-        super().__init__(0, width, heads, kv_heads, config.head_dim, out_bias=config.out_bias)
+        super().__init__(
+            0,
+            width,
+            heads,
+            kv_heads,
+            config.head_dim,
+            out_bias=config.out_bias,
+            window=config.windows[0],
+        )
         rows = (heads + 2 * kv_heads) * config.head_dim
         self.qkv = Linear(2 * width, rows, bias=config.qkv_bias)
 
@@ -142,11 +150,11 @@ class EagleNetwork(Layer):
     def __init__(self, config: EagleConfig) -> None:
         width, is_third = config.hidden_size, config.version == 3
         self.is_third = is_third
-        self.norm_output = config.norm_output
+        self.recycles_normed = config.recycles_normed
         self.rotary = Rotary(config.rope)
         self.embed_tokens: Embedding | None = None
         if config.own_embedding:
-            self.embed_tokens = Embedding(config.target_vocab_size, width)
+            self.embed_tokens = Embedding(config.vocab_size, width)
         eps = config.rms_norm_eps
         self.input_norm = RMSNorm(config.num_features, eps) if config.norm_before_fc else None
         taps = config.taps if config.fc_norm else ()
@@ -156,7 +164,7 @@ class EagleNetwork(Layer):
         self.joining = _joining_block(config) if is_third else None
         self.first = None if is_third else _first_block(config)
         self.layers = [_block(config, layer) for layer in range(1, config.num_hidden_layers)]
-        self.norm = RMSNorm(width, eps) if is_third else None
+        self.norm = RMSNorm(width, eps) if is_third and config.norms_head else None
         self.lm_head: Linear | None = None
         self.vocabulary: DraftVocabulary | None = None
         if is_third and (config.own_head or config.has_tied_head):
@@ -219,9 +227,9 @@ class EagleNetwork(Layer):
     def finish(self, whole: torch.Tensor, backend: KernelBackend) -> LastRows:
         """whole: [R, D], the residual stream of the rows that are wanted."""
         normed = None if self.norm is None else self.norm(whole, backend)
-        if normed is None or self.lm_head is None:
+        if self.lm_head is None:
             return LastRows(whole, normed)
-        return LastRows(whole, normed, self.lm_head(normed, backend))
+        return LastRows(whole, normed, self.lm_head(whole if normed is None else normed, backend))
 
 
 def _first_block(config: EagleConfig) -> FirstBlock:
@@ -253,6 +261,7 @@ def _attention(config: EagleConfig, layer: int) -> Attention:
         config.head_dim,
         qkv_bias=config.qkv_bias,
         out_bias=config.out_bias,
+        window=config.windows[layer],
     )
 
 

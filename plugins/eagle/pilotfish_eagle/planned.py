@@ -62,8 +62,8 @@ class EaglePass:
         self._logits: Buffer | None = None
         if network.norm is not None:
             self._normed = run.norm(network.norm, self._whole)
-            if network.lm_head is not None:
-                self._logits = run.linear(network.lm_head, self._normed)
+        if network.lm_head is not None:
+            self._logits = run.linear(network.lm_head, self._normed or self._whole)
         made = (self._whole, self._normed, self._logits)
         run.plan.read(*(buffer for buffer in made if buffer is not None))
         self._calls = run.plan.finish()

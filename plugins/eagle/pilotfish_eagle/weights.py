@@ -17,6 +17,7 @@ def weight_rules(config: EagleConfig) -> WeightRules:
     `t2d` says the same as `d2t` the other way round; EagleModel compares the two.
     """
     first = _FIRST[config.version]
+    unused = () if config.norms_head else ("norm.weight",)
     rules = [
         Rule("embed_tokens.weight", "embed_tokens.weight"),
         Rule("input_norm.weight", "input_norm.weight"),
@@ -36,7 +37,10 @@ def weight_rules(config: EagleConfig) -> WeightRules:
         rules += _block_rules(config, ours, theirs)
     return WeightRules(
         rules=tuple(rules),
-        ignore=("t2d", "layers.{layer}.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"),
+        ignore=(
+            *("t2d", *unused, "rotary_emb.inv_freq"),
+            "layers.{layer}.self_attn.rotary_emb.inv_freq",
+        ),
         ties={"lm_head.weight": "embed_tokens.weight"} if config.has_tied_head else {},
         prefixes={
             "model.": "",

@@ -220,7 +220,7 @@ class KimiK25Config:
         heads = {"lm_head.weight", "language_model.lm_head.weight"}
         return attrs.evolve(
             self,
-            tie_word_embeddings=not heads & set(state_dict),
+            tie_word_embeddings=self.tie_word_embeddings and not heads & set(state_dict),
             image_processor=seeing,
             unserved_token_ids=(
                 self.unserved_token_ids

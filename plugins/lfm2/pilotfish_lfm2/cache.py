@@ -175,6 +175,15 @@ class ConvStateCache:
             if self.poison:
                 self.kept[:, page] = torch.nan
 
+    def clear(self) -> None:
+        """Takes every slot back and drops all that is kept, whatever was left half done."""
+        self.slots.clear()
+        self._requests.clear()
+        self._is_kept = bytearray(len(self._is_kept))
+        if self.poison:
+            self.memory.fill_(torch.nan)
+            self.kept.fill_(torch.nan)
+
     # What a pass needs
 
     def inputs(

@@ -146,7 +146,7 @@ class LFM2Config:
         names = {name.removeprefix("model.") for name in state_dict}
         return attrs.evolve(
             self,
-            tie_word_embeddings="lm_head.weight" not in names,
+            tie_word_embeddings=self.tie_word_embeddings and "lm_head.weight" not in names,
             return_logits=return_logits or self.return_logits,
             return_hidden_states=return_hidden_states or self.return_hidden_states,
         )

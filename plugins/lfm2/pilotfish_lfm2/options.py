@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pilotfish.config.hf_options import count, option, real_number, want_counts, want_values
+from pilotfish.config.quantization import refuse_quantized
 from pilotfish.errors import ConfigError
 
 NEEDED = (
@@ -17,7 +18,6 @@ NEEDED = (
 )
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
-    "quantization_config": (None,),
     "attention_bias": (None, False),
     "mlp_bias": (None, False),
     "sliding_window": (None,),
@@ -44,6 +44,7 @@ SAME_AS_HIDDEN_SIZE = ("block_dim", "conv_dim", "conv_dim_out")
 def refuse_unread(huggingface_config: Any) -> None:
     """Raises ConfigError naming a missing option, or one that changes the maths and is not read."""
     hf = huggingface_config
+    refuse_quantized(hf)
     want_counts(hf, NEEDED)
     want_values(hf, REFUSED)
     for name in SAME_AS_HIDDEN_SIZE:

@@ -9,7 +9,8 @@ from pilotfish.registry import ArchitectureSpec
 from pilotfish.weights.pretokenizer import PreTokenizer, contraction_split
 from pilotfish_llama3.families import FAMILIES
 
-_LLAMA3_TEXT = PreTokenizer(contraction_split(r"\p{N}{1,3}"), add_bos=True)
+_LLAMA3_TEXT = PreTokenizer(contraction_split(r"\p{N}{1,3}"), add_bos=True, ignore_merges=True)
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0")
 
 
 @hookimpl
@@ -22,7 +23,7 @@ def pilotfish_architectures() -> Sequence[ArchitectureSpec]:
             model="pilotfish_llama3.model:Llama3Model",
             gguf_architectures=("llama",),
             gguf_config="pilotfish_llama3.gguf:gguf_config",
-            gguf_pretokenizers=dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3_TEXT),
+            gguf_pretokenizers=dict.fromkeys(_LLAMA3_NAMES, _LLAMA3_TEXT),
             capabilities=frozenset({"verify", "taps", "embed", "lm_head"}),
             examples="pilotfish_llama3.examples:examples",
             verified_against="transformers: logits, hidden states and greedy tokens",

@@ -140,7 +140,7 @@ class Llama3Config:
             head_dim=head_dim,
             intermediate_size=hf.intermediate_size,
             vocab_size=hf.vocab_size,
-            max_seq_len=rope.context_length(model.max_length),
+            max_seq_len=_context_length(hf, rope, model.max_length),
             rope=rope,
             dtype=run_dtype(pipeline_config, model),
             cache_dtype=cache_dtype(pipeline_config, model),
@@ -176,18 +176,19 @@ class Llama3Config:
         """Reads what only the tensors' names can tell.
 
         state_dict: tensor name -> anything (`WeightSource.infos` will do).
-        A head of its own in the file is used even where the config calls it tied; a file without
-        one is tied. A GGUF file has no options for biases: its tensors say which there are.
+        A head of its own in the file is used even where the config calls it tied. A GGUF file has
+        no options for biases and ties: its tensors say which there are.
         """
         del huggingface_config
         names = {name.removeprefix("model.") for name in state_dict}
         is_gguf = "blk.0.attn_q.weight" in names
+        has_head = bool(names & {"lm_head.weight", "output.weight"})
         return attrs.evolve(
             self,
             qkv_bias="blk.0.attn_q.bias" in names if is_gguf else self.qkv_bias,
             out_bias="blk.0.attn_output.bias" in names if is_gguf else self.out_bias,
             mlp_bias="blk.0.ffn_down.bias" in names if is_gguf else self.mlp_bias,
-            tie_word_embeddings=not names & {"lm_head.weight", "output.weight"},
+            tie_word_embeddings=(is_gguf or self.tie_word_embeddings) and not has_head,
             stacked_qkv="layers.0.self_attn.qkv_proj.weight" in names,
             stacked_mlp="layers.0.mlp.gate_up_proj.weight" in names,
             interleaved_rope_weights=is_gguf,
@@ -278,6 +279,25 @@ NEEDED = (
     *("vocab_size", "max_position_embeddings"),
 )
 """The options that have no default anywhere."""
+
+
+def _context_length(hf: Any, rope: RopeParameters, max_length: int | None) -> int:
+    """The longest context; one that wants attention in two kinds of chunks ends where they begin.
+
+    Raises ConfigError for a limit of the user's past it.
+    """
+    length = rope.context_length(max_length)
+    chunks = getattr(hf, "dual_chunk_attention_config", None)
+    if not isinstance(chunks, Mapping):
+        return length
+    name = "original_max_position_embeddings"
+    whole = whole_number(f"dual_chunk_attention_config.{name}", chunks.get(name))
+    if max_length is not None and max_length > whole:
+        raise ConfigError(
+            f"max_length is {max_length}; wanted at most {whole}: from there on the checkpoint "
+            "wants attention in chunks (dual_chunk_attention_config), which is not served"
+        )
+    return min(length, whole)
 
 
 def _windows(hf: Any, family: Family) -> tuple[int | None, ...]:

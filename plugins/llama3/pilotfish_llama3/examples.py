@@ -58,7 +58,11 @@ _CONFIGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "OlmoForCausalLM": {"clipped": {"clip_qkv": 0.8}, "tied": {"tie_word_embeddings": True}},
     "Phi3ForCausalLM": {
         "window": {"sliding_window": 6, "original_max_position_embeddings": 128},
-        "longrope": {**_LONGROPE, "original_max_position_embeddings": 16},
+        "longrope": {
+            **_LONGROPE,
+            "hidden_size": 64,  # a factor for each of the 8 pairs of a head
+            "original_max_position_embeddings": 16,
+        },
     },
     "Qwen2ForCausalLM": {
         "tied": {"tie_word_embeddings": True},

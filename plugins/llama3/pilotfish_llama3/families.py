@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import attrs
 
 from pilotfish.config.hf_options import want_values
+from pilotfish.config.quantization import refuse_quantized
 from pilotfish.errors import ConfigError
 
 
@@ -55,7 +56,7 @@ FAMILIES: Mapping[str, Family] = {
         reads=frozenset({"sliding_window", "partial_rotary_factor"}),
         windows="all",
         recomputes=True,
-        rope_aliases={"su": "longrope", "yarn": "longrope"},
+        rope_aliases={"yarn": "longrope"},
     ),
     "Qwen2ForCausalLM": Family(reads=_UPPER, windows="upper", qkv_bias=True),
     "Qwen3ForCausalLM": Family(reads=_UPPER | {"attention_bias"}, windows="upper", head_norm=True),
@@ -81,7 +82,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "hidden_act": (None, "silu", "swish"),
-    "quantization_config": (None,),
     "final_logit_softcapping": (None,),
     "attn_logit_softcapping": (None,),
     "query_pre_attn_scalar": (None,),
@@ -115,6 +115,7 @@ def family_of(architecture: str) -> Family:
 
 def refuse_unread(huggingface_config: object, architecture: str) -> None:
     """Raises ConfigError naming an option that would change the maths and is not read."""
+    refuse_quantized(huggingface_config)
     reads = family_of(architecture).reads
     wanted = {**REFUSED, **{name: ok for name, ok in NEUTRAL.items() if name not in reads}}
     want_values(huggingface_config, wanted)

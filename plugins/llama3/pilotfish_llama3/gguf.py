@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pilotfish.config.hf_options import real_number
 from pilotfish.errors import ConfigError
+
+_BASE = "llama.rope.freq_base"
 
 
 def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "num_hidden_layers": _need_int(metadata, "llama.block_count"),
         "intermediate_size": _need_int(metadata, "llama.feed_forward_length"),
         "max_position_embeddings": _need_int(metadata, "llama.context_length"),
-        "rms_norm_eps": float(_need(metadata, "llama.attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": _need_number(metadata, "llama.attention.layer_norm_rms_epsilon"),
         "vocab_size": _vocab_size(metadata),
         "head_dim": head_dim,
         "rope_parameters": _rope(metadata, head_dim),
@@ -44,14 +47,14 @@ def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rope(metadata: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     """`rope_parameters`; a per-dimension table, where there is one, is a tensor of the file."""
-    rotary_dim = int(metadata.get("llama.rope.dimension_count", head_dim))
+    rotary_dim = _int(metadata, "llama.rope.dimension_count", head_dim)
     if rotary_dim != head_dim:
         raise ConfigError(
             f"llama.rope.dimension_count is {rotary_dim}; wanted the head width {head_dim}"
         )
     options: dict[str, Any] = {
         "rope_type": "default",
-        "rope_theta": float(metadata.get("llama.rope.freq_base", 10000.0)),
+        "rope_theta": _need_number({_BASE: 10000.0, **metadata}, _BASE),
     }
     kind = metadata.get("llama.rope.scaling.type", "none")
     old_factor = metadata.get("llama.rope.scale_linear")
@@ -76,7 +79,7 @@ def _rope(metadata: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 
 def _vocab_size(metadata: Mapping[str, Any]) -> int:
     if "llama.vocab_size" in metadata:
-        return int(metadata["llama.vocab_size"])
+        return _need_int(metadata, "llama.vocab_size")
     return len(_need(metadata, "tokenizer.ggml.tokens"))
 
 
@@ -89,6 +92,10 @@ def _need(metadata: Mapping[str, Any], key: str) -> Any:
 def _need_int(metadata: Mapping[str, Any], key: str) -> int:
     _need(metadata, key)
     return _int(metadata, key, 0)
+
+
+def _need_number(metadata: Mapping[str, Any], key: str) -> float:
+    return real_number(key, _need(metadata, key), above=0, whose="the GGUF file")
 
 
 def _int(metadata: Mapping[str, Any], key: str, default: int) -> int:

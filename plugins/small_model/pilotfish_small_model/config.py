@@ -20,10 +20,16 @@ LEAF = "small_model.kv"
 
 @attrs.frozen(kw_only=True)
 class SmallModelConfig:
-    """route: of the draft as a model of its own. draft: its configuration."""
+    """route: of the draft as a model of its own. draft: its configuration.
+
+    vocab_size, target_vocab_size: rows of the two embeddings. One tokenizer may be padded to
+    different sizes: no text stands for the rows that only one of them has.
+    """
 
     route: Route
     draft: ArchConfig
+    vocab_size: int
+    target_vocab_size: int
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
     taps: tuple[int, ...] = ()
     max_width: int | None = None
@@ -39,9 +45,9 @@ class SmallModelConfig:
     ) -> Self:
         """Makes the draft's configuration and checks that it can draft for the target.
 
-        Raises ConfigError for another vocabulary (its size, or the text of an id where both have a
-        tokenizer), for a draft with caches other than one paged
-        leaf, and for one whose rows depend on the length of their request.
+        Raises ConfigError for another vocabulary (the text of an id where both have a tokenizer,
+        else its size), for a draft with caches other than one paged leaf, and for one whose rows
+        depend on the length of their request.
         """
         draft = model_config or pipeline_config.draft_model
         if draft is None or registry is None:
@@ -50,14 +56,9 @@ class SmallModelConfig:
             )
         route = registry.route(draft.architecture)
         target = pipeline_config.model
-        ours, theirs = _vocab_size(draft), _vocab_size(target)
-        if ours != theirs:
-            raise ConfigError(
-                f"the draft {draft.model} has {ours} token ids and the target {target.model} "
-                f"{theirs}; wanted a draft with the target's tokenizer"
-            )
+        sizes = _vocab_size(draft), _vocab_size(target)
         config = route.config_class().initialize(pipeline_config, draft)
-        _want_same_tokens(draft, target)
+        _want_same_tokens(draft, target, sizes)
         specs = config.get_state_specs()
         if len(specs) != 1 or not isinstance(specs[0], PagedStateSpec):
             raise ConfigError(
@@ -70,7 +71,7 @@ class SmallModelConfig:
                 f"the draft {draft.model} has rotary positions that depend on the length of the "
                 "text; wanted a draft without dynamic or longrope scaling"
             )
-        return cls(route=route, draft=config)
+        return cls(route=route, draft=config, vocab_size=sizes[0], target_vocab_size=sizes[1])
 
     def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
         """Completes the draft's configuration."""
@@ -99,13 +100,19 @@ def _vocab_size(model: ModelConfig) -> int:
     )
 
 
-def _want_same_tokens(draft: ModelConfig, target: ModelConfig) -> None:
-    """Raises ConfigError naming the first id with two texts; says nothing without tokenizers."""
+def _want_same_tokens(draft: ModelConfig, target: ModelConfig, sizes: tuple[int, int]) -> None:
+    """Raises ConfigError naming the first id with two texts; without tokenizers, by the sizes."""
     if draft.path == target.path:
         return
     ours = token_texts(draft)
     theirs = None if ours is None else token_texts(target)
     if ours is None or theirs is None:
+        if sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"the draft {draft.model} has {sizes[0]} token ids and the target {target.model} "
+                f"{sizes[1]}; wanted as many, or a tokenizer in both, which would show whether "
+                "only the padding differs"
+            )
         return
     odd = first_difference(ours, theirs)
     if odd is not None:

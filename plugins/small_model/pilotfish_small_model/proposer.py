@@ -6,14 +6,16 @@ inputs are made of the driver's rows. Does not know: architectures.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from pilotfish.batch import RequestContext
+from pilotfish.layers.vocabulary import fitted
 from pilotfish.protocols import PipelineModel, ReturnLogits
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
-from pilotfish.weights import WeightSource
+from pilotfish.weights import TensorInfo, WeightSource
 from pilotfish_small_model.config import LEAF, SmallModelConfig
 
 
@@ -25,6 +27,7 @@ class SmallModelProposer(SequentialProposer):
 
     def __init__(self, setup: ProposerSetup) -> None:
         config: SmallModelConfig = setup.config
+        self._config = config
         speculative = setup.pipeline_config.speculative
         super().__init__(
             leaf=LEAF,
@@ -41,6 +44,12 @@ class SmallModelProposer(SequentialProposer):
             return_logits=ReturnLogits.VARIABLE,
         )
 
+    def plan_load(self, infos: Mapping[str, TensorInfo]) -> None:
+        """Raises WeightsError naming tensors that do not fit the draft's architecture."""
+        plan = getattr(self._model, "plan_load", None)
+        if plan is not None:
+            plan(infos)
+
     def load_model(self, weights: WeightSource | None) -> None:
         """Loads the draft as a model of its own."""
         assert weights is not None, "the method reads a draft"
@@ -48,7 +57,7 @@ class SmallModelProposer(SequentialProposer):
 
     def forward(self, rows: DraftRows) -> DraftOutputs:
         """One pass of the model over the rows."""
-        flat, ends = rows.tokens.tolist(), rows.input_row_offsets.tolist()
+        flat, ends = self._own_ids(rows.tokens.tolist()), rows.input_row_offsets.tolist()
         contexts = [
             RequestContext(request_id=name, tokens=flat[start:end], num_scheduled=end - start)
             for name, start, end in zip(rows.request_ids, ends[:-1], ends[1:], strict=True)
@@ -57,4 +66,9 @@ class SmallModelProposer(SequentialProposer):
             [contexts], rows.kv, [int(wanted) for wanted in rows.wanted]
         )
         outputs: torch.Tensor = self._model.execute(inputs).logits
-        return DraftOutputs(logits=outputs)
+        return DraftOutputs(logits=fitted(outputs, self._config.target_vocab_size))
+
+    def _own_ids(self, tokens: list[int]) -> list[int]:
+        """The ids, with one that the draft has for each that only the target's padding has."""
+        last = self._config.vocab_size - 1
+        return [min(token, last) for token in tokens]

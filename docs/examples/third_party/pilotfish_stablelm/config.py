@@ -59,10 +59,11 @@ class StableLmConfig:
             ),
             max_seq_len=rope.context_length(model.max_length),
             dtype=dtype,
+            tied=hf.tie_word_embeddings,
         )
 
     def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
-        return attrs.evolve(self, tied="lm_head.weight" not in state_dict)
+        return attrs.evolve(self, tied=self.tied and "lm_head.weight" not in state_dict)
 
     def get_kv_params(self) -> KVCacheParams:
         return self.kv

@@ -1,11 +1,13 @@
 // Linear layers, x @ weight.T + bias, on weights that stay as they lie in the file; and rows of such a weight alone.
 //
-// Knows: arguments, and how threads share outputs and rows. The sums' order stands in tiles.h, the weight's forms in
-// blocks.h.
+// Knows: arguments, how threads share outputs and rows, and which way through the sums is fastest for how many rows.
+// The sums' order stands in order.h, the weight's forms in blocks.h.
 #pragma once
 #include <math.h>
 
+#include "linear/few.h"
 #include "linear/tiles.h"
+#include "linear/turned.h"
 
 extern "C" {
 // x: [rows, K] of x_dtype; out: [rows, O] of out_dtype; both contiguous in columns, strides of rows in elements.
@@ -34,19 +36,32 @@ namespace PF_ISA {
 
 // Rows up to which each thread widens x for itself: waiting for the team would take longer.
 constexpr int64_t WIDENED_ALONE = 12;
-// Rows multiplied before the next panel is decoded, fewer where they are wide: they stay in the second cache.
-constexpr int64_t ROWS_AT_ONCE = 192, WIDE_ROWS_AT_ONCE = 96, WIDE = 2048;
+// Rows from which turning a panel of weights takes less time than joining lanes.
+constexpr int64_t MANY_ROWS = 96;
+// Rows multiplied before the next panel is decoded.
+constexpr int64_t ROWS_AT_ONCE = 512;
 
-// x as float32. Few rows: this thread's own copy (or x itself); else the team's, which it waits for.
-static WideRows wide_rows(const void* x, int64_t dtype, int64_t stride, int64_t rows, int64_t columns, pf_team* team) {
-  if (rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0) return {(const float*)x, rows, columns};
+// Rows of x as float32: as they are, or turned where that is not null.
+struct Rows {
+  WideRows wide;
+  const float* turned;
+};
+
+// Few rows: this thread's own copy (or x itself); else the team's, which it waits for.
+static Rows rows_of(const void* x, int64_t dtype, int64_t stride, int64_t rows, int64_t columns, bool is_turned,
+                    pf_team* team) {
+  if (rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0) return {{(const float*)x, rows, columns}, nullptr};
   const int64_t bytes = WideRows::bytes(rows, columns);
   const bool is_few = rows <= WIDENED_ALONE || team->count == 1;
-  float* wide = (float*)(is_few ? team->scratch(team, 0, bytes) : team->shared(team, 0, bytes));
+  float* out = (float*)(is_few ? team->scratch(team, 0, bytes) : team->shared(team, 0, bytes));
+  float* row = is_turned ? (float*)team->scratch(team, 1, WideRows::bytes(1, columns)) : nullptr;
   const Share mine = is_few ? Share{0, rows} : share(rows, team);
-  with_dtype(dtype, [&](auto d) { widen_rows<d()>(x, stride, mine.begin, mine.end, wide, rows, columns); });
+  with_dtype(dtype, [&](auto d) {
+    if (is_turned) turned::turn_rows<d()>(x, stride, mine.begin, mine.end, row, out, columns);
+    else widen_rows<d()>(x, stride, mine.begin, mine.end, out, columns);
+  });
   if (!is_few) team->wait(team);
-  return {wide, rows, columns};
+  return {{out, rows, columns}, is_turned ? out : nullptr};
 }
 
 // Bias of outputs first to first + count, zeros past them; x + -0 is x.
@@ -60,49 +75,74 @@ static Floats bias_of(const void* bias, int64_t dtype, int64_t first, int64_t co
   return added;
 }
 
-// Adds the bias to sums ([rows, PANEL]), rounds, and writes `count` of each row from `out` on.
-static void write_sums(const float* sums, int64_t rows, int64_t count, Floats bias, void* out, int64_t dtype,
-                       int64_t stride) {
-  with_dtype(dtype, [&](auto d) {
-    using Type = typename Element<d()>::Type;
-    for (int64_t t = 0; t < rows; t++) write_some<d()>((Type*)out + t * stride, load(sums + t * PANEL) + bias, count);
-  });
-}
-PF_INLINE int64_t element_bytes(int64_t dtype) { return dtype == PF_FLOAT32 ? 4 : 2; }
-
 // Where results go. data: [rows, O] of `dtype`; bias: [O] or null.
 struct Results {
   void* data;
   int64_t dtype, stride;
   const void* bias;
   int64_t bias_dtype;
+
+  // Adds the bias to sums ([rows, width]), rounds, and writes `count` of each row from column `column` on.
+  void write(const float* sums, int64_t width, int64_t row, int64_t rows, int64_t column, int64_t count) const {
+    with_dtype(dtype, [&](auto d) {
+      auto* out = (typename Element<d()>::Type*)data + row * stride + column;
+      for (int64_t o = 0; o < count; o += LANES) {
+        const Floats added = bias_of(bias, bias_dtype, column + o, count - o);
+        for (int64_t t = 0; t < rows; t++) {
+          write_some<d()>(out + t * stride + o, load(sums + t * width + o) + added, count - o);
+        }
+      }
+    });
+  }
 };
+
+// Rows of the results, of x (turned, [rows, columns]), times outputs from to last of a part, whose output 0 is column
+// `shift` of the results.
+static void multiply_turned(const pf_weight_part* part, int64_t from, int64_t last, int64_t shift, const float* x,
+                            int64_t columns, int64_t first_row, int64_t rows, const Results& results, pf_team* team) {
+  float* work = (float*)team->scratch(team, 1, turned::floats_of_panel(rows, columns) * (int64_t)sizeof(float));
+  for (int64_t o = from; o < last; o += turned::OUTPUTS) {
+    const int64_t count = last - o < turned::OUTPUTS ? last - o : turned::OUTPUTS;
+    turned::multiply_panel(part, o, count, x, columns, rows, work, [&](int64_t t, int64_t n, const float* sums) {
+      results.write(sums, turned::OUTPUTS, first_row + t, n, shift + o, count);
+    });
+  }
+}
 
 // Rows first_row to first_row + rows of the results: x (or those of x that `order` names) times outputs from to last of
 // a part, whose output 0 is column `shift` of the results.
-static void multiply(const pf_weight_part* part, int64_t from, int64_t last, int64_t shift, const WideRows& x,
+static void multiply(const pf_weight_part* part, int64_t from, int64_t last, int64_t shift, const Rows& x,
                      const int64_t* order, int64_t first_row, int64_t rows, const Results& results, pf_team* team) {
-  const int64_t at_once = x.columns > WIDE ? WIDE_ROWS_AT_ONCE : ROWS_AT_ONCE;
-  const int64_t floats = floats_of_panel(rows < at_once ? rows : at_once, x.columns);
-  float* work = (float*)team->scratch(team, 1, floats * (int64_t)sizeof(float));
-  for (int64_t t = first_row; t < first_row + rows; t += at_once) {
-    const int64_t block = first_row + rows - t < at_once ? first_row + rows - t : at_once;
-    for (int64_t o = from; o < last; o += PANEL) {
-      const int64_t count = last - o < PANEL ? last - o : PANEL, column = shift + o;
-      const Floats bias = bias_of(results.bias, results.bias_dtype, column, count);
-      const auto finish = [&](int64_t i, int64_t n, const float* sums) {
-        const int64_t at = ((t + i) * results.stride + column) * element_bytes(results.dtype);
-        write_sums(sums, n, count, bias, (char*)results.data + at, results.dtype, results.stride);
-      };
-      multiply_panel(part, o, count, x, order ? order + t : nullptr, t, block, work, finish);
+  const int64_t columns = x.wide.columns, stride = WideRows::stride(columns);
+  if (x.turned || rows >= MANY_ROWS) {
+    const int64_t blocks = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, block = (rows + blocks - 1) / blocks;
+    float* turned = x.turned ? nullptr : (float*)team->scratch(team, 2, WideRows::bytes(block, columns));
+    for (int64_t t = first_row, end = first_row + rows; t < end; t += block) {
+      const int64_t some = end - t < block ? end - t : block;
+      for (int64_t i = 0; turned && i < some; i++) {
+        turned::turn_row(x.wide.row(order ? order[t + i] : t + i), columns, turned + i * stride);
+      }
+      const float* these = turned ? turned : x.turned + t * stride;
+      multiply_turned(part, from, last, shift, these, columns, t, some, results, team);
     }
+    return;
+  }
+  const int64_t floats = rows <= FEW_ROWS ? FEW_ROWS * PANEL : floats_of_panel(rows, columns);
+  float* work = (float*)team->scratch(team, 1, floats * (int64_t)sizeof(float));
+  for (int64_t o = from; o < last; o += PANEL) {
+    const int64_t count = last - o < PANEL ? last - o : PANEL;
+    const auto finish = [&](int64_t t, int64_t n, const float* sums) {
+      results.write(sums, PANEL, first_row + t, n, shift + o, count);
+    };
+    if (rows <= FEW_ROWS) multiply_few(part, o, count, x.wide, order, first_row, rows, work, finish);
+    else multiply_panel(part, o, count, x.wide, order, first_row, rows, work, finish);
   }
 }
 
 PF_INLINE int64_t groups_of(const pf_weight_part& part) { return (part.outputs + GROUP - 1) / GROUP; }
 
 // Some rows times outputs begin to end, counted in groups of four, of which each part's last may have fewer.
-static void multiply_groups(const pf_linear* a, const WideRows& x, int64_t first_row, int64_t rows, int64_t begin,
+static void multiply_groups(const pf_linear* a, const Rows& x, int64_t first_row, int64_t rows, int64_t begin,
                             int64_t end, pf_team* team) {
   const Results results = {a->out, a->out_dtype, a->out_stride, a->bias, a->bias_dtype};
   int64_t first_group = 0, first_output = 0;
@@ -121,12 +161,14 @@ static void multiply_groups(const pf_linear* a, const WideRows& x, int64_t first
 static void linear(const void* args, pf_team* team) {
   const pf_linear* a = (const pf_linear*)args;
   if (a->rows == 0) return;
-  const WideRows x = wide_rows(a->x, a->x_dtype, a->x_stride, a->rows, a->in_features, team);
+  const bool is_turned = a->rows >= MANY_ROWS;
+  const Rows x = rows_of(a->x, a->x_dtype, a->x_stride, a->rows, a->in_features, is_turned, team);
   int64_t groups = 0;
   for (int64_t p = 0; p < a->num_parts; p++) groups += groups_of(a->parts[p]);
   // Rows are shared too where a thread would get less than a panel of outputs.
+  const int64_t panel = is_turned ? turned::OUTPUTS : PANEL, fewest = is_turned ? MANY_ROWS : WIDENED_ALONE;
   int64_t row_parts = 1;
-  while (groups * row_parts * GROUP < PANEL * team->count && a->rows / (row_parts * 2) >= WIDENED_ALONE) row_parts *= 2;
+  while (groups * row_parts * GROUP < panel * team->count && a->rows / (row_parts * 2) >= fewest) row_parts *= 2;
   const Share mine = share(groups * row_parts, team);
   for (int64_t i = mine.begin; i < mine.end;) {
     const int64_t row_part = i / groups, begin = i % groups;

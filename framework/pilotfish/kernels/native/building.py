@@ -304,7 +304,7 @@ def install(output: Path, library: Library = CORE) -> str:
     return ""
 
 
-def main() -> int:
+def main() -> None:
     """Compile the core's library beside these sources, or plugins' in their folders."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
@@ -315,16 +315,15 @@ def main() -> int:
     for library in [of_plugin(folder.resolve()) for folder in options.plugins] or [CORE]:
         output = library.path()
         if not options.if_stale:
-            build(output, library=library)
+            try:
+                build(output, library=library)
+            except BuildError as error:
+                sys.exit(f"error: {error}")
             print(output)
         elif os.environ.get(VARIABLE) != "skip" and is_stale(output, library):
             print(f"== native CPU kernels: compiling them into {output}", file=sys.stderr)
             print(install(output, library) or "== compiled", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BuildError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -199,7 +199,7 @@ class PluginLibrary:
         if native is None or lib is None:
             raise ConfigError(
                 f"native kernels cannot be called: {reason}; compile them with `python -m "
-                f"pilotfish.kernels.native.building {self.folder}`, or take --backend torch"
+                f"pilotfish.kernels.native {self.folder}`, or take --backend torch"
             )
         chosen = native.lib.pf_instruction_set(native.index)
         found = self._addresses.get((chosen, name))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from pilotfish.kernels.native.library import library, why_not
+from pilotfish.kernels.native.numbers import dtype_code, has_code
 
 _ALIGNMENT = 64
 _AFTER_ALL = 1 << 62
@@ -151,6 +152,7 @@ class Plan:
                 f"{record.__name__} was planned without {sorted(names - fields.keys())} and with "
                 f"{sorted(fields.keys() - names)}; wanted every field of the record, and no other"
             )
+        _check_buffers(record.__name__, fields)
         for name, value in fields.items():
             at = self._size + getattr(record, name).offset
             if isinstance(value, Rows):
@@ -223,6 +225,39 @@ class Plan:
             buffer_shift=_ints([shift for _, _, shift in self._buffer_fields]),
             kept=self._kept,
         )
+
+
+def _check_buffers(record: str, fields: Mapping[str, Any]) -> None:
+    """Raises ValueError where a record says another dtype or other rows than its buffers have.
+
+    `dtype` is that of a buffer of the record, `x_dtype` that of its buffer `x`.
+    """
+    buffers = {
+        name: value if isinstance(value, Buffer) else value.buffer
+        for name, value in fields.items()
+        if isinstance(value, Buffer | Columns)
+    }
+    if not buffers:
+        return
+    rows = {each for buffer in buffers.values() for each, _ in buffer.rows.counts(1)}
+    for name, value in fields.items():
+        if isinstance(value, Rows) and value not in rows:
+            names = ", ".join(sorted({buffer.rows.name for buffer in buffers.values()}))
+            raise ValueError(
+                f"{record}.{name} is the number of rows {value.name!r}, which no buffer of the "
+                f"record has; wanted that of one of them: {names}"
+            )
+        whose, is_dtype, _ = name.rpartition("dtype")
+        of_one = buffers.get(whose.removesuffix("_"))
+        if is_dtype and (of_one is not None or not whose):
+            found = [of_one] if of_one is not None else list(buffers.values())
+            known = [buffer.dtype for buffer in found if has_code(buffer.dtype)]
+            codes = {dtype_code(dtype): str(dtype) for dtype in known}
+            if codes and value not in codes:
+                raise ValueError(
+                    f"{record}.{name} is {value}; wanted the dtype_code of the buffer that it "
+                    f"speaks for: {', '.join(f'{code} ({of})' for code, of in codes.items())}"
+                )
 
 
 def _ints(values: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 // Gumbel noise of (seed, position, token): the integers are those of sampling/noise.py, the logarithms are our own, so
 // that a token's noise has the same bits on every processor. README.md has their errors.
 #pragma once
+#include "pilotfish/functions.h"
 #include "sampling/lanes.h"
 
 namespace pilotfish {
@@ -36,25 +37,6 @@ PF_INLINE void hash_tokens(uint64_t key, const uint32_t* ids, float* v) {
 PF_INLINE Floats uniform(const float* bits) {
   return smaller(larger(load(bits) * all(0x1p-63f), all(0x1p-64f)), all(1.0f - 0x1p-24f));
 }
-
-// exponent * log(2) + log(1 + m), m in [sqrt(1/2) - 1, sqrt(2) - 1]. Coefficients: Cephes (Moshier 1989).
-PF_INLINE Floats log_of_parts(Floats exponent, Floats m) {
-  Floats p = all(7.0376836292e-2f);
-  p = fma(p, m, all(-1.1514610310e-1f));
-  p = fma(p, m, all(1.1676998740e-1f));
-  p = fma(p, m, all(-1.2420140846e-1f));
-  p = fma(p, m, all(1.4249322787e-1f));
-  p = fma(p, m, all(-1.6668057665e-1f));
-  p = fma(p, m, all(2.0000714765e-1f));
-  p = fma(p, m, all(-2.4999993993e-1f));
-  p = fma(p, m, all(3.3333331174e-1f));
-  Floats square = m * m;
-  Floats y = fma(exponent, all(-2.12194440e-4f), p * m * square);
-  y = m + fma(square, all(-0.5f), y);
-  return fma(exponent, all(0.693359375f), y);
-}
-// The power of two that leaves x / 2 ** n in [sqrt(1/2), sqrt(2)); x positive and normal.
-PF_INLINE Ints nearest_exponent(Floats x) { return shift_right_signed<23>(bits_as_ints(x) - all_ints(0x3f3504f3)); }
 
 // -log(1 - v), as exact for small v as for large: the mantissa is taken from v itself, without rounding.
 PF_INLINE Floats exponential(Floats v) {

@@ -6,12 +6,13 @@ Knows: schedules. Does not know: what the logits should be, only that they do no
 from __future__ import annotations
 
 import random
+import re
 from functools import partial
 
 import torch
 
 from pilotfish.testing.compare import want_same_bits
-from pilotfish.testing.promise import NotApplicable
+from pilotfish.testing.promise import NotApplicable, NotKnown
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
@@ -136,10 +137,15 @@ def later_rows_do_not_reach_earlier_ones(subject: Subject) -> None:
 
 
 def _poison_embedding(token: int, value: float, tensors: dict[str, torch.Tensor]) -> None:
-    names = [name for name in tensors if name.endswith("embed_tokens.weight")]
-    if len(names) != 1:
-        raise NotApplicable("the checkpoint has no single embed_tokens.weight")
-    tensors[names[0]][token] = value
+    found = [
+        name
+        for name, tensor in tensors.items()
+        if re.search("emb|wte", name) and "pos" not in name
+        if tensor.ndim == 2 and tensor.shape[0] > token
+    ]
+    if len(found) != 1:
+        raise NotKnown(f"the checkpoint has no single embedding of tokens: {found}")
+    tensors[found[0]][token] = value
 
 
 def _without_column(logits: torch.Tensor, column: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from pilotfish.errors import ConfigError, UserError
 from pilotfish.testing.compare import want_near
 from pilotfish.testing.promise import Broken, want
+from pilotfish.testing.promises.parity import want_one_opinion
 from pilotfish.testing.subject import LONG, Subject
 
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
@@ -23,6 +24,11 @@ def options_are_read_or_refused(subject: Subject) -> None:
     """Every option that changes the oracle's logits changes ours alike, or is refused by name."""
     tokens = subject.tokens(LONG)
     base = subject.oracle.exact(tokens, "float32")
+    want_one_opinion(subject, tokens)
+    unchanged = subject.oracle.eager(tokens, "float32")
+    want_near(
+        subject.alone(tokens, "float32").cpu(), base, unchanged, "logits with no option changed"
+    )
     for path, changes in other_options(subject):
         with subject.with_config(changes) as changed:
             try:
@@ -48,13 +54,20 @@ def other_options(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each option of the checkpoint with another value: its dotted name, the changed options."""
     values = subject.prepared(subject.dtype).checkpoint.huggingface_config.to_dict()
     for name, value in values.items():
-        if isinstance(value, Mapping) and name in NESTED:
-            for inner, number in value.items():
-                for other in _others(number):
-                    yield f"{name}.{inner}", {name: {**value, inner: other}}
-        else:
-            for other in _others(value):
-                yield name, {name: other}
+        if not isinstance(value, Mapping) or name in NESTED:
+            for path, other in _changed(value):
+                yield ".".join((name, *path)), {name: other}
+
+
+def _changed(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """A value with one of its leaves changed, at any depth: the leaf's path, the whole value."""
+    if not isinstance(value, Mapping):
+        for other in _others(value):
+            yield (), other
+        return
+    for inner, leaf in value.items():
+        for path, other in _changed(leaf):
+            yield (inner, *path), {**value, inner: other}
 
 
 def _others(value: Any) -> list[Any]:
@@ -75,7 +88,7 @@ def unknown_kinds_are_refused(subject: Subject) -> None:
     changes: list[dict[str, Any]] = [{"quantization_config": {"quant_method": "unheard-of"}}]
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(hf.get(name), Mapping):
-            changes.append({name: {**hf[name], "rope_type": "unheard-of", "factor": 2.0}})
+            changes += ({name: rope} for rope in _unheard_of(hf[name]))
     for change in changes:
         with subject.with_config(change) as changed:
             try:
@@ -87,3 +100,11 @@ def unknown_kinds_are_refused(subject: Subject) -> None:
                 continue  # refused where the config is read
             else:
                 want(False, f"{change} was accepted", "a ConfigError that names it")
+
+
+def _unheard_of(rope: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rope options with an unknown type; of ones by layer type, each with one by itself."""
+    inner = {name: value for name, value in rope.items() if isinstance(value, Mapping)}
+    if not inner:
+        return [{**rope, "rope_type": "unheard-of", "factor": 2.0}]
+    return [{**rope, name: made} for name, each in inner.items() for made in _unheard_of(each)]

@@ -5,6 +5,8 @@ Knows: the modes of `pilotfish.protocols`. Does not know: requests or sampling.
 
 from __future__ import annotations
 
+from enum import Enum
+from types import ModuleType
 from typing import Any
 
 import attrs
@@ -20,7 +22,7 @@ from pilotfish.protocols import (
     TensorRecord,
 )
 from pilotfish.testing.compare import want_same_bits
-from pilotfish.testing.promise import NotApplicable, want
+from pilotfish.testing.promise import NotKnown, want
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import Subject
 
@@ -169,7 +171,7 @@ def buffers_are_in_declared_order(subject: Subject) -> None:
         session.contexts[name].tokens.append(1)
     for inputs in (first, session.inputs(dict.fromkeys(LENGTHS, 1))):
         if not isinstance(inputs, TensorRecord):
-            raise NotApplicable(f"{type(inputs).__name__} is no TensorRecord")
+            raise NotKnown(f"{type(inputs).__name__} is no TensorRecord, so it has no `buffers`")
         got, declared = inputs.buffers, _declared(inputs)
         want(
             len(got) == len(declared) and all(a is b for a, b in zip(got, declared, strict=True)),
@@ -179,12 +181,28 @@ def buffers_are_in_declared_order(subject: Subject) -> None:
 
 
 def _declared(record: Any) -> list[torch.Tensor]:
-    """The tensors of a record, field by field; an own reading of what `buffers` should be."""
+    """The tensors of a record, field by field; an own reading of what `buffers` should be.
+
+    Objects that are no records come last, with what they hold of tensors that no field holds.
+    """
+    listed, others = list[torch.Tensor](), list[Any]()
+    _list_fields(record, listed, others)
+    while others:
+        hidden = list[torch.Tensor]()
+        for value in list(getattr(others.pop(), "__dict__", {}).values()):
+            _list_fields(value, hidden, others)
+        listed += (tensor for tensor in hidden if not any(tensor is known for known in listed))
+    return listed
+
+
+def _list_fields(record: Any, listed: list[torch.Tensor], others: list[Any]) -> None:
     if isinstance(record, torch.Tensor):
-        return [record]
-    if isinstance(record, tuple | list):
-        return [tensor for item in record for tensor in _declared(item)]
-    if attrs.has(type(record)):
-        names = [field.name for field in attrs.fields(type(record))]
-        return [tensor for name in names for tensor in _declared(getattr(record, name))]
-    return []
+        listed.append(record)
+    elif isinstance(record, tuple | list):
+        for item in record:
+            _list_fields(item, listed, others)
+    elif attrs.has(type(record)):
+        for field in attrs.fields(type(record)):
+            _list_fields(getattr(record, field.name), listed, others)
+    elif type(record).__module__ != "builtins" and not isinstance(record, Enum | ModuleType):
+        others.append(record)

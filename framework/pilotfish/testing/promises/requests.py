@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from pilotfish.config import SamplingParams
 from pilotfish.errors import UserError
-from pilotfish.testing.promise import want
+from pilotfish.protocols import NO_LIMIT
+from pilotfish.testing.promise import NotApplicable, want
 from pilotfish.testing.subject import Subject
 
 CONTEXT = 24
@@ -52,6 +53,8 @@ def every_request_ends_once(subject: Subject) -> None:
 
 def limits_are_refused(subject: Subject) -> None:
     """A context that the model cannot reach is refused before weights are read."""
+    if subject.max_seq_len >= NO_LIMIT:
+        raise NotApplicable("the model has no limit of its own")
     _want_refused(
         lambda: subject.prepared(subject.dtype, max_length=1 << 40), "max_length of 2**40"
     )

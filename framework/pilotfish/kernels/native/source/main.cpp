@@ -1,6 +1,5 @@
 // The library's C interface: which instruction sets there are, and runs of calls by torch's threads or our own.
 // Compiled for the processor's baseline: nothing here may need more.
-#include <cstring>
 #include <new>
 
 #if !defined(_WIN32)
@@ -10,31 +9,12 @@
 #include "pilotfish/op.h"
 #include "pool.h"
 #include "processor.h"
+#include "tables.h"
 #include "team.h"
 
 #if defined(__SSE3__) || defined(__ARM_FEATURE_SVE)
 #error "main.cpp runs before the processor is asked: compile it for the baseline, without -march and the like"
 #endif
-#if !defined(PF_SOURCES)
-#error "PF_SOURCES is the digest of the sources, in quotes"
-#endif
-
-#if defined(_WIN32)
-#define PF_API extern "C" __declspec(dllexport)
-#else
-#define PF_API extern "C" __attribute__((visibility("default")))
-#endif
-
-extern "C" {
-#if defined(__x86_64__)
-extern const pf_named_function pf_table_avx2[];
-extern const pf_named_function pf_table_avx512[];
-extern const pf_named_function pf_table_avx512_bf16[];
-#else
-extern const pf_named_function pf_table_neon[];
-#endif
-}
-
 using namespace pilotfish;
 
 namespace {
@@ -92,12 +72,6 @@ const int registered = pthread_atfork(nullptr, nullptr, in_child);
 
 }  // namespace
 
-// Which sources this was compiled from; building.py looks for the words in the file.
-PF_API const char* pf_sources() { return "pilotfish sources " PF_SOURCES; }
-
-// What op.h declares, as a number; a plugin's library must have the same.
-PF_API int32_t pf_interface() { return PF_INTERFACE; }
-
 // The number of instruction sets compiled in, best first; a set's name; whether this processor has it.
 PF_API int32_t pf_num_instruction_sets() { return NUM_SETS; }
 PF_API const char* pf_instruction_set(int32_t index) { return is_set(index) ? SETS[index].name : nullptr; }
@@ -105,11 +79,7 @@ PF_API int32_t pf_has_instruction_set(int32_t index) { return is_set(index) && S
 
 // The function called `name` of an instruction set; null where there is none.
 PF_API pf_function pf_find(int32_t index, const char* name) {
-  if (!is_set(index)) return nullptr;
-  for (const pf_named_function* one = SETS[index].table; one->name; one++) {
-    if (strcmp(one->name, name) == 0) return one->function;
-  }
-  return nullptr;
+  return is_set(index) ? find(SETS[index].table, name) : nullptr;
 }
 
 // Uses the OpenMP pool whose functions these are (GNU's: GOMP_parallel, omp_get_num_threads, omp_get_thread_num)

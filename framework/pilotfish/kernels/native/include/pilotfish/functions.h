@@ -34,15 +34,8 @@ PF_INLINE Floats exp(Floats x) {
   return p * power_of_two(half) * power_of_two(whole - half);
 }
 
-// Natural logarithm: 0.8 units. -infinity of 0, NaN of negative numbers.
-PF_INLINE Floats log(Floats x) {
-  const Floats infinity = all(INFINITY);
-  const Mask tiny = less(x, all(1.17549435e-38f));  // no normal number
-  const Ints bits = bits_as_ints(select(tiny, x * all(8388608.0f), x));
-  // x = 2 ** e * (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
-  const Ints exponent = shift_right_signed<23>(bits - all_ints(0x3f3504f3));
-  const Floats m = bits_as_floats(bits - shift_left<23>(exponent)) - all(1.0f);
-  const Floats e = to_floats(exponent) - select(tiny, all(23.0f), zero());
+// exponent * log(2) + log(1 + m), m in [sqrt(1/2) - 1, sqrt(2) - 1].
+PF_INLINE Floats log_of_parts(Floats exponent, Floats m) {
   Floats p = all(6.9151252508e-2f);
   p = fma(p, m, all(-1.1789684743e-1f));
   p = fma(p, m, all(1.1873020232e-1f));
@@ -53,9 +46,21 @@ PF_INLINE Floats log(Floats x) {
   p = fma(p, m, all(-2.4999986589e-1f));
   p = fma(p, m, all(3.3333310485e-1f));
   const Floats square = m * m;
-  Floats y = fma(e, all(-2.12194440e-4f), p * m * square);
+  Floats y = fma(exponent, all(-2.12194440e-4f), p * m * square);
   y = fma(square, all(-0.5f), y);
-  y = fma(e, all(0.693359375f), m + y);
+  return fma(exponent, all(0.693359375f), m + y);
+}
+// The power of two that leaves x / 2 ** n in [sqrt(1/2), sqrt(2)); x positive and normal.
+PF_INLINE Ints nearest_exponent(Floats x) { return shift_right_signed<23>(bits_as_ints(x) - all_ints(0x3f3504f3)); }
+
+// Natural logarithm: 0.8 units. -infinity of 0, NaN of negative numbers.
+PF_INLINE Floats log(Floats x) {
+  const Floats infinity = all(INFINITY);
+  const Mask tiny = less(x, all(1.17549435e-38f));  // no normal number
+  const Floats normal = select(tiny, x * all(8388608.0f), x);
+  const Ints n = nearest_exponent(normal);
+  const Floats m = bits_as_floats(bits_as_ints(normal) - shift_left<23>(n)) - all(1.0f);
+  Floats y = log_of_parts(to_floats(n) - select(tiny, all(23.0f), zero()), m);
   y = select(less(x, infinity), y, x);
   return select(less(zero(), x), y, select(less(x, zero()), all(NAN), select(is_nan(x), x, negative(infinity))));
 }

@@ -20,6 +20,8 @@
 #endif
 
 #define PF_INLINE static inline __attribute__((always_inline))
+// For members, which are not `static inline`.
+#define PF_FORCED inline __attribute__((always_inline))
 
 namespace pilotfish {
 namespace PF_ISA {
@@ -243,7 +245,23 @@ typedef __m512 Part;
 PF_INLINE Part load_part(const float* p) { return _mm512_loadu_ps(p); }
 PF_INLINE void store_part(float* p, Part x) { _mm512_storeu_ps(p, x); }
 PF_INLINE Part zero_part() { return _mm512_setzero_ps(); }
+PF_INLINE Part all_part(const float* p) { return _mm512_set1_ps(*p); }
+PF_INLINE Part add_part(Part a, Part b) { return _mm512_add_ps(a, b); }
 PF_INLINE Part fma_part(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+// Four floats from p, then from p + distance, ... side by side.
+PF_INLINE Part load_fours(const float* p, int64_t distance) {
+  Part x = _mm512_castps128_ps512(_mm_loadu_ps(p));
+  x = _mm512_insertf32x4(x, _mm_loadu_ps(p + distance), 1);
+  x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 2 * distance), 2);
+  return _mm512_insertf32x4(x, _mm_loadu_ps(p + 3 * distance), 3);
+}
+// Each quarter i of x[0] to x[3] is a square of floats, turned.
+PF_INLINE void turn_fours(Part* x) {
+  const __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(x[0], x[1])), high = _mm512_castps_pd(_mm512_unpackhi_ps(x[0], x[1]));
+  const __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(x[2], x[3])), high2 = _mm512_castps_pd(_mm512_unpackhi_ps(x[2], x[3]));
+  x[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2)); x[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+  x[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2)); x[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+}
 // x, in a register from here on: a compiler would rather load it again at every use.
 PF_INLINE Part in_register(Part x) { __asm__("" : "+v"(x)); return x; }
 #elif defined(__AVX2__)
@@ -251,14 +269,35 @@ typedef __m256 Part;
 PF_INLINE Part load_part(const float* p) { return _mm256_loadu_ps(p); }
 PF_INLINE void store_part(float* p, Part x) { _mm256_storeu_ps(p, x); }
 PF_INLINE Part zero_part() { return _mm256_setzero_ps(); }
+PF_INLINE Part all_part(const float* p) { return _mm256_broadcast_ss(p); }
+PF_INLINE Part add_part(Part a, Part b) { return _mm256_add_ps(a, b); }
 PF_INLINE Part fma_part(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+PF_INLINE Part load_fours(const float* p, int64_t distance) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + distance), 1);
+}
+PF_INLINE void turn_fours(Part* x) {
+  const __m256d low = _mm256_castps_pd(_mm256_unpacklo_ps(x[0], x[1])), high = _mm256_castps_pd(_mm256_unpackhi_ps(x[0], x[1]));
+  const __m256d low2 = _mm256_castps_pd(_mm256_unpacklo_ps(x[2], x[3])), high2 = _mm256_castps_pd(_mm256_unpackhi_ps(x[2], x[3]));
+  x[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, low2)); x[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, low2));
+  x[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, high2)); x[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, high2));
+}
 PF_INLINE Part in_register(Part x) { __asm__("" : "+x"(x)); return x; }
 #else
 typedef float32x4_t Part;
 PF_INLINE Part load_part(const float* p) { return vld1q_f32(p); }
 PF_INLINE void store_part(float* p, Part x) { vst1q_f32(p, x); }
 PF_INLINE Part zero_part() { return vdupq_n_f32(0.0f); }
+PF_INLINE Part all_part(const float* p) { return vld1q_dup_f32(p); }
+PF_INLINE Part add_part(Part a, Part b) { return vaddq_f32(a, b); }
 PF_INLINE Part fma_part(Part a, Part b, Part c) { return vfmaq_f32(c, a, b); }
+PF_INLINE Part load_fours(const float* p, int64_t) { return vld1q_f32(p); }
+PF_INLINE void turn_fours(Part* x) {
+  const float32x4x2_t a = vtrnq_f32(x[0], x[1]), b = vtrnq_f32(x[2], x[3]);
+  x[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  x[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  x[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  x[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
 PF_INLINE Part in_register(Part x) { __asm__("" : "+w"(x)); return x; }
 #endif
 // clang-format on
