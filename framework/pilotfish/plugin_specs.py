@@ -129,6 +129,8 @@ class SpeculatorSpec:
     config, model: lazy references "module:Class".
     needs: capabilities a target must have.
     targets: when not empty, the only targets it serves (an exact pair).
+    draft_oracle: lazy reference "module:function", (the target's folder, the draft's or None) ->
+        `pilotfish.testing.DraftOracle`: what should be drafted, for the conformance kit.
     verified_against: what the tests compare it with, for `pilotfish plugins`.
     api_version: the `API_VERSION` that the plugin was written for.
     """
@@ -142,6 +144,9 @@ class SpeculatorSpec:
     model: str = attrs.field(validator=_check_reference)
     needs: frozenset[str] = attrs.field(default=frozenset(), converter=_set_of_names)
     targets: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    draft_oracle: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_check_reference)
+    )
     verified_against: str = ""
     api_version: int = API_VERSION
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
@@ -25,7 +24,9 @@ class LocalHub:
     """folder: with repositories, organisation/name. bodies: file -> bytes of it that were sent.
 
     restricted: repositories whose owners let nobody in. token: the only one that is let in with; ""
-    where nobody needs one. does_ranges: whether a part of a file can be had.
+    where nobody needs one. does_ranges: whether a part of a file can be had. failing: file -> the
+    code that it is answered with. stuck: the file, or "part of" it, that never comes whole; `asked`
+    is set when it was asked for, and its name is in `waited` if somebody waits on until the end.
     """
 
     folder: Path
@@ -33,6 +34,11 @@ class LocalHub:
     restricted: tuple[str, ...] = ()
     token: str = ""
     does_ranges: bool = True
+    failing: dict[str, int] = attrs.field(factory=dict)
+    stuck: str = ""
+    asked: threading.Event = attrs.field(factory=threading.Event)
+    let_go: threading.Event = attrs.field(factory=threading.Event)
+    waited: list[str] = attrs.field(factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """One GET or HEAD."""
@@ -44,6 +50,8 @@ class LocalHub:
         parts = request.path.partition("?")[0].strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._answer_about(request, "/".join(parts[2:4]), parts[4:])
+        elif "/".join(parts[:2]) in self.restricted:
+            _send(request, 403 if given else 401, **{"X-Error-Code": "GatedRepo"})
         elif "resolve" in parts:
             at = parts.index("resolve")
             self._answer_file(request, "/".join(parts[:at]), "/".join(parts[at + 2 :]))
@@ -52,21 +60,18 @@ class LocalHub:
 
     def _answer_about(self, request: BaseHTTPRequestHandler, repo: str, more: list[str]) -> None:
         folder = self.folder / repo
-        if repo in self.restricted:
-            _send(request, 403, **{"X-Error-Code": "GatedRepo"})
-        elif not folder.is_dir():
+        if not folder.is_dir():
             _send(request, 404, **{"X-Error-Code": "RepoNotFound"})
         elif more[:1] == ["revision"] and more[1] not in ("main", COMMIT):
             _send(request, 404, **{"X-Error-Code": "RevisionNotFound"})
         else:
             files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
             sizes = {name: (folder / name).stat().st_size for name in files}
-            said: Any = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
-            if "tree" in more:
-                said = [
-                    {"type": "file", "path": name, "size": size, "oid": "0" * 40}
-                    for name, size in sizes.items()
-                ]
+            siblings = [
+                {"rfilename": name, "size": size, "blobId": _blob_id(folder / name)}
+                for name, size in sizes.items()
+            ]
+            said = {"id": repo, "sha": COMMIT, "siblings": siblings}
             _send(request, 200, json.dumps(said).encode(), **{"Content-Type": "application/json"})
 
     def _answer_file(self, request: BaseHTTPRequestHandler, repo: str, name: str) -> None:
@@ -74,9 +79,12 @@ class LocalHub:
         if not path.is_file():
             _send(request, 404, **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
             return
+        if name in self.failing:
+            _send(request, self.failing[name])
+            return
         data = path.read_bytes()
         headers = {
-            "ETag": f'"{hashlib.sha1(data + str(path).encode()).hexdigest()}"',
+            "ETag": f'"{_blob_id(path)}"',
             "X-Repo-Commit": COMMIT,
         }
         size = len(data)
@@ -88,6 +96,13 @@ class LocalHub:
         if begin:
             data = data[int(begin) : int(end or size) + 1]
             headers["Content-Range"] = f"bytes {begin}-{int(begin) + len(data) - 1}/{size}"
+        if request.command == "GET" and self.stuck == f"{'part of ' * bool(begin)}{name}":
+            _send(request, 206 if begin else 200, **{**headers, "Content-Length": str(len(data))})
+            self.asked.set()
+            if not self.let_go.wait(30):
+                self.waited.append(name)
+            request.close_connection = True
+            return
         if request.command == "GET":
             self.bodies[name] = self.bodies.get(name, 0) + len(data)
         _send(request, 206 if begin else 200, data, **headers)
@@ -95,11 +110,17 @@ class LocalHub:
 
 def _send(request: BaseHTTPRequestHandler, code: int, data: bytes = b"", **headers: str) -> None:
     request.send_response(code)
-    for name, value in {**headers, "Content-Length": str(len(data))}.items():
+    for name, value in {"Content-Length": str(len(data)), **headers}.items():
         request.send_header(name, value)
     request.end_headers()
     if request.command != "HEAD":
         request.wfile.write(data)
+
+
+def _blob_id(path: Path) -> str:
+    """As git has it."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager
@@ -128,5 +149,6 @@ def serving(hub: LocalHub, patch: pytest.MonkeyPatch, cache: Path) -> Iterator[N
     try:
         yield
     finally:
+        hub.let_go.set()
         server.shutdown()
         server.server_close()

@@ -5,6 +5,7 @@ Each is the Llama family with another feed-forward, whose parameters are the lib
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,11 +15,13 @@ import torch
 from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.mlp import GatedMLP
+from pilotfish.layers.own_operations import OwnOperations
+from pilotfish.layers.whole_pass import TEXT
 from pilotfish.registry import Plugin, Registry
 from pilotfish_llama3 import pilotfish_architectures
 from pilotfish_llama3.model import Llama3Model
 
-FEW = 16
+FEW, FEWER = 16, 66
 
 
 class HandMade(GatedMLP):
@@ -91,6 +94,16 @@ class MeetingModel(HandMadeModel):
 
 class RouterModel(HandMadeModel):
     feed_forward = Router
+
+
+def tried(calls: Callable[[int], object]) -> OwnOperations:
+    """What is found of calls on so many rows, made once for many and once for fewer."""
+    own = OwnOperations()
+    with own.measuring((FEWER,)):
+        calls(FEWER)
+    with own.trying((TEXT,)):
+        calls(TEXT)
+    return own
 
 
 def registry_of(model: type[HandMadeModel]) -> Registry:

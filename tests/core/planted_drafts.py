@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import torch
 
-from core.planted_bugs import bug
+from core.planted_bugs import BUGS, Bug, Patch, bug
+from pilotfish.engine.speculative import SpeculativeRunner
 from pilotfish.speculation import Proposal
+from pilotfish.testing.promises import laws
+from pilotfish_small_model.proposer import SmallModelProposer
 
 ANY = "no drafter changes a text"
 COUNT = "right drafts count, wrong ones do not"
@@ -184,6 +188,16 @@ def _(real: Any) -> Any:
 
 
 @bug(
+    31,
+    "ids of a draft are taken for those beside them",
+    "drafts are the oracle's",
+    "pilotfish_small_model.proposer:fitted",
+)
+def _(real: Any) -> Any:
+    return lambda logits, size: real(logits, size).roll(1, -1)
+
+
+@bug(
     35,
     "drafted tokens of a batch share one request's noise",
     "a draft batch equals singles",
@@ -203,6 +217,58 @@ def _(real: Any) -> Any:
         return attrs.evolve(made, laws=flat / flat.sum(-1, keepdim=True))
 
     return verify
+
+
+def _flattened(patch: Patch) -> None:
+    """And the tokens have no noise that the kit would know."""
+    runner: Any = SpeculativeRunner
+    real, start = runner._verify_request, laws.Tally.__init__
+
+    def verify(self: Any, request: Any) -> Any:
+        made = real(self, request)
+        if made.laws is None:
+            return made
+        flat = made.laws.sqrt()
+        return attrs.evolve(made, laws=flat / flat.sum(-1, keepdim=True))
+
+    patch.setattr(runner, "_verify_request", verify)
+    patch.setattr(laws.Tally, "__init__", lambda self, with_noise: start(self, with_noise=False))
+
+
+BUGS.append(
+    Bug(
+        number=18,
+        what="a draft is drawn from its law, and the square root of that is said",
+        promise=LAW,
+        plant=_flattened,
+    )
+)
+
+
+def _asks_for_more(patch: Patch) -> None:
+    kind: Any = SmallModelProposer
+    start, real = kind.__init__, kind.propose
+
+    def init(self: Any, setup: Any) -> None:
+        start(self, setup)
+        self.asked = setup.target
+
+    def propose(self: Any, batch: Any) -> Any:
+        self.asked.embed(torch.tensor([1]))
+        return real(self, batch)
+
+    patch.setattr(kind, "__init__", init)
+    patch.setattr(kind, "propose", propose)
+
+
+BUGS.append(
+    Bug(
+        number=0,
+        what="a drafter asks its target for embeddings, and does not say that it needs them",
+        promise="the draft is what was asked for",
+        plant=_asks_for_more,
+    )
+)
 
 
 @bug(

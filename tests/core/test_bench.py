@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ import attrs
 import numpy as np
 import pytest
 
-from pilotfish import openmp
-from pilotfish.bench import BenchReport, BenchRow, rows, run_suite
+from pilotfish import SpeculativeConfig, openmp
+from pilotfish.bench import BenchRow, rows, run_speculation, run_suite
 from pilotfish.bench import suite as suite_module
 from pilotfish.bench.agreement import Judge, compare_tokens
 from pilotfish.bench.llama_cpp import LlamaCppLookup, LlamaCppSide, check_llama_cpp
-from pilotfish.bench.measure import alternate
+from pilotfish.bench.measure import Median, alternate
 from pilotfish.bench.peer_process import PeerProcess
 from pilotfish.bench.peers import PilotfishSide, TransformersSide
 from pilotfish.bench.workloads import QUOTED, TEXTS, TokenIds, Workload
@@ -40,6 +40,8 @@ def test_rounds_alternate_and_the_median_counts() -> None:
 
     medians = alternate([lambda _: side("a"), lambda _: side("b")], rounds=3)
     assert medians == [2.0, 4.0]
+    assert [median.spread for median in medians] == [(5 - 1) / 2 / 2, (8 - 3) / 2 / 4]
+    assert Median.of([3.0]).spread is None
     assert "".join(calls) == "baabbaab"
 
 
@@ -199,29 +201,6 @@ def test_an_unknown_peer_is_refused() -> None:
         run_suite("demo", against=["vlllm"])
 
 
-def test_a_ratio_above_one_is_a_win_for_rates_and_costs() -> None:
-    fast = BenchRow.rate("r", 30.0, 20.0, peer="p", equal=True)
-    cheap = BenchRow.cost("c", 2.0, 3.0, peer="p", equal="1 of 2 equal; near-ties: x")
-    assert fast.ratio == cheap.ratio == 1.5
-    report = BenchReport(
-        model="m", dtype="float32", threads=2, rows=(fast, cheap), sample="text", backend="torch"
-    )
-    shown = json.loads(json.dumps(report.to_json()))
-    assert shown[0] == {
-        "name": "r",
-        "ours": 30.0,
-        "theirs": 20.0,
-        "peer": "p",
-        "ratio": 1.5,
-        "unit": "tokens/s",
-        "tokens_equal": True,
-    }
-    assert shown[-1]["machine"]["threads"] == 2
-    assert shown[-1]["machine"]["backend"] == "torch"
-    assert "| r | 30 | 20 | p | 1.50 | tokens/s | yes |" in report.to_markdown()
-    assert "near-ties" in report.to_markdown()
-
-
 def test_a_bench_that_cannot_be_run_says_why(tiny_checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="rounds is 0; wanted at least 1"):
         run_suite("demo", rounds=0)
@@ -250,9 +229,20 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("ticks")
 def test_the_whole_suite_runs_on_a_checkpoint_without_a_tokenizer(tiny_checkpoint: Path) -> None:
     """Every row is there with tokens equal; how large the figures are is not asserted."""
+    told: list[str] = []
+    shown: list[BenchRow] = []
     report = run_suite(
-        str(tiny_checkpoint), against=["transformers"], dtype="float32", rounds=1, prefills=[32]
+        str(tiny_checkpoint),
+        against=["transformers"],
+        dtype="float32",
+        rounds=1,
+        prefills=[32],
+        progress=told.append,
+        show=shown.append,
     )
+    assert told[0] == "loading"
+    assert re.fullmatch(r"all, in about \d+ (s|min), if peers are as fast", told[1])
+    assert tuple(shown) == report.rows
     names = [row.name for row in report.rows]
     assert len(names) == len(set(names))
     for name in (
@@ -268,6 +258,23 @@ def test_the_whole_suite_runs_on_a_checkpoint_without_a_tokenizer(tiny_checkpoin
         assert name in names
     assert all(row.tokens_equal in (True, None) for row in report.rows), report.to_markdown()
     assert all(row.ours > 0 and row.theirs > 0 for row in report.rows)
+
+
+def test_the_rows_of_a_drafter_come_when_they_are_measured(tiny_checkpoint: Path) -> None:
+    told: list[str] = []
+    shown: list[BenchRow] = []
+    report = run_speculation(
+        str(tiny_checkpoint),
+        SpeculativeConfig(method="ngram"),
+        dtype="float32",
+        rounds=1,
+        progress=told.append,
+        show=shown.append,
+    )
+    assert re.fullmatch(r"all, in about \d+ (s|min), if drafts change nothing", told[1])
+    assert tuple(shown) == report.rows
+    assert [row.tokens_equal for row in shown] == [True, True, True, True, None]
+    assert [row.peer for row in shown] == [*["pilotfish plain"] * 4, "bound of 6"]
 
 
 def tiny_gguf(path: Path, context: int) -> Path:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.own_arithmetic import (
     HandMadeModel,
@@ -19,6 +21,7 @@ from core.own_arithmetic import (
     UnsteadyModel,
     registry_of,
     router_weight,
+    tried,
     write_checkpoint,
 )
 from kernels.native_cases import needs_library
@@ -26,13 +29,13 @@ from pilotfish import LLM, SamplingParams, load_registry
 from pilotfish.cli.inspect import describe
 from pilotfish.config import CacheConfig
 from pilotfish.engine.arithmetic import probe_arithmetic
-from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.prepared import Prepared
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.device import current_device
 from pilotfish.layers.claims import Claims
 from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.model import DecoderModel
-from pilotfish.layers.own_operations import OwnOperations
 from pilotfish.layers.own_parts import OwnPart, own_part, own_parts
 from pilotfish.layers.shallow import shallow
 from pilotfish.layers.whole_pass import TEXT, PassProbe, probe_passes
@@ -163,12 +166,16 @@ def unsteady_silu(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_call_whose_order_follows_the_number_of_rows_is_found(dtype: torch.dtype) -> None:
-    x, weight = torch.randn(TEXT, 64).to(dtype), torch.randn(5, 64).to(dtype)
-    with OwnOperations((TEXT,)) as own:
+    weight = torch.randn(5, 64).to(dtype)
+
+    def calls(rows: int) -> None:
+        x = torch.randn(rows, 64).to(dtype)
         for _ in range(2):
             unsteady_linear(x, weight)
         unsteady_linear(x[:7], weight)
         torch.relu(x) + x
+
+    own = tried(calls)
     said = [one.problem for one in own.found]
     assert said[0] == "gives the rows of a call of 1 other bits than those of many"
     assert "no axis of its operands is the rows" in said[1]  # 7 rows are of no pass
@@ -178,8 +185,7 @@ def test_a_call_whose_order_follows_the_number_of_rows_is_found(dtype: torch.dty
 
 
 def test_a_call_whose_last_elements_run_through_other_code_is_found() -> None:
-    with OwnOperations((TEXT,)) as own:
-        unsteady_silu(torch.randn(TEXT, 5))
+    own = tried(lambda rows: unsteady_silu(torch.randn(rows, 5)))
     assert own.found[0].problem.startswith("gives")
     assert not own.found[0].is_untried
 
@@ -187,21 +193,75 @@ def test_a_call_whose_last_elements_run_through_other_code_is_found() -> None:
 def test_what_the_library_calls_is_left_to_its_kernels() -> None:
     from pilotfish.kernels.elementwise import silu
 
-    with OwnOperations((TEXT,)) as own:
-        silu(torch.randn(TEXT, 5), backend=KernelBackend("torch"))
-        torch.exp(torch.randn(TEXT, 5, dtype=torch.float64))
-    assert own.found == []
+    def calls(rows: int) -> None:
+        silu(torch.randn(rows, 5), backend=KernelBackend("torch"))
+        torch.exp(torch.randn(rows, 5, dtype=torch.float64))
+
+    assert tried(calls).found == []
+
+
+class HandsOn(TorchFunctionMode):
+    """Sees every call and changes none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class HandsOnBelow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The same, of what torch makes of the calls."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Computes(HandsOn):
+    """Takes an exponential for every sigmoid."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.sigmoid:
+            return torch.exp(*args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [HandsOn, HandsOnBelow])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=needs_library)])
+def test_a_mode_that_hands_calls_on_did_not_make_them(mode: Any, backend: Any) -> None:
+    from pilotfish.kernels.elementwise import silu
+
+    def calls(rows: int) -> None:
+        x = torch.randn(rows, 5)
+        with mode():
+            silu(x, backend=KernelBackend(backend))
+
+    assert [one.problem for one in tried(calls).found] == []
+
+
+@pytest.mark.parametrize("mode", [HandsOn, HandsOnBelow, Computes])
+def test_what_a_plugin_calls_under_a_mode_is_its_own(mode: Any) -> None:
+    def calls(rows: int) -> None:
+        x = torch.randn(rows, 5)
+        with mode():
+            torch.sigmoid(x)
+
+    (found,) = tried(calls).found
+    wanted = "exp" if mode is Computes else "sigmoid"
+    assert found.name == wanted
 
 
 def test_operands_are_as_they_were_and_the_pass_gets_its_own_result() -> None:
-    x = torch.randn(TEXT, 8)
-    before, wanted = x.clone(), torch.nn.functional.silu(x)
-    with OwnOperations((TEXT,)):
+    def calls(rows: int) -> None:
+        x = torch.randn(rows, 8)
+        before = x.clone()
         made = torch.nn.functional.silu(x)
         assert torch.equal(x, before)
         torch.nn.functional.silu(x, inplace=True)
-    assert torch.equal(made, wanted)
-    assert torch.equal(x, wanted)
+        assert torch.equal(x, made)
+        mades.append((before, made))
+
+    mades: list[tuple[torch.Tensor, torch.Tensor]] = []
+    assert len(tried(calls).found) == 2
+    for before, made in mades:
+        assert torch.equal(made, torch.nn.functional.silu(before))
 
 
 def test_helpers_of_what_a_plugin_must_write_are_no_computation() -> None:
@@ -322,7 +382,7 @@ def test_a_pass_of_native_calls_alone_is_not_tried(
     cache = CacheConfig(page_size_tokens=16, num_pages=32)
     tried: list[Any] = []
 
-    def try_passes(model: Any, vocab_size: int, *, believed: bool) -> PassProbe:
+    def try_passes(model: Any, vocab_size: int, **says: Any) -> PassProbe:
         tried.append(model)
         return PassProbe()
 

@@ -14,16 +14,24 @@ import pytest
 import torch
 from torch.nn import functional
 
-from core.own_arithmetic import FEW, HandMade, SteadyModel, registry_of, write_checkpoint
+from core.own_arithmetic import (
+    FEW,
+    HandMade,
+    SteadyModel,
+    registry_of,
+    tried,
+    write_checkpoint,
+)
 from kernels.native_cases import needs_library
 from pilotfish import load_registry
 from pilotfish.config import CacheConfig
 from pilotfish.engine.arithmetic import probe_arithmetic
-from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.prepared import Prepared
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.model import DecoderModel
-from pilotfish.layers.own_operations import OwnOperations, same_bits
+from pilotfish.layers.own_operations import same_bits
 from pilotfish.layers.shallow import shallow
 from pilotfish.layers.whole_pass import TEXT, probe_passes
 from pilotfish.testing import Examples, promise_named, run, tiny_subjects
@@ -182,26 +190,30 @@ def test_portable_is_an_authors_word(narrow: str) -> None:
 
 
 def test_calls_that_are_not_exact_are_tried_whatever_their_name() -> None:
-    x, weight = torch.randn(TEXT, 16), torch.randn(16, 16)
-    calls: dict[str, Callable[[], Any]] = {
-        "tensordot": lambda: torch.tensordot(x, weight, ([1], [1])),
-        "linalg_multi_dot": lambda: torch.linalg.multi_dot([x, weight, weight]),
-        "bilinear": lambda: functional.bilinear(x, x, torch.randn(2, 16, 16)),
-        "cosine_similarity": lambda: functional.cosine_similarity(x, x + 1),
-        "fft_rfft": lambda: torch.fft.rfft(x),
-        "atan": lambda: torch.atan(x),
-        "cdist": lambda: torch.cdist(x, weight),
-        "glu": lambda: functional.glu(x),
-        "index_add": lambda: x.index_add(1, torch.zeros(3, dtype=torch.int64), x[:, :3]),
+    weight = torch.randn(16, 16)
+    calls: dict[str, Callable[[torch.Tensor], Any]] = {
+        "tensordot": lambda x: torch.tensordot(x, weight, ([1], [1])),
+        "linalg_multi_dot": lambda x: torch.linalg.multi_dot([x, weight, weight]),
+        "bilinear": lambda x: functional.bilinear(x, x, torch.randn(2, 16, 16)),
+        "cosine_similarity": lambda x: functional.cosine_similarity(x, x + 1),
+        "fft_rfft": torch.fft.rfft,
+        "atan": torch.atan,
+        "cdist": lambda x: torch.cdist(x, weight),
+        "glu": functional.glu,
+        "index_add": lambda x: x.index_add(1, torch.zeros(3, dtype=torch.int64), x[:, :3]),
     }
     for name, call in calls.items():
-        with torch.inference_mode(), OwnOperations((TEXT,)) as own:
-            call()
+        with torch.inference_mode():
+            own = tried(lambda rows, call=call: call(torch.randn(rows, 16)))  # type: ignore[misc]
         assert [one.name for one in own.found] == [name]
-    with torch.inference_mode(), OwnOperations((TEXT,)) as own:
-        torch.cat((x.view(-1, 4, 4).transpose(1, 2).reshape(TEXT, -1), x)).clamp(min=0).max(1)
+
+    def exact(rows: int) -> None:
+        x = torch.randn(rows, 16)
+        torch.cat((x.view(-1, 4, 4).transpose(1, 2).reshape(rows, -1), x)).clamp(min=0).max(1)
         (x * 2 + x.sqrt() / 3).to(torch.bfloat16)[torch.arange(5)].topk(3)
-    assert own.found == []
+
+    with torch.inference_mode():
+        assert tried(exact).found == []
 
 
 @torch.library.custom_op("pilotfish_tests::two_of_a_row", mutates_args=())
@@ -211,10 +223,12 @@ def two_of_a_row(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_rows_that_are_multiples_and_rows_that_are_not_finite() -> None:
-    x = torch.randn(TEXT, 31)
-    with OwnOperations((TEXT,)) as own:
+    def calls(rows: int) -> None:
+        x = torch.randn(rows, 31)
         two_of_a_row(torch.cat((x, x)))
         torch.log(x)
+
+    own = tried(calls)
     assert own.found[0].problem == "gives the rows of a call of 1 other bits than those of many"
     assert own.found[1].problem == "its results are not finite"
     assert own.found[1].is_untried
@@ -227,10 +241,12 @@ def both_dtypes(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_one_line_is_tried_in_every_dtype_and_layout() -> None:
-    x = torch.randn(TEXT, 7)
-    with OwnOperations((TEXT,)) as own:
-        for given in (x, x.bfloat16(), torch.randn(7, TEXT).t()):
+    def calls(rows: int) -> None:
+        x = torch.randn(rows, 7)
+        for given in (x, x.bfloat16(), torch.randn(7, rows).t()):
             both_dtypes(given)
+
+    own = tried(calls)
     assert [bool(one.problem) for one in own.found] == [False, True, False]
 
 
@@ -247,18 +263,63 @@ def test_numbers_at_the_end_of_a_tensor_are_tried(monkeypatch: pytest.MonkeyPatc
                 made[..., -1:] += 1
             return made
 
-    x = torch.randn(TEXT, 160)
-    with Ends(), OwnOperations((TEXT,)) as own:
-        real(x, approximate="tanh")
+    with Ends():
+        own = tried(lambda rows: real(torch.randn(rows, 160), approximate="tanh"))
     assert own.found[0].problem == "gives a number other bits at the end of a tensor than inside"
 
 
 def test_an_expanded_operand_is_tried() -> None:
-    x, row = torch.randn(TEXT, 8), torch.randn(8)
-    with OwnOperations((TEXT,)) as own:
-        torch.lerp(x, row.expand(TEXT, 8), 0.5)
+    def calls(rows: int) -> None:
+        x, row = torch.randn(rows, 8), torch.randn(8)
+        torch.lerp(x, row.expand(rows, 8), 0.5)
         functional.linear(x, torch.ones(1, 1).expand(8, 8))
+
+    own = tried(calls)
     assert [one.is_untried for one in own.found] == [False, False]
+
+
+@torch.library.custom_op("pilotfish_tests::scores", mutates_args=())
+def scores_of(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """q: [R, D] and keys: [K, D] -> [R, K], whose bits depend on the number of keys."""
+    return (q @ keys.T) * (1 + 1e-3 * keys.shape[0])
+
+
+class OverKeys(GatedMLP):
+    """Reads keys as attention of an author's own does: row by row, or a request at once."""
+
+    keeps_bits = True
+
+    def __call__(self, x: torch.Tensor, run: Any) -> torch.Tensor:
+        made, plan = super().__call__(x, run), run.plan
+        for first, before, rows in zip(plan.offsets, plan.lengths, plan.row_counts, strict=False):
+            keys, own = WEIGHT.repeat(3, 1), slice(first, first + rows)
+            made[own] += scores_of(x[own].float(), KEYS).amax(1, keepdim=True).to(x.dtype)
+            for i in range(rows):
+                row = x[first + i][None].float()
+                made[first + i] += scores_of(row, keys[: before + i + 1]).amax().to(x.dtype)
+        return made
+
+
+KEYS = torch.randn(TEXT, WIDTH, generator=torch.Generator().manual_seed(1))
+"""As many as a pass has rows, and no rows."""
+
+
+def test_an_axis_of_keys_is_no_row(narrow: str) -> None:
+    """It has as many places as the pass has rows, in a call or in all."""
+    assert described(narrow, with_feed_forward(OverKeys)) == "invariant: a row's bits are its own"
+
+    def row_by_row(rows: int) -> None:
+        keys = torch.randn(rows + 5, WIDTH)
+        for i in range(rows):
+            scores_of(torch.randn(1, WIDTH), keys[: i + 5 + 1])
+
+    found = tried(row_by_row).found
+    assert len(found) == TEXT
+    assert {one.problem for one in found} == {
+        "no axis of its operands is the rows of a pass that is tried"
+    }
+    (whole,) = tried(lambda rows: scores_of(torch.randn(rows, WIDTH), KEYS)).found
+    assert (whole.problem, whole.is_untried) == ("", False)
 
 
 class Color(enum.Enum):

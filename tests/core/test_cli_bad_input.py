@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pilotfish.cli import main
-from pilotfish.cli.requests import read_requests
+from pilotfish.cli.lines import Lines
+from pilotfish.cli.requests import Reading
 
 PROMPT = ["--prompt", "hello", "--max-tokens", "4"]
 
@@ -140,7 +141,7 @@ def test_bad_prompt(
         (["--temperature", "nan"], "temperature"),
         (["--top-p", "0"], "top_p"),
         (["--top-p", "1.5"], "top_p"),
-        (["--top-k", "0"], "top_k"),
+        (["--top-k", "-3"], "top_k"),
         (["--seed", "-1"], "seed"),
         (["--dtype", "float8"], "dtype"),
         (["--arithmetic", "sloppy"], "arithmetic"),
@@ -315,7 +316,10 @@ def test_a_refused_request_alone_still_prints_its_object(
 def test_a_line_separator_inside_a_json_string_is_no_end_of_line(tmp_path: Path) -> None:
     file = tmp_path / "odd.jsonl"
     file.write_text('{"prompt": "a\u2028b\x85c"}\r\n\n{"prompt": "d"}', encoding="utf-8")
-    assert [request.prompt for request in read_requests(str(file), {})] == ["a\u2028b\x85c", "d"]
+    lines = list(Lines(str(file)).read())
+    assert [number for number, _ in lines] == [1, 3]
+    reading = Reading(name="odd.jsonl")
+    assert [reading.request(*line).prompt for line in lines] == ["a\u2028b\x85c", "d"]
 
 
 def test_a_logit_bias_that_is_no_object_is_refused(

@@ -62,6 +62,8 @@ def test_inspect_of_native_kernels_counts_the_files_own_bytes(
     shown = capsys.readouterr().out
     assert "weights (model): 92.1 MiB (q4_1 63.28 MiB, q8_0 28.69 MiB, float32 137.2 KiB)" in shown
     assert "no_native_kernels" not in shown
+    assert "\nmodalities: text\n" in shown
+    assert "\nlinear_weights: float32, q4_1, q8_0\n" in shown
 
 
 def test_inspect_says_why_there_are_no_native_kernels(
@@ -85,14 +87,21 @@ def test_drafts_are_colored_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) 
 
     text = llm.generate(prompt, params)[0].text
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     piped = shown()
     assert "\x1b" not in piped
-    assert piped != re.sub(r"\[-.*?-\]", "", piped, flags=re.DOTALL) == text
+    assert "{+" in piped
+    assert re.sub(r"\[-.*?-\]|\{\+|\+\}", "", piped) == text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     colored = shown()
     assert "\x1b[32m" in colored
-    rejected = re.findall(r"\x1b\[31;9m(.*?)\x1b\[0m", colored, flags=re.DOTALL)
-    assert rejected == re.findall(r"\[-(.*?)-\]", piped, flags=re.DOTALL)
+    for color, mark in ((r"31;9", r"\[-(.*?)-\]"), ("32", r"\{\+(.*?)\+\}")):
+        marked = re.findall(mark, piped)
+        assert marked
+        assert re.findall(rf"\x1b\[{color}m(.*?)\x1b\[0m", colored) == marked
+    monkeypatch.setenv("TERM", "dumb")
+    assert shown() == piped
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert shown() == piped
 

@@ -104,6 +104,18 @@ def test_an_answer_in_a_chat_or_to_token_ids_begins_without_it(parrot: LLM) -> N
     assert say(parrot, "<s>").text == "ab ab"  # there is no text before it
 
 
+def test_a_chat_answers_what_its_prompt_is_answered(parrot: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=5)
+    talk = [{"role": "user", "content": "12"}]
+    (wanted,) = parrot.generate(parrot.chat_prompt("12"), params)
+    for messages, count in (("12", 1), (talk, 1), ([talk, talk], 2)):
+        outputs = parrot.chat(messages, params)
+        assert [output.token_ids for output in outputs] == [wanted.token_ids] * count
+        assert outputs[0].prompt_token_ids == wanted.prompt_token_ids
+    with pytest.raises(RequestError, match="nonsense"):
+        parrot.chat("12", params, nonsense=1)
+
+
 def test_a_stop_string_may_begin_with_that_space(parrot: LLM) -> None:
     output = say(parrot, "12", stop=[" a"])
     assert (output.text, output.token_ids[1:], output.finish_reason) == ("", [], "stop")

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 import pilotfish
@@ -194,13 +193,6 @@ def test_flags_are_checked_before_a_model_is_loaded(capsys: pytest.CaptureFixtur
     for verb in (["generate", "nowhere", "--prompt", "a"], ["chat", "nowhere"]):
         assert main([*verb, "--repetition-penalty", "0"]) == 2
         assert "repetition_penalty is 0.0; wanted a number > 0" in capsys.readouterr().err
-
-
-def test_every_field_of_sampling_has_a_flag_or_belongs_to_python() -> None:
-    from pilotfish.cli.options import _SAMPLING
-
-    rest = {"logit_bias", "suppress_tokens", "logprobs", "prompt_logprobs"}
-    assert {field.name for field in attrs.fields(SamplingParams)} == {*_SAMPLING, *rest}
 
 
 @pytest.mark.parametrize("room", ["testing", "bench"])

@@ -277,6 +277,15 @@ def test_max_length_limits_the_context(checkpoint: str) -> None:
             made.generate("abcdefgh", GREEDY)
 
 
+def test_an_llm_shows_what_it_is(checkpoint: str) -> None:
+    made = LLM(checkpoint, registry=toy_registry(), max_length=64)
+    said = repr(made)
+    assert said.startswith(f"LLM({checkpoint!r}, dtype='float32', device='cpu', backend=")
+    assert said.endswith("max_length=64)")
+    made.close()
+    assert repr(made) == f"{said[:-1]}, closed)"
+
+
 def test_a_closed_llm_says_so(checkpoint: str) -> None:
     made = LLM(checkpoint, registry=toy_registry())
     stream = made.stream("abc", GREEDY)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from core.test_moe import INT4, PLAIN, Shape, build, quantized, tensors_of
 from kernels.native_cases import DTYPES, NATIVE, needs_library, same_bits, threads
 from pilotfish.kernels.grouped_linear import group_rows
-from pilotfish.kernels.native.plan import Buffer, PlannedCalls
+from pilotfish.kernels.native.buffers import Buffer
+from pilotfish.kernels.native.plan import PlannedCalls
 from pilotfish.kernels.router.native import plan_choose_experts
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.moe import MixtureOfExperts

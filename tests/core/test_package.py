@@ -9,7 +9,7 @@ import pytest
 
 import pilotfish
 
-HEAVY = ("torch", "transformers", "triton", "numpy")
+HEAVY = ("torch", "transformers", "triton", "numpy", "prompt_toolkit")
 LIGHT = (
     "import pilotfish",
     "from pilotfish import load_registry; load_registry()",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from pilotfish.kernels.native.buffers import Buffer, Rows, check_record
 from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Buffer, Rows, _check_buffers
 
 T, OTHER = Rows("T"), Rows("R")
 X = Buffer(T, 8, torch.bfloat16)
@@ -27,8 +27,8 @@ RIGHT: dict[str, Any] = {
 
 
 def test_a_record_may_say_what_its_buffers_are() -> None:
-    _check_buffers("Arguments", RIGHT)
-    _check_buffers("Arguments", {"rows": OTHER, "dtype": 77})  # of no buffer
+    check_record("Arguments", RIGHT)
+    check_record("Arguments", {"rows": OTHER, "dtype": 77})  # of no buffer
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_a_record_may_say_what_its_buffers_are() -> None:
 )
 def test_a_record_that_says_otherwise_is_refused(field: str, value: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        _check_buffers("Arguments", {**RIGHT, field: value})
+        check_record("Arguments", {**RIGHT, field: value})

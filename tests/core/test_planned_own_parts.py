@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import pytest
@@ -174,6 +174,36 @@ def test_they_are_refused_outside_of_a_plan(change: Callable[[torch.Tensor], tor
     cos, sin = map(change, angles(3, 8, False))
     with pytest.raises(ValueError, match="cos is"):
         apply_rope(torch.randn(3, 2, 8), cos, sin, backend=NATIVE)
+
+
+def without_positions(model: DecoderModel, *, rotary: Rotary | None) -> DecoderModel:
+    model.network.rotary = rotary
+    for layer in of_kind(model, Attention):
+        cast(Attention, layer).rope = False
+    return model
+
+
+def test_a_network_without_angles_is_one_that_turns_nothing() -> None:
+    with subject() as one:
+        turning = passes(one, "bfloat16", load(one))
+        model = load(one)
+        plain = passes(one, "bfloat16", without_positions(model, rotary=model.network.rotary))
+        assert not all(map(torch.equal, plain, turning))
+        for called in (nullcontext, called_one_by_one):
+            with called():
+                found = passes(one, "bfloat16", without_positions(load(one), rotary=None))
+            assert all(map(torch.equal, found, plain))
+
+
+@pytest.mark.parametrize("called", [nullcontext, called_one_by_one])
+def test_a_network_without_angles_turns_no_heads(
+    called: Callable[[], AbstractContextManager[None]],
+) -> None:
+    with subject() as one, called():
+        model = load(one)
+        model.network.rotary = None
+        with pytest.raises(ValueError, match="no angles to turn heads by; wanted a network with"):
+            passes(one, "bfloat16", model)
 
 
 def with_embedding(

@@ -13,7 +13,8 @@ import pytest
 from pilotfish import LLM, CacheConfig, SamplingParams, load_registry
 from pilotfish.cli import main
 from pilotfish.engine import planning
-from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.prepared import Prepared
 from pilotfish.errors import CapacityError, CheckpointError, UserError
 from pilotfish.testing import save_tiny
 
@@ -127,7 +128,9 @@ def test_the_command_line_says_it_on_one_line(
     llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_memory(monkeypatch, bytes_of_a_context(llama, 2000))
-    asked = ["generate", str(llama), "--prompt", "[1, 2]", "--max-tokens", "2"]
+    lines = llama.parent / "lines.jsonl"
+    lines.write_text('{"prompt_token_ids": [1, 2], "max_tokens": 2}\n')
+    asked = ["generate", str(llama), "--input-file", str(lines)]
     capsys.readouterr()
     main(asked)
     said = [line for line in capsys.readouterr().err.splitlines() if "memory" in line]

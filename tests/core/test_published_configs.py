@@ -149,6 +149,9 @@ KINDS: dict[str, Published] = {
     "a rope type that is a list": target(
         "LlamaForCausalLM", r"\['linear'\]", rope_scaling={"rope_type": ["linear"], "factor": 2.0}
     ),
+    "a rope type that is an empty list": target(
+        "LlamaForCausalLM", r"rope_type is '\[\]'", rope_scaling={"rope_type": []}
+    ),
     "several options": target(
         "LlamaForCausalLM",
         r"use_qk_norm = True \(wanted it absent or False\), clip_qkv = 8.0 \(wanted it absent\), "

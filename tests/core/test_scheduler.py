@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from core.state_toys import ToyRecurrentCache
 from core.toy_model import toy_leaf
 from pilotfish.batch import RequestContext
 from pilotfish.config import SamplingParams
+from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.request import Request
 from pilotfish.engine.scheduler import Scheduler
 from pilotfish.engine.stopping import StopRules
 from pilotfish.errors import StateError
-from pilotfish.state import StateManager
+from pilotfish.state import AttachedCache, StateManager
 
 
 class Bench:
     """A scheduler over a real state; `play` computes what was scheduled, as a runner would."""
 
-    def __init__(self, *, pages: int = 16, batch: int = 4, rows: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        pages: int = 16,
+        batch: int = 4,
+        rows: int = 8,
+        shares: bool = False,
+        attached: Sequence[AttachedCache] = (),
+        lookahead: int = 0,
+    ) -> None:
         self.state = StateManager(
-            [toy_leaf()], num_pages=pages, page_size_tokens=4, prefix_caching=False
+            [toy_leaf()],
+            num_pages=pages,
+            page_size_tokens=4,
+            prefix_caching=shares,
+            attached=attached,
+            lookahead=lookahead,
         )
         self.released: list[str] = []
         self.scheduler = Scheduler(
@@ -29,14 +47,18 @@ class Bench:
             on_release=self.released.append,
         )
 
-    def add(self, name: str, num_tokens: int) -> Request:
-        tokens = list(range(num_tokens))
+    def add(
+        self, name: str, prompt: int | Sequence[int], lengths: LengthRules | None = None
+    ) -> Request:
+        """prompt: its tokens, or how many."""
+        tokens = list(range(prompt) if isinstance(prompt, int) else prompt)
         request = Request(
-            context=RequestContext(request_id=name, tokens=tokens, num_prompt_tokens=num_tokens),
+            context=RequestContext(request_id=name, tokens=tokens, num_prompt_tokens=len(tokens)),
             index=0,
             params=SamplingParams(),
             seed=0,
             rules=StopRules(end_ids=frozenset(), min_tokens=0, max_total_tokens=10**6),
+            lengths=lengths or LengthRules(),
         )
         self.scheduler.add(request)
         return request
@@ -156,3 +178,97 @@ def test_removing_what_waits_or_is_unknown_holds_nothing() -> None:
     bench.scheduler.remove(request)
     assert not bench.scheduler.has_work
     assert bench.scheduler.schedule() == []
+
+
+def test_what_is_computed_anew_after_a_fault_is_not_computed_twice() -> None:
+    bench = Bench(rows=8)
+    bench.add("longer", 4, LengthRules(recompute_length=4))
+    assert bench.play() == {"longer": 4}
+    bench.scheduler.restart()
+    assert [bench.play() for _ in range(3)] == [{"longer": 5}, {"longer": 1}, {"longer": 1}]
+
+
+# A beginning that several share
+
+BEGINNING = list(range(9))
+
+
+def test_a_shared_beginning_is_computed_once() -> None:
+    bench = Bench(rows=32, shares=True)
+    for number in range(3):
+        bench.add(f"r{number}", [*BEGINNING, 100 + number])
+    assert bench.play() == {"r0": 10}
+    assert bench.play() == {"r0": 1, "r1": 2, "r2": 2}, "two pages of four rows are shared"
+
+
+def test_without_prefix_caching_nobody_waits() -> None:
+    bench = Bench(rows=32)
+    for number in range(3):
+        bench.add(f"r{number}", [*BEGINNING, 100 + number])
+    assert bench.play() == {"r0": 10, "r1": 10, "r2": 10}
+
+
+def test_a_request_waits_only_to_where_it_departs() -> None:
+    bench = Bench(rows=8, shares=True, pages=32)
+    bench.add("long", 30)
+    bench.add("departs", [0, 1, 2, 3, 100, 101])
+    bench.add("other", [200, 201, 202])
+    assert bench.play() == {"long": 8}
+    assert bench.play() == {"long": 8}, "prompts that run come first"
+    bench = Bench(rows=12, shares=True, pages=32)
+    bench.add("long", 9)
+    bench.add("departs", [0, 1, 2, 3, 100, 101])
+    bench.add("other", [200, 201, 202])
+    assert bench.play() == {"long": 9, "other": 3}, "those behind it are admitted"
+    assert bench.play() == {"long": 1, "other": 1, "departs": 2}
+
+
+@pytest.mark.parametrize("how", ["removed", "requeued", "restarted"])
+def test_when_the_leader_goes_the_next_one_leads(how: str) -> None:
+    bench = Bench(rows=4, shares=True, pages=32)
+    leader, second = bench.add("a", [*BEGINNING, 100]), bench.add("b", [*BEGINNING, 101])
+    bench.add("c", [*BEGINNING, 102])
+    assert bench.play() == {"a": 4}
+    if how == "removed":
+        bench.scheduler.remove(leader)
+        assert bench.play() == {"b": 4}, "one page of a's is found"
+        assert second.context.num_computed == 8
+    elif how == "requeued":
+        bench.scheduler.requeue(leader)
+        assert bench.play() == {"a": 4}
+    else:
+        bench.scheduler.restart()
+        assert bench.play() == {"a": 4}
+    while any(request.num_pending > 1 for request in bench.scheduler.requests):
+        bench.play()
+    bench.state.check()
+
+
+def test_what_a_page_depends_on_behind_it_is_waited_for() -> None:
+    bench = Bench(rows=8, shares=True, lookahead=1)
+    bench.add("a", [*BEGINNING, 100])
+    bench.add("b", [*BEGINNING, 101])
+    assert bench.play() == {"a": 8}
+    assert bench.play() == {"a": 2}, "the second page is found when row 8 is committed"
+    assert bench.play() == {"a": 1, "b": 2}
+
+
+class EndsOfPasses(ToyRecurrentCache):
+    """Keeps a snapshot only of where a pass ends."""
+
+    def keep(self, request_id: str, page: int, num_tokens: int) -> None:
+        if num_tokens == self.lengths[request_id] + self.room[request_id]:
+            self.snapshots[page] = None
+
+    def commit(self, request_id: str, num_tokens: int) -> None:
+        self.lengths[request_id] += num_tokens
+
+
+def test_a_state_is_kept_where_those_that_wait_depart() -> None:
+    bench = Bench(rows=32, shares=True, attached=[EndsOfPasses()])
+    bench.add("a", [*BEGINNING, 100])
+    bench.add("b", [*BEGINNING, 101])
+    bench.add("c", [0, 1, 2, 3, 102])
+    assert bench.play() == {"a": 4}, "there c departs"
+    assert bench.play() == {"a": 4, "c": 1}, "and b there"
+    assert bench.play() == {"c": 1, "a": 2, "b": 2}

@@ -232,10 +232,10 @@ def failed_release_stops_at_the_first_cache(patch: pytest.MonkeyPatch) -> None:
 def out_of_pages_after_taking_some(patch: pytest.MonkeyPatch) -> None:
     allocate = PagePool.allocate
 
-    def greedy(self: PagePool, count: int) -> list[int]:
+    def greedy(self: PagePool, count: int, on_evict: Callable[[int], None]) -> list[int]:
         if count > self.num_available:
-            allocate(self, self.num_available)
-        return allocate(self, count)
+            allocate(self, self.num_available, on_evict)
+        return allocate(self, count, on_evict)
 
     patch.setattr(PagePool, "allocate", greedy)
 

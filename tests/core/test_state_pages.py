@@ -42,7 +42,7 @@ def test_a_shared_page_is_freed_by_its_last_owner() -> None:
 
 def test_published_pages_are_cached_and_the_longest_unused_is_evicted_first() -> None:
     evicted: list[int] = []
-    pool = PagePool(3, on_evict=evicted.append)
+    pool = PagePool(3)
     a, b, c = pool.allocate(3)
     for page in (a, b):
         pool.publish(page)
@@ -51,9 +51,9 @@ def test_published_pages_are_cached_and_the_longest_unused_is_evicted_first() ->
     assert (pool.num_free, pool.num_cached, pool.num_available) == (1, 2, 3)
     pool.share(b)
     pool.free(b)
-    assert pool.allocate(1) == [c]
+    assert pool.allocate(1, evicted.append) == [c]
     assert evicted == []
-    assert pool.allocate(1) == [a], "b was used after a"
+    assert pool.allocate(1, evicted.append) == [a], "b was used after a"
     assert evicted == [a]
     assert pool.is_writable(a)
 

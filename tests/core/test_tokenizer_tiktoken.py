@@ -358,7 +358,7 @@ def test_no_plugin_reads_it_on_the_command_line(
     assert main(["generate", str(tmp_path), "--prompt", "x"]) == 2
     said = capsys.readouterr().err
     assert "tiktoken.model was found" in said
-    assert "pass token ids" in said
+    assert "give prompt_token_ids" in said
     file = tmp_path / "ids.jsonl"
     file.write_text('{"prompt_token_ids": [1, 2]}')
     assert main(["generate", str(tmp_path), "--input-file", str(file), "--max-tokens", "1"]) == 0

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +47,19 @@ def hub(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         shutil.copy(tiny / WEIGHTS, repo / name)
     with serving(served, monkeypatch, tmp_path / "cache"):
         yield served
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the hub holds a file back, so that no read gives up before."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
 
 
 def repository(hub: LocalHub, name: str, **files: Any) -> Path:
@@ -194,6 +213,7 @@ def test_what_cannot_be_fetched_is_one_line_that_says_what_to_do(
 ) -> None:
     hub.restricted = ("org/gated",)
     config = json.loads((tiny / "config.json").read_text())
+    repository(hub, "org/gated", config_json=config)
     repository(hub, "org/lora", adapter_config_json={"base_model_name_or_path": "org/base"})
     repository(hub, "org/empty", config_json=config)
     adapter = {"base_model_name_or_path": "org/base"}
@@ -384,7 +404,7 @@ def test_inspect_refuses_small_files_that_cannot_be_read(
     assert main(["inspect", "org/broken"]) == 2
     error = capsys.readouterr().err
     assert name in error
-    assert re.search(r"delete .*/blobs/\w+, and it is fetched anew; if it comes so again", error)
+    assert "it is so on the hub: take another repository" in error
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
@@ -404,6 +424,228 @@ def test_of_a_damaged_file_in_the_cache_it_is_said_what_to_delete(
     assert named is not None
     Path(named[1]).unlink()
     read()
+
+
+def sharded(hub: LocalHub, tiny: Path) -> list[str]:
+    """org/sharded, in two files -> their names."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tiny / WEIGHTS)
+    repo = hub.folder / "org/sharded"
+    shutil.copytree(tiny, repo, ignore=shutil.ignore_patterns(WEIGHTS))
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    weight_map = {name: files[i % 2] for i, name in enumerate(sorted(tensors))}
+    for file in files:
+        save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, repo / file)
+    index = repo / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return files
+
+
+@pytest.mark.parametrize("stuck", [f"{WEIGHTS}", "the first shard", "part of the first shard"])
+@pytest.mark.usefixtures("patience")
+def test_an_interrupt_ends_a_fetch_that_hangs(
+    hub: LocalHub, tiny: Path, tmp_path: Path, stuck: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = "org/tiny" if stuck == WEIGHTS else "org/sharded"
+    hub.stuck = stuck.replace("the first shard", sharded(hub, tiny)[0])
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(json.dumps({"prompt_token_ids": [1, 2, 3]}))
+
+    def interrupt() -> None:
+        hub.asked.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main(["generate", model, "--input-file", str(requests)]) == 130
+    assert not hub.waited
+    assert "pilotfish: interrupted" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+    hub.let_go.set()
+    hub.stuck = ""
+    assert main(["generate", model, "--input-file", str(requests), "--max-tokens", "3"]) == 0
+
+
+def test_a_command_that_ends_looks_for_no_garbage() -> None:
+    """So that one that was interrupted ends at once, with all of torch and transformers loaded."""
+    program = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
+        "from pilotfish.cli import main\n"
+        "main(['--version'])\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "read only"])
+def test_a_cache_that_cannot_be_written_is_named(
+    hub: LocalHub,
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "file").touch()
+    folder = {"a file": tmp_path / "file", "below a file": tmp_path / "file/cache"}.get(kind)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    if folder is None:
+        folder = tmp_path / "cache"
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    assert main(["inspect", "org/tiny"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        rf"cache folder {re.escape(str(folder))} cannot be written \(.+\); set HF_", error
+    )
+    assert "network" not in error
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (429, "the hub asks to wait (429, too many requests); try again later, or log in"),
+        (500, "the hub's own fault (500); try again later"),
+        (503, "the hub's own fault (503); try again later"),
+    ],
+)
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+@pytest.mark.usefixtures("no_waits")
+def test_what_the_hub_itself_fails_at(
+    hub: LocalHub, code: int, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.failing[name] = code
+    assert main(["inspect", "org/tiny"]) == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert "network" not in line
+
+
+def test_a_fault_of_the_network_is_said_once_without_addresses(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main(["inspect", "org/tiny"]) == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert re.search(r"fetched from the hub \([^()]*Connection refused\); check the network", line)
+    assert line.count("refused") == 1
+
+
+def test_an_account_without_access_is_told_so(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.restricted = ("org/tiny",)
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    assert main(["inspect", "org/tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "the account that is logged in has none yet (403); ask for it on http" in error
+    assert "log in:" not in error
+
+
+def write_tokenizer(folder: Path, words: int = 20, **config: Any) -> None:
+    """A vocabulary of whole words, w0 and so on."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {f"w{i}": i for i in range(words)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+PROMPT, CHAT = ["--prompt", "w1 w2"], ["--chat", "w1 w2"]
+EARLY: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "no tokenizer": (PROMPT, {}, "no tokenizer; give prompt_token_ids in a line of --input-file"),
+    "no template": (
+        CHAT,
+        {"words": 20},
+        r"has no chat template; give a plain prompt \(gen.*, or a template with --chat-t",
+    ),
+    "broken template": (
+        CHAT,
+        {"words": 20, "chat_template": "{% for"},
+        "chat template is not valid, line 1: .*; give another with --chat-template",
+    ),
+    "sampling": (
+        PROMPT,
+        {"words": 20, "sampling": {"temperature": "hot"}},
+        "temperature 'hot'; wanted a number .*, or give --generation-config none",
+    ),
+    "a token beyond the vocabulary": (
+        ["--prompt", "w1 w9999"],
+        {"words": 10_000},
+        "token 1 of the prompt is 9999; wanted a whole number from 0 to",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EARLY)
+def test_what_small_files_and_the_prompt_say_is_refused_before_weights_are_fetched(
+    hub: LocalHub, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, given, said = EARLY[kind]
+    repo, cache = hub.folder / "org/tiny", tmp_path / "cache"
+    files = dict(given)
+    sampling = files.pop("sampling", None)
+    if files:
+        write_tokenizer(repo, **files)
+    if sampling:
+        (repo / "generation_config.json").write_text(json.dumps(sampling))
+    assert main(["generate", "org/tiny", *flags]) == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert re.search(said, line), line
+    if flags == CHAT:
+        assert main(["chat", "org/tiny"]) == 2
+    assert not list(cache.rglob(WEIGHTS))
+    capsys.readouterr()
+    assert main(["inspect", "org/tiny", "--json"]) == 0
+    warnings = " ".join(json.loads(capsys.readouterr().out)["warnings"])
+    wanted = "the tokenizer has 10000 ids and the model knows" if "9999" in said else said
+    assert re.search(wanted.removeprefix("request 1: "), warnings), warnings
+
+
+def test_what_has_no_room_is_not_fetched(
+    hub: LocalHub, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = (tiny / WEIGHTS).stat().st_size
+    usage = shutil.disk_usage(tiny)._replace(free=size - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match=r"needs .* MB in .*, where .* free; .* set HF_HOME"):
+        LLM("org/tiny")
+    assert hub.bodies[WEIGHTS] < size / 2
+    assert "Not enough free disk space" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"added_tokens_decoder": 5}'])
+def test_the_file_of_a_tokenizer_that_is_broken_is_named(
+    hub: LocalHub, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repo = hub.folder / "org/tiny"
+    write_tokenizer(repo)
+    (repo / "tokenizer_config.json").write_text(text)
+    assert main(["inspect", "org/tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "tokenizer_config.json: " in error
+    assert "tokenizer.json" not in error
+    assert "delete" not in error
+
+
+def test_the_only_gguf_file_of_a_repository_is_the_model(
+    hub: LocalHub, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repo = repository(hub, "org/one")
+    gguf_of_a_model(repo / "m-F32.gguf", tiny)
+    (repo / "mmproj-F16.gguf").touch()
+    assert main(["inspect", "org/one", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"].endswith("m-F32.gguf")
 
 
 def test_a_token_that_is_refused_is_named(

@@ -207,6 +207,16 @@ def test_index_that_names_absent_tensors(tmp_path: Path) -> None:
     assert "ghost (in part0.safetensors)" in str(caught.value)
 
 
+@pytest.mark.parametrize("shard_name", ["../part0.safetensors", "/part0.safetensors", "", "."])
+def test_index_that_names_files_elsewhere(tmp_path: Path, shard_name: str) -> None:
+    index = shard(tmp_path)
+    row = json.loads(index.read_text())
+    row["weight_map"] |= {"ghost": shard_name}
+    index.write_text(json.dumps(row))
+    with pytest.raises(CheckpointError, match=f"names '{shard_name}'; wanted names of files"):
+        SafetensorsSource.from_index(index)
+
+
 def test_tensor_that_the_index_does_not_name_is_kept(tmp_path: Path) -> None:
     """Strict loading has to see it."""
     index = shard(tmp_path)

@@ -1,12 +1,11 @@
-"""The oracle: DFlash as its definition reads, every row recomputed, no cache, in plain torch.
+"""The oracle of the tests: the plugin's own, told what a case must be read as; generations with it.
 
-Nothing of Pilotfish: tensors and options in, logits out. The target's hidden states come from
-transformers. Axis letters: T rows, D draft width, V the target's vocabulary.
+Nothing of Pilotfish's models: the target's hidden states come from transformers. Axis letters:
+T rows, D draft width, V the target's vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 import transformers
 
 from dflash.checkpoints import MASK, DraftCase, draft_tensors
+from pilotfish_dflash import oracle
 
 EPS = 1e-5
 
@@ -45,6 +45,9 @@ class NaiveTarget:
     def head(self) -> torch.Tensor:
         return self.model.lm_head.weight.detach()
 
+    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        return self.embedding[torch.tensor(tokens)]
+
     @torch.no_grad()
     def read(self, tokens: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Boundaries 0 to L, each [T, D], the last one before the final norm; logits [T, V]."""
@@ -58,122 +61,49 @@ class NaiveTarget:
         return states, found.logits[0]
 
 
-class NaiveDraft:
-    """A draft as its definition reads."""
+class NaiveDraft(oracle.NaiveDraft):
+    """The plugin's oracle of a case, which also knows rotary positions that depend on the length.
+
+    started: tokens of the prompt.
+    """
 
     def __init__(
         self, case: DraftCase, target: NaiveTarget, tensors: dict[str, torch.Tensor] | None = None
     ) -> None:
-        self.case, self.target = case, target
-        made = draft_tensors(case) if tensors is None else tensors
-        self.tensors = {
-            name: tensor.to(target.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in made.items()
-        }
+        tensors = draft_tensors(case) if tensors is None else tensors
+        super().__init__(facts_of(case), target, tensors)
+        self.case, self._started = case, 0
 
-    @torch.no_grad()
-    def context(self, tokens: Sequence[int]) -> torch.Tensor:
-        """[T, D]: c of every token's row."""
-        states, _ = self.target.read(tokens)
-        features = torch.cat([states[tap] for tap in self.case.taps], dim=-1)
-        return self._norm("hidden_norm", self._linear("fc", features))
+    def block(self, tokens: Sequence[int], width: int, started: int = 0) -> torch.Tensor:
+        self._started = started
+        return super().block(tokens, width)
 
-    @torch.no_grad()
-    def block(self, tokens: Sequence[int], width: int, started: int) -> torch.Tensor:
-        """tokens: all that count, the newest included; started: tokens of the prompt.
+    def keys_values(self, context: torch.Tensor, index: int, started: int = 0) -> torch.Tensor:
+        self._started = started
+        return super().keys_values(context, index)
 
-        Returns [width, V]: logits of the proposals.
-        """
-        return self.block_of(self.context(tokens[:-1]), tokens[-1], width, started)
-
-    @torch.no_grad()
-    def block_of(
-        self, context: torch.Tensor, anchor: int, width: int, started: int = 0
-    ) -> torch.Tensor:
-        """As `block`, from the context's rows."""
-        case, num_context = self.case, context.shape[0]
-        num_rows = width if case.samples_anchor else width + 1
-        table = self.tensors.get("embed_tokens.weight", self.target.embedding)
-        x = table[torch.tensor([anchor] + [MASK] * (num_rows - 1))] * case.embedding_factor
-        positions = torch.arange(num_context + num_rows)
-        for index in range(case.num_layers):
-            at = f"layers.{index}"
-            inner = self._norm(f"{at}.input_layernorm", x)
-            x = x + self._attention(index, inner, context, positions, started)
-            inner = self._norm(f"{at}.post_attention_layernorm", x)
-            gate = torch.nn.functional.silu(self._linear(f"{at}.mlp.gate_proj", inner))
-            up = self._linear(f"{at}.mlp.up_proj", inner)
-            x = x + self._linear(f"{at}.mlp.down_proj", gate * up)
-        return self._logits(self._norm("norm", x)[num_rows - width :])
-
-    @torch.no_grad()
-    def keys_values(self, context: torch.Tensor, index: int, started: int) -> torch.Tensor:
-        """[T, 2, K, H] of the context's rows in one layer: what the cache must hold."""
-        positions = torch.arange(context.shape[0])
-        keys, values = self._keys_values(f"layers.{index}.self_attn", context)
-        return torch.stack((self._turn(keys, positions, started), values), dim=1)
-
-    def _attention(
-        self,
-        index: int,
-        inner: torch.Tensor,
-        context: torch.Tensor,
-        positions: torch.Tensor,
-        started: int,
-    ) -> torch.Tensor:
-        layer, at = self.case.layer, f"layers.{index}.self_attn"
-        heads, count = layer["num_attention_heads"], inner.shape[0]
-        q = self._linear(f"{at}.q_proj", inner).unflatten(1, (heads, -1))
-        q = self._turn(self._norm(f"{at}.q_norm", q), positions[-count:], started)
-        k, v = self._keys_values(at, torch.cat((context, inner)))
-        k = self._turn(k, positions, started)
-        group = heads // layer["num_key_value_heads"]
-        k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
-        scores = torch.einsum("inh,jnh->nij", q, k) / math.sqrt(q.shape[-1])
-        seen = self._seen(index, positions[-count:, None], positions[None, :])
-        law = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        return self._linear(f"{at}.o_proj", torch.einsum("nij,jnh->inh", law, v).flatten(1))
-
-    def _seen(self, index: int, p: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        window = self.case.windows[index]
-        seen = (j <= p) if self.case.causal[index] else torch.ones_like(j <= p)
-        return seen if window is None else seen & ((p - j).abs() < window)
-
-    def _keys_values(self, at: str, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kv_heads = self.case.layer["num_key_value_heads"]
-        k = self._linear(f"{at}.k_proj", rows).unflatten(1, (kv_heads, -1))
-        v = self._linear(f"{at}.v_proj", rows).unflatten(1, (kv_heads, -1))
-        return self._norm(f"{at}.k_norm", k), v
-
-    def _turn(self, heads: torch.Tensor, positions: torch.Tensor, started: int) -> torch.Tensor:
-        """Rotary positions, half-split; angles in float32 as models are trained."""
-        width = heads.shape[-1]
-        cos, sin = angles(self.case.layer, positions, width, started)
+    def turn(self, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Half-split; angles in float32 as models are trained."""
+        cos, sin = angles(self.case.layer, positions, heads.shape[-1], self._started)
         a, b = heads.chunk(2, -1)
         turned = torch.cat((-b, a), -1)
         cos, sin = (part.to(heads.dtype)[:, None] for part in (cos, sin))
         return heads * cos + turned * sin
 
-    def _logits(self, rows: torch.Tensor) -> torch.Tensor:
-        case = self.case
-        own = rows @ self.tensors.get("lm_head.weight", self.target.head).T
-        own = own * case.logit_factor
-        if case.softcap is not None:
-            own = case.softcap * torch.tanh(own / case.softcap)
-        if "d2t" not in self.tensors:
-            return own
-        spread = own.new_full((own.shape[0], self.target.head.shape[0]), -torch.inf)
-        for i, offset in enumerate(self.tensors["d2t"].tolist()):
-            spread[:, i + offset] = own[:, i]
-        return spread
 
-    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.tensors[f"{name}.weight"])
-
-    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        y = x @ self.tensors[f"{name}.weight"].T
-        bias = self.tensors.get(f"{name}.bias")
-        return y if bias is None else y + bias
+def facts_of(case: DraftCase) -> oracle.DraftFacts:
+    """What must be read of a case's config."""
+    return oracle.DraftFacts(
+        layer=case.layer,
+        taps=case.taps,
+        windows=case.windows,
+        causal=case.causal,
+        mask_id=MASK,
+        samples_anchor=case.samples_anchor,
+        embedding_factor=case.embedding_factor,
+        logit_factor=case.logit_factor,
+        softcap=case.softcap,
+    )
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import pytest
 from pilotfish.hookspecs import PilotfishHooks
 from pilotfish.registry import ArchitectureSpec, SpeculatorSpec
 
+from . import peers_page
 from .page import Block, blocks, check_console
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,3 +142,9 @@ def test_every_field_of_a_spec_is_described(spec: type) -> None:
     cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     described = set(re.findall(r"`(\w+)`", " ".join(cells)))
     assert described == {field.name for field in attrs.fields(spec)}
+
+
+def test_names_of_other_engines_are_those_that_are_answered() -> None:
+    """`python tests/docs/peers_page.py --write` writes the tables anew."""
+    page = peers_page.PAGE.read_text()
+    assert peers_page.written(page) == page

@@ -42,6 +42,16 @@ def _poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("outputs", [5, 70])
+@pytest.mark.parametrize("rows", [1, 8, 9, 95, 96, 600])
+def test_a_product_of_no_columns_is_the_bias(rows: int, outputs: int) -> None:
+    x, numbers = torch.empty(rows, 0), torch.empty(outputs, 0)
+    for bias in (torch.zeros(outputs), torch.randn(outputs)):
+        weight = prepare_linear(numbers, bias if bias.any() else None, backend=NATIVE)
+        got = in_every_way(lambda weight=weight: linear(x, weight, backend=NATIVE))
+        assert torch.equal(got, bias.expand(rows, outputs))
+
+
 def prepared(*parts: PackedRows, bias: torch.Tensor | None = None) -> LinearWeight:
     return prepare_blocks(parts, bias, dtype=torch.float32)
 

@@ -10,7 +10,8 @@ from kernels.test_rope import angles
 from pilotfish.kernels.elementwise.native import plan_clip
 from pilotfish.kernels.layer_norm import add_layer_norm
 from pilotfish.kernels.layer_norm import native as layer_norm
-from pilotfish.kernels.native.plan import Buffer, Plan, Rows
+from pilotfish.kernels.native.buffers import Buffer, Rows
+from pilotfish.kernels.native.plan import Plan
 from pilotfish.kernels.rms_norm import add_rms_norm, add_scaled, norm_heads
 from pilotfish.kernels.rms_norm import native as rms_norm
 from pilotfish.kernels.rope import apply_rope

@@ -58,8 +58,9 @@ def test_an_instruction_set_limits_what_is_used(in_force: Callable[..., str]) ->
     for index, name in enumerate(names):
         best = next((one for one in names[index:] if one in available), None)
         assert in_force(**{VARIABLE: name}).split()[0] == str(best)
-    said = in_force(**{VARIABLE: "mmx"})
-    assert said == f"None {VARIABLE} is 'mmx'; this library has {', '.join(names)}"
+    for name in ("mmx", "avx512_bf16"):
+        said = in_force(**{VARIABLE: name})
+        assert said == f"None {VARIABLE} is {name!r}; this library has {', '.join(names)}"
 
 
 def test_a_file_that_is_not_there_or_no_library_is_named(

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from kernels.native_cases import needs_library
 from pilotfish.kernels.native import plan as plan_module
+from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
 from pilotfish.kernels.native.library import library
-from pilotfish.kernels.native.plan import Buffer, Plan, PlannedCalls, Pointer, Rows
+from pilotfish.kernels.native.plan import Plan, PlannedCalls
 from pilotfish.kernels.rms_norm import native as norm
 from pilotfish.kernels.take_rows import native as take
 

@@ -17,8 +17,9 @@ from kernels.native_cases import (
     same_bits,
 )
 from kernels.test_short_conv import bits, only
-from pilotfish.kernels.native.plan import Buffer, Plan, Pointer
-from pilotfish.kernels.native.plan import Rows as PlanRows
+from pilotfish.kernels.native.buffers import Buffer, Pointer
+from pilotfish.kernels.native.buffers import Rows as PlanRows
+from pilotfish.kernels.native.plan import Plan
 from pilotfish.kernels.short_conv import native, reference, short_conv
 
 pytestmark = needs_library

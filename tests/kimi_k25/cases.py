@@ -35,9 +35,9 @@ YARN = TEXT["rope_parameters"]
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "latent queries, two groups, yarn": TEXT,
     "plain queries, biased, half-split, tied": PLAIN,
-    "two dense layers, wide values, yarn without mscale": {
+    "two dense layers, yarn without mscale": {
         **TEXT,
-        **{"num_hidden_layers": 3, "first_k_dense_replace": 2, "n_group": 1, "v_head_dim": 32},
+        **{"num_hidden_layers": 3, "first_k_dense_replace": 2, "n_group": 1},
         "rope_parameters": {k: v for k, v in YARN.items() if not k.startswith("mscale")},
     },
     "four groups of two, no dense layer, wide latent": {

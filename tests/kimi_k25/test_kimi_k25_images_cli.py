@@ -12,7 +12,7 @@ from PIL import Image
 from kimi_k25.towers import image, save_with_tokenizer
 from pilotfish import LLM, SamplingParams
 from pilotfish.cli import main
-from pilotfish.cli.requests import read_requests
+from pilotfish.cli.requests import Reading
 from pilotfish.errors import RequestError
 
 GREEDY = ["--temperature", "0", "--max-tokens", "5", "--ignore-eos", "--dtype", "float32"]
@@ -123,7 +123,7 @@ def test_an_image_for_a_text_model(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said before any weight is read, as is a path without a file."""
-    monkeypatch.setattr("pilotfish.engine.loading.Prepared.load", None)
+    monkeypatch.setattr("pilotfish.engine.prepared.Prepared.load", None)
     argv = ["generate", "demo", "--image", str(folder / "a.png"), "--max-tokens", "2"]
     for kind in ("--prompt", "--chat"):
         assert main([*argv, kind, "what is it?"]) == 2
@@ -143,13 +143,10 @@ def test_an_image_for_a_text_model(
         ({"image": ["a.png"]}, "unknown field 'image'"),
     ],
 )
-def test_lines_are_checked_before_a_model_is_loaded(
-    fields: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    file = tmp_path / "lines.jsonl"
-    file.write_text(json.dumps({"prompt": "a", **fields}))
+def test_lines_are_checked_before_a_model_is_loaded(fields: dict[str, Any], said: str) -> None:
+    line = json.dumps({"prompt": "a", **fields}).encode()
     with pytest.raises(RequestError, match="line 1: .*" + said.replace("(", r"\(")):
-        read_requests(str(file), {})
+        Reading(name="lines.jsonl").request(1, line)
 
 
 def test_inspect_shows_what_images_take(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

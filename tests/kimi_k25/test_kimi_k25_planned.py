@@ -11,7 +11,8 @@ from kernels.native_cases import NATIVE, needs_library, same_bits
 from kernels.planned_passes import both_ways
 from kimi_k25.cases import SHAPES, subject, write_kimi, write_shape
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer, Plan, Rows
+from pilotfish.kernels.native.buffers import Buffer, Rows
+from pilotfish.kernels.native.plan import Plan
 from pilotfish.layers.model import DecoderModel
 from pilotfish.protocols import ReturnLogits
 from pilotfish.testing import Subject

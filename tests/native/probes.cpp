@@ -1,5 +1,7 @@
 // Functions that a test calls through the library, to see what teams do. Built alone, as a plugin's functions may be.
+#include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "pilotfish/op.h"
 
@@ -63,6 +65,17 @@ PROBE nested(const void* args, pf_team* team) {
   for (int i = 0; i < 4096; i++) {
     if (all[i] != 0x5a || own[i] != (char)team->index) __atomic_fetch_add(a->wrong, 1, __ATOMIC_RELAXED);
   }
+}
+
+// A run inside a run, where the system gives no memory any more, and what it gave is used up.
+PROBE nested_without_memory(const void* args, pf_team*) {
+  const Nested* a = (const Nested*)args;
+  const rlimit none = {0, RLIM_INFINITY};
+  setrlimit(RLIMIT_AS, &none);
+  void* volatile memory;
+  for (size_t size = 1 << 24; size > 4096; size /= 2) while ((memory = malloc(size))) {}
+  for (size_t size = 4096; size > 0; size -= 16) while ((memory = malloc(size))) {}
+  a->run_one(a->inner, a->inner_args, 1);
 }
 
 // Scratch that no machine has.

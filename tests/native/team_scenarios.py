@@ -184,6 +184,15 @@ def out_of_memory(library: Library) -> None:
     library.run("too_much_memory", Rounds(), 1)
 
 
+def nested_without_memory(library: Library) -> None:
+    """Nor can memory for a run inside a run."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    run_one = library.address(library.lib, "pf_run_one")
+    library.run(
+        "nested_without_memory", Nested(run_one, library.address(library.probes, "nothing")), 1
+    )
+
+
 def assert_equal(got: object, wanted: object) -> None:
     """For where a statement is not allowed."""
     assert got == wanted, (got, wanted)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,9 +78,10 @@ def test_where_there_are_no_more_threads_fewer_run() -> None:
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
 
 
-def test_scratch_that_cannot_be_had_is_named() -> None:
-    done = run_scenario("out_of_memory", "own")
-    assert done.returncode < 0
+@pytest.mark.parametrize("name", ["out_of_memory", "nested_without_memory"])
+def test_memory_that_cannot_be_had_is_named(name: str) -> None:
+    done = run_scenario(name, "own")
+    assert done.returncode == -signal.SIGABRT
     assert "pilotfish: no memory for" in done.stderr
 
 
@@ -123,3 +126,31 @@ def test_the_library_runs_on_torchs_threads() -> None:
         timeout=300,
     )
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+
+
+BESIDE = """
+import ctypes, sys, torch
+from pilotfish.kernels.native.library import _loaded_openmp
+for file in sys.argv[2:]:
+    ctypes.CDLL(file)
+torch.__file__ = sys.argv[1]
+print(_loaded_openmp()._name)
+"""
+
+
+@pytest.mark.parametrize("place", ["torch/lib", "torch.libs"])
+def test_another_packages_openmp_beside_torchs_is_not_taken_for_it(
+    place: str, tmp_path: Path
+) -> None:
+    files = [tmp_path / place / "libgomp.so.1", tmp_path / "scikit_learn.libs/libgomp-abc.so.1"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        shutil.copy(openmp_of_torch(), file)
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE, tmp_path / "torch/__init__.py", *files],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{files[0].resolve()}\n"), done.stderr

@@ -5,6 +5,8 @@ Knows: what every call may give, and what must hold between two. Does not know: 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import inspect
 import random
@@ -144,14 +146,18 @@ class History:
         is_refused = len(jobs) > 1 and self.draw.random() < 0.2
         if is_refused:
             prompts[0] = []
+        counts = [self.draw.choice([1, 1, 1, 2, 3]) for _ in jobs]
+        params = [attrs.evolve(job.params, n=n) for job, n in zip(jobs, counts, strict=True)]
         with self._may_be_struck():
-            params = [job.params for job in jobs]
             outputs = self.strike.during(lambda: self.llm.generate(prompts, params))
             assert [output.index for output in outputs] == list(range(len(jobs)))
             if is_refused:
                 assert "empty" in str(outputs[0].error)
-            for job, output in list(zip(jobs, outputs, strict=True))[is_refused:]:
-                self._check_output(job, output)
+            answered = list(zip(jobs, counts, outputs, strict=True))[is_refused:]
+            for job, n, output in answered:
+                assert [one.sample for one in output.outputs] == list(range(n))
+                for one in output.outputs:
+                    self._check_output(self.world.sample(job, one.sample), one)
 
     def _score(self) -> None:
         prompt = self.draw.choice(self.jobs).prompt
@@ -181,6 +187,35 @@ class History:
                 self._check_output(job, output)
             for job, found in zip(jobs, streamed, strict=False):
                 self._check_output(job, found.result()[-1].output)
+
+    def _coroutines(self) -> None:
+        """Coroutines of one event loop, some of them cancelled on the way."""
+        jobs = [self.draw.choice(self.jobs) for _ in range(4)]
+        patience = [self.draw.choice([None, 0, 1, 3]) for _ in jobs[:3]]
+        asyncio.run(self._gather(jobs, patience))
+
+    async def _gather(self, jobs: Sequence[Job], patience: Sequence[int | None]) -> None:
+        async def read(job: Job, most: int | None) -> None:
+            tokens: list[int] = []
+            async with contextlib.aclosing(
+                self.llm.astream(list(job.prompt), job.params)
+            ) as stream:
+                async for delta in stream:
+                    if most is not None and len(tokens) > most:
+                        break
+                    tokens += delta.token_ids
+                    if delta.output is not None:
+                        self._check_output(job, delta.output)
+            wanted = self.world.answer(self.setup, job)
+            assert tokens == list(wanted.token_ids)[: len(tokens)]
+
+        last = jobs[-1]
+        *_, outputs = await asyncio.gather(
+            *map(read, jobs[:3], patience),
+            self.llm.agenerate([list(last.prompt)] * 2, last.params),
+        )
+        for output in outputs:
+            self._check_output(last, output)
 
     def _end(self) -> None:
         """Reads on, lets go, or closes over what runs; then nothing is held."""
@@ -304,5 +339,5 @@ def world_warnings() -> Iterator[None]:
 
 ACTIONS: Sequence[str] = (
     *["open"] * 4, *["read"] * 6, *["generate"] * 3, "close", "drop", "drop", "throw", "score",
-    "forget", "refuse", "thread",
+    "forget", "refuse", "thread", "coroutines",
 )  # fmt: skip

@@ -6,6 +6,7 @@ but for where a real signal comes.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import signal
@@ -49,7 +50,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raises TimeoutError in the midst of what hangs, also in what waits for a lock."""
+    """Raises TimeoutError in the midst of what hangs, also in what waits for a lock.
+
+    Where the main thread then waits for another that hangs, the process shows all and ends.
+    """
 
     def hangs(*_: object) -> None:
         raise TimeoutError(f"not done after {LIMIT_S} s")
@@ -60,9 +64,11 @@ def limited() -> Iterator[None]:
     timer = threading.Timer(LIMIT_S, signal.pthread_kill, (main, signal.SIGUSR1))
     timer.daemon = True
     timer.start()
+    faulthandler.dump_traceback_later(2 * LIMIT_S, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         timer.cancel()
         timer.join()
         signal.signal(signal.SIGUSR1, before)
@@ -173,4 +179,4 @@ def test_a_planted_bug_is_seen(
     monkeypatch.setattr(owner, name, bug)
     monkeypatch.setattr("soak.test_soak.LIMIT_S", 60)
     with limited(), cheap_collections(), pytest.raises(FailedHistory):
-        play(range(400), world)
+        play(range(1500), world)

@@ -15,6 +15,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from pilotfish import LLM, CacheConfig, RequestOutput, SamplingParams, SpeculativeConfig
+from pilotfish.config.sampling import seed_of_sample
 from pilotfish.testing import drafters
 from pilotfish.weights.byte_letters import BYTE_LETTERS
 from speculation.pairs import DRAFTERS, DTYPES, METHODS, VOCAB, Shelf, targets
@@ -144,6 +145,12 @@ class World:
             self._answers[key] = output
         found: RequestOutput = self._answers[key]
         return found
+
+    def sample(self, job: Job, sample: int) -> Job:
+        """The request whose answer is one of several of another's."""
+        assert job.params.seed is not None
+        seed = seed_of_sample(job.params.seed, sample)
+        return attrs.evolve(job, params=attrs.evolve(job.params, seed=seed))
 
     def scores(self, setup: Setup, prompt: tuple[int, ...]) -> torch.Tensor:
         """The logits of a text alone."""

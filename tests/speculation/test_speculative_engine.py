@@ -358,7 +358,7 @@ def test_a_release_that_fails_at_a_restart_is_made_up_for() -> None:
                     raised += 1
                     check_lengths(engine)
         assert raised == fails
-        assert request.num_preemptions == 1
+        assert request.num_preemptions == (not fails)  # a fault's restart is no preemption
         return list(output_of(request).token_ids)
 
     assert run(True) == run(False) == naive_answer([1, 2, 3], one(12))[0]

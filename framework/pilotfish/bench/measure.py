@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -20,9 +20,25 @@ def timed(run: Callable[[], Result]) -> tuple[float, Result]:
     return time.perf_counter() - start, result
 
 
+class Median(float):
+    """The median of rounds. spread: half of what lies between the extremes, in shares of it; None
+    for one round.
+    """
+
+    spread: float | None
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> Self:
+        """Of one figure a round."""
+        found = cls(statistics.median(figures))
+        width = max(figures) - min(figures)
+        found.spread = width / 2 / abs(found) if len(figures) > 1 and found else None
+        return found
+
+
 def alternate(
     sides: Sequence[Callable[[int], float]], *, rounds: int, warmup: int = 1
-) -> list[float]:
+) -> list[Median]:
     """Calls every side once a round and returns each side's median.
 
     A side takes the number of the round and returns its own figure, so that it can leave its
@@ -37,4 +53,11 @@ def alternate(
             figure = sides[index](round_number)
             if round_number >= 0:
                 figures[index].append(figure)
-    return [statistics.median(values) for values in figures]
+    return [Median.of(values) for values in figures]
+
+
+def in_words(seconds: float) -> str:
+    """About how long that is."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min"

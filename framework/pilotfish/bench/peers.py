@@ -52,7 +52,8 @@ class PilotfishSide:
     def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
         """See Side."""
         params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
-        return [list(out.token_ids) for out in self.llm.generate(list(prompts), params)]
+        outputs = self.llm.generate(list(prompts), params, progress=False)
+        return [list(out.token_ids) for out in outputs]
 
 
 class SampledSide:
@@ -68,7 +69,8 @@ class SampledSide:
         params = SamplingParams(
             temperature=0.8, top_p=0.95, seed=0, max_tokens=num_tokens, ignore_eos=True
         )
-        return [list(out.token_ids) for out in self.llm.generate(list(prompts), params)]
+        outputs = self.llm.generate(list(prompts), params, progress=False)
+        return [list(out.token_ids) for out in outputs]
 
 
 class OneByOne:
@@ -95,6 +97,7 @@ class TransformersSide:
 
         if num_threads is not None:
             torch.set_num_threads(num_threads)
+        _no_bars()
         model_class = _transformers_class(directory)
         self.model: Any = model_class.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
         has_tokenizer = (Path(directory) / "tokenizer.json").exists()
@@ -129,6 +132,16 @@ def _transformers_class(directory: str) -> Any:
     return getattr(transformers, names[0], transformers.AutoModelForCausalLM)
 
 
+def _no_bars() -> None:
+    """Switches transformers' progress bars off; that of GGUF files knows no switch."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if hasattr(gguf, "tqdm"):
+        gguf.tqdm = lambda items, **_: items
+
+
 def as_safetensors_directory(path: str, dtype: str, scratch: str) -> str:
     """A safetensors directory with the checkpoint's weights and tokenizer, for all sides.
 
@@ -139,6 +152,7 @@ def as_safetensors_directory(path: str, dtype: str, scratch: str) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _no_bars()
     folder, name = str(Path(path).parent), Path(path).name
     try:
         source = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)

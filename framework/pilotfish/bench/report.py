@@ -9,9 +9,11 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import attrs
+
+Verdict = Literal["better", "worse", "level", "other tokens"]
 
 
 @attrs.frozen(kw_only=True)
@@ -20,6 +22,7 @@ class BenchRow:
 
     ratio: how many times better ours is: above 1 we win, whatever the unit.
     tokens_equal: True, False, a sentence about a near-tie, or None where no text is made.
+    ours_spread, theirs_spread: see `Median`; None for what was measured once, or is a bound.
     """
 
     name: str
@@ -29,6 +32,24 @@ class BenchRow:
     ratio: float
     unit: str
     tokens_equal: bool | str | None
+    higher_is_better: bool = True
+    ours_spread: float | None = None
+    theirs_spread: float | None = None
+
+    @property
+    def noise(self) -> float | None:
+        """Share by which the ratio may be off; None where that is not known."""
+        known = [one for one in (self.ours_spread, self.theirs_spread) if one is not None]
+        return sum(known) if known else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Which side is better; "level" where it is less than the spreads of both."""
+        if self.tokens_equal is False:
+            return "other tokens"
+        if abs(self.ratio - 1) <= (self.noise or 0.0):
+            return "level"
+        return "better" if self.ratio > 1 else "worse"
 
     @classmethod
     def rate(
@@ -51,6 +72,8 @@ class BenchRow:
             ratio=ratio,
             unit=unit,
             tokens_equal=equal,
+            ours_spread=getattr(ours, "spread", None),
+            theirs_spread=getattr(theirs, "spread", None),
         )
 
     @classmethod
@@ -66,7 +89,7 @@ class BenchRow:
     ) -> BenchRow:
         """A figure where less is better."""
         row = cls.rate(name, ours, theirs, peer=peer, equal=equal, unit=unit)
-        return attrs.evolve(row, ratio=theirs / ours)
+        return attrs.evolve(row, ratio=theirs / ours, higher_is_better=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -105,22 +128,29 @@ class BenchReport:
         }
 
     def to_markdown(self) -> str:
-        """A table for people and for docs/benchmarks."""
-        lines = [
-            "| what | ours | theirs | peer | ratio | unit | tokens equal |",
-            "|---|---:|---:|---|---:|---|---|",
-        ]
-        for row in self.rows:
-            equal = {True: "yes", False: "NO", None: "-"}
-            shown = (
-                row.tokens_equal if isinstance(row.tokens_equal, str) else equal[row.tokens_equal]
-            )
-            lines.append(
-                f"| {row.name} | {row.ours:.4g} | {row.theirs:.4g} | {row.peer} | "
-                f"{row.ratio:.2f} | {row.unit} | {shown} |"
-            )
+        """The table of docs/benchmarks."""
+        return "\n".join([MARKDOWN_HEAD, *map(markdown_row, self.rows), self.markdown_end()])
+
+    def markdown_end(self) -> str:
+        """What stands below its rows."""
         machine = ", ".join(f"{key} {value}" for key, value in self.machine().items())
-        return "\n".join([*lines, "", f"Machine: {machine}", "", f"Sample: {self.sample!r}"])
+        return f"\nMachine: {machine}\n\nSample: {self.sample!r}"
+
+
+MARKDOWN_HEAD = (
+    "| what | ours | theirs | peer | ratio | unit | tokens equal |\n"
+    "|---|---:|---:|---|---:|---|---|"
+)
+
+
+def markdown_row(row: BenchRow) -> str:
+    """One row of the table of docs/benchmarks."""
+    equal = {True: "yes", False: "NO", None: "-"}
+    shown = row.tokens_equal if isinstance(row.tokens_equal, str) else equal[row.tokens_equal]
+    return (
+        f"| {row.name} | {row.ours:.4g} | {row.theirs:.4g} | {row.peer} | "
+        f"{row.ratio:.2f} | {row.unit} | {shown} |"
+    )
 
 
 def _instructions() -> str:

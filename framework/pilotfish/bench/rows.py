@@ -5,7 +5,7 @@ Knows: what a row compares. Does not know: which rows a run has, how sides run o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 
@@ -30,6 +30,18 @@ class Suite:
     prefills: tuple[int, ...]
     progress: Callable[[str], None]
 
+    def seconds_of_a_round(self, side: Side) -> float:
+        """What one side of `speed_rows` takes, measured."""
+
+        def once() -> None:
+            for batch in self._batches():
+                side.generate(batch, 1)
+                side.generate(batch, self.work.num_decoded + 1)
+            for length in self.prefills:
+                side.generate([self.work.random(length, -2)], 1)
+
+        return timed(once)[0]
+
     def speed_rows(
         self,
         ours: PilotfishSide,
@@ -37,9 +49,8 @@ class Suite:
         *,
         prefix: str = "",
         judge: Judge | None = None,
-    ) -> list[BenchRow]:
-        """Decoding and prefill, with the tokens of both sides compared."""
-        rows = []
+    ) -> Iterator[BenchRow]:
+        """Decoding and prefill, with the tokens of both sides compared; each when it is there."""
         for batch in self._batches():
             name = prefix + self._decode_name(batch)
             self.progress(name)
@@ -47,7 +58,7 @@ class Suite:
                 self._decode_rate(ours, batch), self._decode_rate(theirs, batch)
             )
             equal = compare_tokens(ours, theirs, batch, self.work.num_decoded, judge)
-            rows.append(BenchRow.rate(name, *rates, peer=theirs.name, equal=equal))
+            yield BenchRow.rate(name, *rates, peer=theirs.name, equal=equal)
         for length in self.prefills:
             name = f"{prefix}prefill of {length} tokens"
             self.progress(name)
@@ -55,8 +66,7 @@ class Suite:
                 self._prefill_rate(ours, length), self._prefill_rate(theirs, length)
             )
             equal = compare_tokens(ours, theirs, [self.work.random(length, 0)], 1, judge)
-            rows.append(BenchRow.rate(name, *rates, peer=theirs.name, equal=equal))
-        return rows
+            yield BenchRow.rate(name, *rates, peer=theirs.name, equal=equal)
 
     def quoting_row(self, drafted: PilotfishSide, theirs: Side, judge: Judge) -> BenchRow:
         """Texts that quote their prompts, one by one: ours with drafts, theirs as it is."""
@@ -84,9 +94,8 @@ class Suite:
         equal = compare_tokens(ours, theirs, [self.work.random(length, 0)], 1, judge)
         return BenchRow.cost(name, *pair, peer=theirs.name, equal=equal)
 
-    def sampled_rows(self, greedy: PilotfishSide) -> list[BenchRow]:
+    def sampled_rows(self, greedy: PilotfishSide) -> Iterator[BenchRow]:
         """What drawing tokens costs, of our own."""
-        rows = []
         for batch in self._batches():
             name = f"sampled against greedy: {self._decode_name(batch)}"
             self.progress(name)
@@ -94,10 +103,9 @@ class Suite:
                 self._decode_rate(SampledSide(greedy.llm), batch),
                 self._decode_rate(greedy, batch),
             )
-            rows.append(BenchRow.rate(name, *rates, peer="pilotfish greedy"))
-        return rows
+            yield BenchRow.rate(name, *rates, peer="pilotfish greedy")
 
-    def load_rows(self, path: str, dtype: str, theirs: PeerProcess) -> list[BenchRow]:
+    def load_rows(self, path: str, dtype: str, theirs: PeerProcess) -> Iterator[BenchRow]:
         """Model and tokenizer: until they are loaded, and until the first token is there."""
         self.progress("load")
         prompt = self.work.short()[:1]
@@ -114,11 +122,9 @@ class Suite:
         def peers(num_tokens: int) -> Callable[[int], float]:
             return lambda _: theirs.load_again(prompt, num_tokens)
 
-        rows = []
         for num_tokens, name in {0: f"load {what}", 1: f"load {what}, to the first token"}.items():
             pair = self._alternate(ours(num_tokens), peers(num_tokens))
-            rows.append(BenchRow.cost(name, *pair, peer=theirs.name))
-        return rows
+            yield BenchRow.cost(name, *pair, peer=theirs.name)
 
     def prefix_row(self, model: str, dtype: str) -> BenchRow:
         """A prompt, first cold and then again: seconds to the first token."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from pilotfish.bench.measure import alternate
+from pilotfish.bench.measure import alternate, in_words, timed
 from pilotfish.bench.report import BenchReport, BenchRow
 from pilotfish.bench.workloads import QUOTED, TEXTS, TokenIds, Workload
 from pilotfish.config import CacheConfig, SamplingParams, SpeculativeConfig
@@ -28,6 +28,7 @@ def run_speculation(
     dtype: str = "auto",
     rounds: int = 5,
     progress: Callable[[str], None] = lambda _: None,
+    show: Callable[[BenchRow], None] = lambda _: None,
 ) -> BenchReport:
     """Decoding with and without the drafter, in alternating rounds, greedy.
 
@@ -53,7 +54,15 @@ def run_speculation(
         is_real=speculative.acceptance in ("coupled", "residual"),
     )
     work = Workload.of(plain)
-    rows = []
+    rows = list[BenchRow]()
+
+    def add(row: BenchRow) -> None:
+        show(row)
+        rows.append(row)
+
+    seconds = timed(lambda: bench.answer(plain, work.short()[:1]))[0]
+    # Of two sides and two sets: four prompts one by one, and together in the time of some more.
+    progress(f"all, in {in_words(2 * 2 * 6 * (rounds + 1) * seconds)}, if drafts change nothing")
     quoting = ("quoting", work.copies(), work.cut_note(QUOTED))
     free = ("free-form", work.short()[:4], work.cut_note(TEXTS[:4]))
     for name, prompts, note in (quoting, free):
@@ -61,9 +70,9 @@ def run_speculation(
             title = f"{name}, {len(prompts)} requests {'together' if together else 'one by one'}"
             title += note
             progress(title)
-            rows.append(bench.row(title, prompts, together=together))
+            add(bench.row(title, prompts, together=together))
     progress("overhead of a step")
-    rows.append(bench.overhead(work.copies()[:1]))
+    add(bench.overhead(work.copies()[:1]))
     sample = work.text(list(bench.answer(ours, work.copies()[:1])[0].token_ids))
     return BenchReport(
         model=model,
@@ -165,7 +174,7 @@ class _Stopwatch:
         """Puts a timed method before the class's own; its first call, the prefill, is left out."""
         real, seen = getattr(owner, name), [0]
 
-        def timed(*args: Any) -> Any:
+        def watched(*args: Any) -> Any:
             start = perf_counter()
             try:
                 return real(*args)
@@ -174,5 +183,5 @@ class _Stopwatch:
                 if seen[0] > 1:
                     setattr(self, total, getattr(self, total) + perf_counter() - start)
 
-        setattr(owner, name, timed)
+        setattr(owner, name, watched)
         self._undo.append((owner, name))

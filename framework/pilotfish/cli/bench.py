@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import add_speculation_flags, speculative_config
-from pilotfish.cli.parser import UsageError
+from pilotfish.cli.options import DTYPES, add_model, add_speculation_flags, speculative_config
+from pilotfish.cli.parser import UsageError, add_flag
+
+if TYPE_CHECKING:
+    from pilotfish.bench import BenchReport, BenchRow
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -21,25 +24,44 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="measure speed and memory",
         description="Measure speed and memory on the CPU, beside other systems in the same run; "
         "with --speculative, a drafter beside our own plain decoding.",
+        usage="pilotfish bench MODEL [flags]",
+        examples=(
+            "pilotfish bench demo --rounds 1 --prefill 64",
+            "pilotfish bench demo --against transformers,llama.cpp",
+            "pilotfish bench MODEL --speculative METHOD --draft DRAFT --markdown",
+        ),
     )
-    parser.add_argument("model", metavar="MODEL", help="directory, .gguf file, hub id, or 'demo'")
-    parser.add_argument(
+    add_model(parser)
+    group = parser.add_argument_group("what is measured")
+    add_flag(
+        group,
         "--against",
+        "peers, separated by commas: transformers, llama.cpp (for .gguf files; "
+        "pip install llama-cpp-python) (default: none)",
+        known=("transformers", "llama.cpp"),
         default="",
         metavar="NAMES",
-        help="peers, separated by commas: transformers, llama.cpp (for .gguf files; "
-        "pip install llama-cpp-python)",
     )
-    add_speculation_flags(parser)
-    parser.add_argument("--dtype", default="auto", metavar="D", help="as generate takes it (auto)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of each row (5)")
-    parser.add_argument(
+    add_flag(group, "--rounds", "rounds of each row (default: 5)", type=int, default=5, metavar="N")
+    add_flag(
+        group,
         "--prefill",
+        "lengths of prompts whose prefill is timed (default: 512)",
         default="512",
         metavar="N,N",
-        help="lengths of prompts whose prefill is timed (512)",
     )
-    parser.add_argument("--json", action="store_true", help="rows and machine as JSON")
+    add_flag(
+        group,
+        "--dtype",
+        f"as generate takes it: one of {', '.join(DTYPES)} (default: auto)",
+        known=DTYPES,
+        default="auto",
+    )
+    group = parser.add_argument_group("what is printed")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="rows and machine as JSON, at the end")
+    how.add_argument("--markdown", action="store_true", help="the table of docs/benchmarks")
+    add_speculation_flags(parser)
     return parser
 
 
@@ -49,31 +71,49 @@ def run(args: argparse.Namespace) -> int:
 
     peers = [name for name in args.against.split(",") if name]
     speculative = speculative_config(args)
+    shown = _Shown(args)
+    common: dict[str, Any] = {"dtype": args.dtype, "rounds": args.rounds}
+    common |= {"progress": _tell, "show": shown.row}
     if speculative is not None:
         if peers:
             raise UsageError("--against compares plain decoding; wanted no --speculative with it")
-        report = run_speculation(
-            args.model,
-            speculative,
-            draft=args.draft,
-            dtype=args.dtype,
-            rounds=args.rounds,
-            progress=_tell,
-        )
+        report = run_speculation(args.model, speculative, draft=args.draft, **common)
     else:
-        report = run_suite(
-            args.model,
-            against=peers,
-            dtype=args.dtype,
-            rounds=args.rounds,
-            prefills=_lengths(args.prefill),
-            progress=_tell,
-        )
-    if args.json:
-        print(json.dumps(report.to_json(), indent=1))
-    else:
-        print(report.to_markdown())
+        prefills = _lengths(args.prefill)
+        report = run_suite(args.model, against=peers, prefills=prefills, **common)
+    shown.end(report)
     return 0
+
+
+class _Shown:
+    """Prints rows as they are measured, so that a run that is killed has shown what it had."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from pilotfish.bench.table import BenchTable
+
+        self._is_json, self._is_markdown = args.json, args.markdown
+        self._is_first = True
+        self._table = BenchTable(sys.stdout)
+
+    def row(self, row: BenchRow) -> None:
+        """One more."""
+        from pilotfish.bench.report import MARKDOWN_HEAD, markdown_row
+
+        if self._is_markdown:
+            print(f"{MARKDOWN_HEAD}\n" * self._is_first + markdown_row(row))
+        elif not self._is_json:
+            self._table.show(row)
+        self._is_first = False
+        sys.stdout.flush()
+
+    def end(self, report: BenchReport) -> None:
+        """What stands below them."""
+        if self._is_json:
+            print(json.dumps(report.to_json(), indent=1))
+        elif self._is_markdown:
+            print(report.markdown_end())
+        else:
+            self._table.end(report)
 
 
 def _tell(what: str) -> None:

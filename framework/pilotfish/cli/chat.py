@@ -1,104 +1,137 @@
 """`pilotfish chat`: a conversation in the terminal.
 
-Knows: the dialogue. Does not know: how an answer is made.
+Knows: the loop from a message to its answer. Does not know: how either comes about.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from pilotfish.cli.chat_commands import NAMES, is_command, run_command, unquoted
+from pilotfish.cli.chat_keys import Meanwhile, TypedKeys
 from pilotfish.cli.chat_options import add_chat_flags, given_by_flags
-from pilotfish.cli.deltas import check_show_draft, draft_colors, plain_text, tell_of_other_text
+from pilotfish.cli.chat_prompt import PipedLines, Reader, has_keyboard, open_reader
+from pilotfish.cli.chat_talk import NO_LIMIT, Talk
+from pilotfish.cli.deltas import check_show_draft, tell_of_other_text
 from pilotfish.cli.options import (
+    add_model,
     add_model_flags,
     add_sampling_flags,
-    check_sampling,
+    flag_of_ours,
     load_llm,
     sampling_params,
     tell_of_defaults,
+    with_flags,
 )
-from pilotfish.cli.standard_streams import check_input, no_text
+from pilotfish.cli.parser import add_flag
+from pilotfish.cli.terminal import say_dim
 from pilotfish.errors import CapacityError, RequestError
 
-_HELP = "Enter a message; /clear forgets the conversation, /exit or Ctrl-D ends it."
+if TYPE_CHECKING:
+    from pilotfish.engine import LLM
+
+_HINT = "Enter a message; /help says what else there is, Ctrl-D ends it."
+_EXAMPLES = (
+    "pilotfish chat demo",
+    'pilotfish chat MODEL --system "Answer briefly." --temperature 0.7 --stats',
+    "pilotfish chat MODEL --speculative ngram --show-draft",
+)
+
+_ASKS = "chat asks for messages itself; wanted generate for one answer"
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Declares the verb."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "chat", help="talk to a model", description="Talk to a model in the terminal."
+        "chat",
+        help="talk to a model",
+        description="Talk to a model in the terminal; /help there says what else it takes.",
+        examples=_EXAMPLES,
+        hints=dict.fromkeys(("--chat", "--prompt"), _ASKS),
+        others=flag_of_ours,
     )
-    add_model_flags(parser)
-    parser.add_argument(
+    add_model(parser)
+    group = parser.add_argument_group("conversation")
+    add_flag(group, "--system", "system message (default: none)", metavar="TEXT")
+    group.add_argument("--stats", action="store_true", help="tokens per second after an answer")
+    group.add_argument(
         "--show-draft", action="store_true", help="mark accepted and rejected drafts"
     )
-    parser.add_argument("--system", metavar="P", help="system message")
+    group.add_argument(
+        "--no-history", action="store_true", help="do not keep what is typed for the next run"
+    )
     add_chat_flags(parser)
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, longest="to the end of the context")
+    add_model_flags(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
+    from pilotfish.config import SamplingParams
+
     check_show_draft(args)
-    check_sampling(args)
+    sampling_params(args, SamplingParams(max_tokens=NO_LIMIT))  # refused before a model is loaded
     options = given_by_flags(args)
     opening = [{"role": "system", "content": args.system}] if args.system else []
-    with load_llm(args) as llm:
-        messages = list(opening)
-        first = [*messages, {"role": "user", "content": "hello"}]
-        llm.chat_prompt(first, **options)  # has it a template, and does that take what was given?
-        params = sampling_params(args, llm.default_sampling_params())
-        tell_of_defaults(args, llm.default_sampling_params())
-        print(_HELP, file=sys.stderr)
-        tell_of_other_text(args)
-        while (message := _read_message()) is not None:
-            if message == "/clear":
-                messages = list(opening)
-                continue
-            messages.append({"role": "user", "content": message})
-            try:
-                show = draft_colors(llm) if args.show_draft else plain_text
-                answer = _answer(llm.stream(llm.chat_prompt(messages, **options), params), show)
-            except (RequestError, CapacityError) as error:
-                messages.pop()
-                print(f"pilotfish: {error}; /clear starts again", file=sys.stderr)
-                continue
-            messages.append({"role": "assistant", "content": answer})
+    first = [*opening, {"role": "user", "content": "hello"}]
+
+    def check(llm: LLM) -> None:
+        """Has it a template, does that take what was given, and what does the checkpoint say?"""
+        llm.chat_prompt(first, **options)
+        llm.default_sampling_params()
+
+    with TypedKeys(sys.stdin.fileno() if has_keyboard() else None) as keys:
+        with Meanwhile(keys, lambda: None):
+            llm = load_llm(args, check)
+        with llm:
+            defaults = attrs.evolve(llm.default_sampling_params(), max_tokens=NO_LIMIT)
+            talk = Talk(
+                llm=llm,
+                keys=keys,
+                params=sampling_params(args, defaults),
+                options=options,
+                shows_drafts=args.show_draft,
+                shows_stats=args.stats,
+            )
+            talk.system = args.system
+            tell_of_defaults(args, llm.default_sampling_params())
+            print(_HINT, file=sys.stderr)
+            tell_of_other_text(args)
+            _converse(talk, open_reader(keys, keeps_history=not args.no_history, commands=NAMES))
     return 0
 
 
-def _read_message() -> str | None:
-    """The next line that is not empty; None at the end."""
-    check_input()
-    prompt = "> " if sys.stdin.isatty() else ""
+def _converse(talk: Talk, reader: Reader) -> None:
+    """Answers message by message, up to the end."""
+    was_interrupted, is_piped = False, isinstance(reader, PipedLines)
     while True:
         try:
-            line = input(prompt).strip()
-        except EOFError:
-            return None
-        except UnicodeError as error:
-            raise no_text(error) from error
-        if line in ("/exit", "/quit"):
-            return None
-        if line:
-            return line
+            message = reader.read(talk.keys.take())
+            if message is None or _answer(talk, message, has_blocks=not is_piped):
+                return
+            was_interrupted = False
+        except KeyboardInterrupt:
+            if was_interrupted or is_piped:
+                raise
+            was_interrupted = True
+            say_dim("[Ctrl-C once more leaves]")
 
 
-def _answer(deltas: Any, show: Callable[[Any], str]) -> str:
-    """Prints the answer as it comes; Ctrl-C cuts it and keeps what was said."""
-    said: list[str] = []
+def _answer(talk: Talk, message: str, *, has_blocks: bool) -> bool:
+    """Answers one message, a command or not; whether the chat ends with it.
+
+    has_blocks: whether three quotes stand around a text of many lines.
+    """
     try:
-        for delta in deltas:
-            if delta.output is not None and delta.output.error is not None:
-                raise RequestError(delta.output.error)
-            said.append(delta.text)
-            sys.stdout.write(show(delta))
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        deltas.close()
-    sys.stdout.write("\n")
-    return "".join(said)
+        if is_command(message):
+            return run_command(talk, message)
+        talk.ask(unquoted(message) if has_blocks else message)
+    except (RequestError, CapacityError) as error:
+        hint = "" if is_command(message) else "; /reset starts again"
+        print(f"pilotfish: {with_flags(' '.join(str(error).split()))}{hint}", file=sys.stderr)
+    return False

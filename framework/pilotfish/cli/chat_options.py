@@ -9,9 +9,11 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pilotfish.cli.parser import add_flag
 from pilotfish.errors import RequestError
 
 KWARGS = "chat_template_kwargs"
@@ -24,16 +26,18 @@ FIELDS = (*_LISTS, "chat_template", "continue_final_message", KWARGS)
 
 def add_chat_flags(parser: argparse.ArgumentParser) -> None:
     """The flags; all are for chats."""
-    group = parser.add_argument_group("chat template")
-    group.add_argument("--tools", metavar="F.json", help="a JSON list of tools' schemas")
-    group.add_argument("--documents", metavar="F.json", help="a JSON list of documents")
-    group.add_argument(
-        "--chat-template", metavar="T", help="a file, or a name of the checkpoint's templates"
+    add = partial(add_flag, parser.add_argument_group("chat template"))
+    add("--tools", "a JSON list of tools' schemas (default: none)", metavar="F.json")
+    add("--documents", "a JSON list of documents (default: none)", metavar="F.json")
+    add(
+        "--chat-template",
+        "a file, or a name of the checkpoint's templates (default: its own)",
+        metavar="NAME",
     )
-    group.add_argument(
+    add(
         "--chat-template-kwargs",
+        """what the template reads: '{"enable_thinking": false}' (default: none)""",
         metavar="JSON",
-        help="""what the template reads, e.g. '{"enable_thinking": false}'""",
     )
 
 

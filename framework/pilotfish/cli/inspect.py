@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import add_model_flags, engine_options, with_flags
+from pilotfish.cli.options import add_model, add_model_flags, engine_options, with_flags
 from pilotfish.config.speculative import MOST
+from pilotfish.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
     from pilotfish.engine.drafting import PreparedDraft
-    from pilotfish.engine.loading import Prepared
+    from pilotfish.engine.prepared import Prepared
+    from pilotfish.engine.tokenizer import Tokenizer
 
 
 _FROM_THE_CONFIG = (
@@ -29,9 +32,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "inspect",
         help="show route, kernels and memory plan",
         description="Show what a model is, how it runs and what it takes. Reads no weights.",
+        examples=(
+            "pilotfish inspect demo",
+            "pilotfish inspect organisation/name --max-length 8192 --max-batch-size 4",
+            "pilotfish inspect MODEL --draft DRAFT --speculative METHOD --json",
+        ),
     )
-    add_model_flags(parser)
+    add_model(parser)
     parser.add_argument("--json", action="store_true", help="one object")
+    add_model_flags(parser)
     return parser
 
 
@@ -52,8 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(facts: dict[str, Any], prepared: Prepared) -> None:
     for name, value in facts.items():
-        if name != "memory" and value is not None:
-            print(f"{name}: {value}")
+        if name not in ("memory", "warnings") and value is not None:
+            print(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")
     print(with_flags(str(prepared.memory_plan)))
 
 
@@ -63,7 +74,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     from pilotfish.engine.tokenizer import load_tokenizer
     from pilotfish.engine.tokenizer_files import describe_tokenizer
 
-    load_tokenizer(prepared.checkpoint)  # what cannot be read is refused here too
+    tokenizer = load_tokenizer(prepared.checkpoint)  # what cannot be read is refused here too
     checkpoint, route, config = prepared.checkpoint, prepared.route, prepared.model.config
     arithmetic = probe_arithmetic(prepared)
     return {
@@ -89,8 +100,31 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "row_multiple": arithmetic.row_multiple,
         "max_seq_len": config.get_max_seq_len(),
         "vocab_size": prepared.vocab_size,
+        "warnings": [with_flags(text) for text in _warnings(prepared, tokenizer)],
         "memory": prepared.memory_plan.to_json(),
     }
+
+
+def _warnings(prepared: Prepared, tokenizer: Tokenizer | None) -> Iterator[str]:
+    """What of prompts or of defaults would be refused."""
+    from pilotfish.config.generation import sampling_of
+    from pilotfish.engine.tokenizer import need_tokenizer
+
+    checkpoint, vocab_size = prepared.checkpoint, prepared.vocab_size
+    try:
+        found = need_tokenizer(tokenizer, checkpoint.path)
+        if found.vocab_size > vocab_size:
+            yield (
+                f"the tokenizer has {found.vocab_size} ids and the model knows {vocab_size}: text "
+                f"in which one from {vocab_size} on comes is refused"
+            )
+        found.render_chat("hello")
+    except RequestError as error:
+        yield str(error)
+    try:
+        sampling_of(checkpoint.generation_config, vocab_size)
+    except CheckpointError as error:
+        yield str(error)
 
 
 def _format(prepared: Prepared) -> str:

@@ -1,7 +1,8 @@
-"""Ctrl-C while packages are imported: held back, since an import that was cut off stays half done.
+"""Ctrl-C: held back while packages are imported, and one for one answer.
 
 Knows: the signal, and what must be imported whole. Does not know: verbs.
-torch swallows an interrupt of its import of numpy, and fails by that much later.
+An import that was cut off stays half done: torch swallows an interrupt of its import of numpy, and
+fails by that much later.
 """
 
 from __future__ import annotations
@@ -23,11 +24,7 @@ def import_whole() -> None:
 @contextmanager
 def interrupts_held() -> Iterator[None]:
     """Within it Ctrl-C waits for its end. Only where Python's own handler would raise it."""
-    is_ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if not is_ours:
+    if not _is_ours():
         yield
         return
     held: list[int] = []
@@ -38,3 +35,42 @@ def interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if held:
         raise KeyboardInterrupt
+
+
+class Interrupts:
+    """Ctrl-C while an answer is made: raises KeyboardInterrupt once, since impatience cuts no more.
+
+    waits: whether the first one raises nothing, and is for him to see who looks at `has_come`: an
+    engine that is left between two passes forgets nothing. A second one does not wait.
+    """
+
+    def __init__(self) -> None:
+        self.waits = self.has_come = self._has_raised = False
+
+    def handle(self, number: int, frame: object) -> None:
+        """The handler of the signal."""
+        waits, self.has_come = self.waits and not self.has_come, True
+        if not waits and not self._has_raised:
+            self._has_raised = True
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts_of_an_answer() -> Iterator[Interrupts]:
+    """Within it Ctrl-C does as `Interrupts` says. Only where Python's own handler would raise."""
+    interrupts = Interrupts()
+    if not _is_ours():
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupts.handle)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_ours() -> bool:
+    return (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )

@@ -6,7 +6,9 @@ Knows: the list of verbs. Does not know: what a verb does.
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
+import gc
 import io
 import os
 import sys
@@ -17,10 +19,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TextIO
 
-import pilotfish
 from pilotfish import openmp
 from pilotfish.cli.interrupts import import_whole
-from pilotfish.cli.parser import Parser, UsageError
+from pilotfish.cli.parser import Parser, UsageError, with_variables
 from pilotfish.errors import UserError
 from pilotfish.nearest import did_you_mean
 from pilotfish.warn import PilotfishWarning
@@ -31,6 +32,25 @@ VERBS = ("generate", "chat", "inspect", "verify", "bench", "plugins")
 
 _WITHOUT_TORCH = ("plugins",)
 _DESCRIPTION = "Model architectures and the drafters that swim ahead of them, as plugins."
+_EPILOG = """\
+examples:
+  pilotfish chat demo
+  pilotfish generate demo --chat "What is a pilot fish?" --temperature 0
+  pilotfish generate MODEL --input-file requests.jsonl --json > answers.jsonl
+  pilotfish inspect MODEL
+
+completion in the shell, in ~/.bashrc or ~/.zshrc:
+  eval "$(register-python-argcomplete pilotfish)"
+
+PILOTFISH_... variables hold defaults of flags: docs/environment.md
+"""
+_ELSEWHERE = {
+    "run": "`chat MODEL` talks, `generate MODEL TEXT` answers once",
+    "serve": "there is no server yet; LLM.astream is made for one: examples/server.py",
+    "list": "`plugins` lists what is served; `hf cache ls` the models that were fetched",
+    "pull": "a hub id is fetched when it is first used; `hf download ID` fetches it before",
+}
+"""Verbs of other programs, and what there is instead."""
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 _WANTED = f"wanted a verb: {', '.join(VERBS)}; see pilotfish --help"
 
@@ -46,9 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None or sys.stderr is None:
         return USERS  # started without them: there is nowhere to say so
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # Python looks for garbage as it ends: seconds, for nothing
     openmp.spin_briefly()  # before torch is imported
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    args: argparse.Namespace | None = None
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
     except SystemExit as stop:  # argparse leaves this way after --help and --version
@@ -62,11 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
         sys.stdout.flush()
     except BaseException as error:
-        return _code_of(error)
+        return _code_of(error, args)
     return code
 
 
-def _code_of(error: BaseException) -> int:
+def _code_of(error: BaseException, args: argparse.Namespace | None = None) -> int:
     """Says what is to be said of an exception, and returns its exit code."""
     if isinstance(error, KeyboardInterrupt):
         _say("interrupted")
@@ -77,7 +100,7 @@ def _code_of(error: BaseException) -> int:
     if isinstance(error, UserError):
         from pilotfish.cli.options import with_flags
 
-        _say(f"error: {with_flags(_one_line(error))}")
+        _say(f"error: {with_variables(with_flags(_one_line(error)), args)}")
         return USERS
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
         _say(f"error: cannot write the output: {error.strerror}")
@@ -143,19 +166,40 @@ def _lacks_temporary_folder(error: BaseException | None) -> bool:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        hint = _ELSEWHERE.get(argv[0])
         raise UsageError(
-            f"unknown verb {argv[0]!r}{did_you_mean(argv[0], VERBS)}; "
+            f"unknown verb {argv[0]!r}{f': {hint}' if hint else did_you_mean(argv[0], VERBS)}; "
             f"verbs: {', '.join(VERBS)}; see pilotfish --help"
         )
-    parser = Parser(prog="pilotfish", description=_DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"pilotfish {pilotfish.__version__}")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
-    for verb in VERBS:
-        import_module(f"pilotfish.cli.{verb}").add_parser(subparsers)
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could be typed here
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     args = parser.parse_args(argv)
     if args.verb is None:
         raise UsageError(_WANTED)
     return args
+
+
+def make_parser() -> Parser:
+    """The parser of all verbs."""
+    parser = Parser(prog="pilotfish", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action=_Version, nargs=0, help="the version, and of what else")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for verb in VERBS:
+        import_module(f"pilotfish.cli.{verb}").add_parser(subparsers)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the versions of all parts."""
+
+    def __call__(self, *_: object) -> None:
+        from pilotfish.cli.version import versions
+
+        print("\n".join(versions()))
+        raise SystemExit(DONE)
 
 
 def _one_line(error: UserError) -> str:

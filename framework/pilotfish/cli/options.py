@@ -9,101 +9,220 @@ import argparse
 import re
 import sys
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pilotfish.cli.parser import add_flag
 from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
     from pilotfish.config import SamplingParams, SpeculativeConfig
     from pilotfish.engine import LLM
 
-_SAMPLING = (
-    *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("stop", "stop_token_ids", "ignore_eos"),
-)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
+BACKENDS = ("auto", "native", "torch", "triton")
+ACCEPTANCES = ("coupled", "residual", "relaxed", "synthetic")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL."""
+    parser.add_argument("model", metavar="MODEL", help="directory, .gguf file, hub id, or 'demo'")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """MODEL and everything that decides how it runs."""
-    parser.add_argument("model", metavar="MODEL", help="directory, .gguf file, hub id, or 'demo'")
+    """Everything that decides how a model runs."""
     add_speculation_flags(parser)
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--dtype", default="auto", metavar="D", help="auto, float32, bfloat16, float16"
+    add = partial(add_flag, parser.add_argument_group("how the model runs"), variable=True)
+    add("--dtype", f"one of {', '.join(DTYPES)} (default: auto)", known=DTYPES, default="auto")
+    add(
+        "--device",
+        f"one of {', '.join(DEVICES)} (default: auto)",
+        known=DEVICES[:-1],
+        default="auto",
     )
-    group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N")
-    group.add_argument(
-        "--backend", default="auto", metavar="B", help="kernels: auto, native, torch, triton"
+    add(
+        "--backend",
+        f"kernels: one of {', '.join(BACKENDS)} (default: auto)",
+        known=BACKENDS,
+        default="auto",
     )
-    group.add_argument(
+    add(
         "--arithmetic",
+        "invariant: bits of a row are its own; portable: on any processor too; fastest: neither "
+        "(default: invariant)",
+        known=("invariant", "portable", "fastest"),
         default="invariant",
-        metavar="A",
-        help="invariant (default), portable or fastest",
     )
-    group.add_argument("--max-length", type=int, metavar="N", help="longest context in tokens")
-    group.add_argument("--max-batch-size", type=int, metavar="N", help="requests run at once")
-    group.add_argument("--max-batch-tokens", type=int, metavar="N", help="rows of one pass")
-    group.add_argument("--cache-dtype", metavar="D", help="of keys and values in pages")
-    group.add_argument("--page-size", type=int, metavar="N", help="tokens in a cache page")
-    group.add_argument("--num-pages", type=int, metavar="N", help="pages in the cache")
-    group.add_argument("--no-prefix-caching", action="store_true", help="share no pages")
+    memory = parser.add_argument_group("memory")
+    add = partial(add_flag, memory, variable=True)
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    add("--max-length", "tokens of a context (default: the model's own, or what fits)", **whole)
+    add("--max-batch-size", "requests run at once (default: 16, or what fits)", **whole)
+    add("--max-batch-tokens", "rows of one pass (default: 512)", **whole)
+    add("--num-pages", "pages in the cache (default: what fits; docs/command-line.md)", **whole)
+    add("--page-size", "tokens in a page (default: 16)", **whole)
+    add(
+        "--cache-dtype",
+        "of keys and values in pages (default: that of the model)",
+        known=DTYPES[1:],
+    )
+    memory.add_argument(
+        "--no-prefix-caching", action="store_true", help="compute every prompt anew"
+    )
+
+
+def flag_of_ours(name: str) -> str:
+    """What a flag that other engines have is here; "" for others."""
+    from pilotfish.config.peers import LOADING, NOTHING, SAMPLING
+
+    answer = {**LOADING, **SAMPLING}.get(name.lstrip("-").replace("-", "_"))
+    if answer is None:
+        return ""
+    is_flag = answer.ours not in ("", NOTHING)
+    return f"wanted --{answer.ours.replace('_', '-')}" if is_flag else answer.says
 
 
 def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
     """Everything that decides what drafts, how much, and what of it counts."""
-    group = parser.add_argument_group("speculation")
-    group.add_argument("--draft", metavar="D", help="draft checkpoint")
-    group.add_argument("--speculative", metavar="METHOD", help="see `pilotfish plugins`")
-    group.add_argument("--width", metavar="W", help="drafted tokens a step: adaptive, or a number")
-    group.add_argument(
-        "--acceptance", metavar="A", help="coupled (default), residual, relaxed, synthetic"
+    add = partial(add_flag, parser.add_argument_group("speculation"))
+    add(
+        "--speculative",
+        "what drafts: ngram, or another of `pilotfish plugins` (default: nothing)",
+        known=_methods,
+        metavar="METHOD",
     )
-    group.add_argument(
-        "--synthetic-rate", type=float, metavar="R", help="share that 'synthetic' accepts (0.8)"
+    add("--draft", "checkpoint of the drafter (default: none; ngram reads none)", metavar="MODEL")
+    add(
+        "--width",
+        "drafted tokens a step: a number, or adaptive (default: adaptive)",
+        known=("adaptive",),
+        metavar="N",
     )
-    group.add_argument(
-        "--thinking-tokens", metavar="ID,ID", help="start and end of thinking, for 'relaxed'"
+    add(
+        "--acceptance",
+        f"which drafts count: {', '.join(ACCEPTANCES)} (default: coupled)",
+        known=ACCEPTANCES,
+        metavar="RULE",
+    )
+    add(
+        "--synthetic-rate",
+        "share that 'synthetic' accepts (default: 0.8)",
+        type=float,
+        metavar="SHARE",
+    )
+    add(
+        "--thinking-tokens",
+        "start and end of thinking, for 'relaxed' (default: the checkpoint's)",
+        metavar="ID,ID",
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of SamplingParams; a flag that is not given keeps the model's default."""
+def _methods() -> Sequence[str]:
+    """Of the installed plugins."""
+    from pilotfish.plugins import load_registry
+
+    return load_registry().methods
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, *, longest: str = "128") -> None:
+    """The flags of SamplingParams that say how one answer is made; what is not given is None.
+
+    longest: what `max_tokens` is then.
+    """
     group = parser.add_argument_group(
-        "sampling", "What is not given is as the checkpoint's generation_config.json says, or else:"
+        "sampling",
+        "The checkpoint's generation_config.json says other defaults; this is what they are "
+        "without one.",
     )
-    group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of the answer (128)")
-    group.add_argument("--min-tokens", type=int, metavar="N", help="no end before (0)")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (1.0)")
-    group.add_argument("--top-k", type=int, metavar="K", help="-1 keeps all (-1)")
-    group.add_argument("--top-p", type=float, metavar="P", help="in (0, 1] (1.0)")
-    group.add_argument("--min-p", type=float, metavar="P", help="in [0, 1] (0.0)")
-    group.add_argument("--presence-penalty", type=float, metavar="P", help="in [-2, 2] (0.0)")
-    group.add_argument("--frequency-penalty", type=float, metavar="P", help="in [-2, 2] (0.0)")
-    group.add_argument("--repetition-penalty", type=float, metavar="P", help="above 0 (1.0)")
-    group.add_argument("--seed", type=int, metavar="S", help="drawn when not given")
-    group.add_argument("--stop", action="append", metavar="STR", help="may be given several times")
-    group.add_argument(
-        "--stop-token-id",
+    add = partial(add_flag, group, variable=True)
+    share: dict[str, Any] = {"type": float, "metavar": "P"}
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    add("--max-tokens", f"most tokens of the answer (default: {longest})", **whole)
+    add("--temperature", "0 is greedy (default: 1.0)", type=float, metavar="T")
+    add("--top-p", "of the likeliest tokens with this share (default: 1.0)", **share)
+    add("--top-k", "of the K likeliest tokens; -1 of all (default: -1)", type=int, metavar="K")
+    add("--min-p", "of tokens this likely beside the likeliest (default: 0.0)", **share)
+    add("--seed", "same seed, same text (default: drawn)", type=int, metavar="N")
+    add_flag(
+        group,
+        "--stop",
+        "text that ends the answer; may be given several times (default: none)",
         action="append",
-        type=int,
-        dest="stop_token_ids",
-        metavar="ID",
-        help="may be given several times",
+        metavar="TEXT",
     )
-    group.add_argument("--ignore-eos", action="store_true", default=None)
+    add("--min-tokens", "the answer does not end before (default: 0)", **whole)
+    add("--presence-penalty", "of tokens that were there, -2 to 2 (default: 0.0)", **share)
+    add("--frequency-penalty", "for each time they were, -2 to 2 (default: 0.0)", **share)
+    add("--repetition-penalty", "divides their logits; above 0 (default: 1.0)", **share)
+    add_flag(
+        group,
+        "--stop-token-ids",
+        "tokens that end the answer (default: none)",
+        action="extend",
+        type=_ids,
+        metavar="ID,ID",
+    )
+    add_flag(
+        group,
+        "--suppress-tokens",
+        "tokens that never come (default: none)",
+        action="extend",
+        type=_ids,
+        metavar="ID,ID",
+    )
+    add_flag(
+        group,
+        "--logit-bias",
+        "added to a token's logit (default: none)",
+        type=_biases,
+        metavar="ID=X,ID=X",
+    )
     group.add_argument(
-        "--generation-config",
-        default="auto",
-        metavar="G",
-        help="auto (default), or none: without the checkpoint's defaults",
+        "--ignore-eos", action="store_true", default=None, help="go on past the model's own end"
     )
+    add(
+        "--generation-config",
+        "auto, or none: without the checkpoint's defaults of sampling (default: auto)",
+        known=("auto", "none"),
+        default="auto",
+        metavar="WHICH",
+    )
+
+
+def add_answer_flags(group: Any) -> None:
+    """The flags of SamplingParams that say what is reported of a prompt, and how often."""
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    add_flag(group, "--n", "answers to each prompt (default: 1)", **whole)
+    add_flag(group, "--logprobs", "likeliest tokens beside each, in JSON (default: none)", **whole)
+    add_flag(group, "--prompt-logprobs", "likewise of the prompt (default: none)", **whole)
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; wanted token ids: ID,ID") from None
+
+
+def _biases(text: str) -> dict[int, float]:
+    try:
+        pairs = (part.split("=") for part in text.split(","))
+        return {int(token): float(bias) for token, bias in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; wanted token ids and numbers: ID=X,ID=X"
+        ) from None
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of SamplingParams that were given."""
-    given = {name: getattr(args, name) for name in _SAMPLING}
+    import attrs
+
+    from pilotfish.config import SamplingParams
+
+    given = {field.name: getattr(args, field.name, None) for field in attrs.fields(SamplingParams)}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -180,10 +299,23 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 _SIZES = ("max_length", "max_batch_size", "max_batch_tokens", "num_pages")
+_IN_PYTHON = {
+    "pass token ids": "give prompt_token_ids in a line of --input-file",
+    "as chat_template": "with --chat-template",
+    "pass another with": "give another with",
+    "pass one of the names with": "give one of the names with",
+    "pass a plain prompt": "give a plain prompt (generate --prompt)",
+    "or plain prompts": "or plain prompts (generate --prompt)",
+    "take generation_config 'none'": "give --generation-config none",
+    "use stop_token_ids": "give --stop-token-id",
+}
+"""Advice for callers of `LLM` -> the command line's."""
 
 
 def with_flags(text: str) -> str:
-    """A message in which sizes that have flags are called by them."""
+    """A message in which sizes that have flags are called by them, and so is advice."""
+    for said, meant in _IN_PYTHON.items():
+        text = text.replace(said, meant)
     for name in _SIZES:
         flag = "--" + name.replace("_", "-")
         text = re.sub(rf"({flag}, )?(?<![\w./-]){name}(?![\w/-])", flag, text)
@@ -241,14 +373,22 @@ def _pair(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def load_llm(args: argparse.Namespace) -> LLM:
-    """The model that the flags describe, ready to generate."""
+def load_llm(args: argparse.Namespace, check: Callable[[LLM], object] | None = None) -> LLM:
+    """The model that the flags describe, ready to generate.
+
+    check: what raises where that cannot be, before weights are fetched and read.
+    """
     from pilotfish.engine import LLM
     from pilotfish.engine.planning import NOTE
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", NOTE)  # it is said here, on one line
-        llm = LLM(args.model, generation_config=args.generation_config, **engine_options(args))
+        llm = LLM(
+            args.model,
+            generation_config=args.generation_config,
+            before_weights=check,
+            **engine_options(args),
+        )
     if llm.memory_plan.note:
         print(f"pilotfish: {llm.memory_plan.note}", file=sys.stderr)
     return llm

@@ -23,6 +23,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "plugins",
         help="list the installed plugins and what they serve",
         description="List the installed plugins, what they serve, and those that failed to load.",
+        examples=(
+            "pilotfish plugins",
+            "pilotfish plugins --json",
+            "PILOTFISH_PLUGINS=my_plugin,ngram pilotfish plugins",
+        ),
     )
     parser.add_argument(
         "--json", action="store_true", help="one object, with the tracebacks of failures"

@@ -12,9 +12,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import add_speculation_flags, speculative_config
+from pilotfish.cli.options import (
+    BACKENDS,
+    DEVICES,
+    DTYPES,
+    add_speculation_flags,
+    speculative_config,
+)
+from pilotfish.cli.parser import add_flag
+from pilotfish.cli.verify_pace import Pace
 from pilotfish.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -31,24 +40,48 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="check the promises of an architecture or a checkpoint",
         description="Check every promise on tiny random checkpoints of an architecture, or on a "
         "checkpoint. Exit code 1 when one is broken, 3 when of one it is not known.",
+        usage="pilotfish verify MODEL [flags]\n       pilotfish verify --architecture NAME [flags]",
+        examples=(
+            "pilotfish verify --architecture NAME",
+            'pilotfish verify MODEL --promise "*prefix*" --dtype bfloat16',
+            "pilotfish verify MODEL --speculative METHOD --draft DRAFT --promise drafts",
+        ),
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a checkpoint")
-    parser.add_argument("--architecture", metavar="NAME", help="tiny checkpoints of it")
-    parser.add_argument(
+    add = partial(add_flag, parser.add_argument_group("what is checked"))
+    add("--architecture", "tiny checkpoints of it (default: none; MODEL)", metavar="NAME")
+    add(
         "--promise",
+        'only this one; "*warm*": those that fit; "drafts": all about drafts; may be given several '
+        "times (default: all)",
         action="append",
         default=[],
-        metavar="P",
-        help='only this one; "*warm*": those that fit; "drafts": all about drafts',
+        metavar="NAME",
     )
-    parser.add_argument("--list", action="store_true", help="list the promises and check none")
+    add(
+        "--dtype",
+        "only this one; may be given several times (default: the checkpoint's; of tiny ones "
+        "float32 and bfloat16)",
+        known=DTYPES,
+        action="append",
+        default=[],
+    )
+    add(
+        "--device",
+        f"one of {', '.join(DEVICES)} (default: auto)",
+        known=DEVICES[:-1],
+        default="auto",
+    )
+    add(
+        "--backend",
+        f"kernels: one of {', '.join(BACKENDS)} (default: auto)",
+        known=BACKENDS,
+        default="auto",
+    )
+    group = parser.add_argument_group("what is printed")
+    group.add_argument("--json", action="store_true", help="one object a promise")
+    group.add_argument("--list", action="store_true", help="list the promises and check none")
     add_speculation_flags(parser)
-    parser.add_argument("--dtype", action="append", default=[], metavar="D", help="only this one")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument(
-        "--backend", default="auto", metavar="B", help="auto, torch, native, triton"
-    )
-    parser.add_argument("--json", action="store_true", help="one object a promise")
     return parser
 
 
@@ -74,8 +107,10 @@ def run(args: argparse.Namespace) -> int:
         faulthandler.enable()  # where a kernel of a plugin's crashes, it is told who called it
     counts: Counter[Status] = Counter()
     with quiet(), _subjects(args) as subjects:
+        pace = Pace([one.name for one in promises], is_tiny=args.model is None)
+        print(pace.before(), file=sys.stderr, flush=True)
         for promise in promises:
-            with _announced(promise.name):
+            with _announced(pace.begin(promise.name)):
                 found = [check(promise, subject) for subject in subjects]
             print(_as_json(found) if args.json else _as_line(promise.name, found), flush=True)
             counts[_together(found)] += 1
@@ -97,10 +132,10 @@ def _verdict(counts: Mapping[Status, int]) -> tuple[int, str]:
 
 
 @contextmanager
-def _announced(name: str) -> Iterator[None]:
+def _announced(text: str) -> Iterator[None]:
     """Says on stderr what is being checked, for whoever waits, or finds what a killed run left."""
     is_terminal = sys.stderr.isatty()
-    print(f"checking {name}", end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+    print(text, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
     yield
     if is_terminal:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -14,6 +14,12 @@ ARITHMETICS = ("invariant", "portable", "fastest")
 BACKENDS = ("auto", "torch", "triton", "native")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _as_dtype(value: Any) -> Any:
+    """A torch.dtype by its name."""
+    name = str(value)
+    return name.removeprefix("torch.") if name.startswith("torch.") else value
 
 
 @attrs.frozen(kw_only=True)
@@ -30,7 +36,7 @@ class RuntimeConfig:
     max_batch_tokens: rows of one pass; longer prompts are cut into chunks.
     """
 
-    dtype: str = attrs.field(default="auto", validator=one_of(DTYPES))
+    dtype: str = attrs.field(default="auto", converter=_as_dtype, validator=one_of(DTYPES))
     device: str = attrs.field(default="auto", converter=str)
     backend: BackendName = attrs.field(default="auto", validator=one_of(BACKENDS))
     arithmetic: Arithmetic = attrs.field(default="invariant", validator=one_of(ARITHMETICS))

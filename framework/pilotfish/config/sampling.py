@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import attrs
@@ -15,23 +16,36 @@ from pilotfish.config.checks import (
     number,
     plain,
 )
+from pilotfish.config.peers import SAMPLING, answering_peers
 from pilotfish.errors import RequestError
 
 MAX_LOGPROBS = 100
+MOST_SAMPLES = 1024
 MOST_BIAS = 1e30
 """Of `logit_bias`: with the least temperature there is, a logit stays within float32."""
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
 
 
+def _as_top_k(value: Any) -> Any:
+    """0 keeps all tokens too, as elsewhere."""
+    value = plain(value)
+    return -1 if is_int(value) and value == 0 else value
+
+
 def _check_top_k(instance: Any, attribute: Any, value: Any) -> None:
-    if not is_int(value) or value < -1 or value == 0:
+    if not is_int(value) or value < -1:
         raise RequestError(f"top_k is {value!r}; wanted -1 (all tokens) or a whole number >= 1")
 
 
 def _check_seed(instance: Any, attribute: Any, value: Any) -> None:
     if value is not None and not (is_int(value) and 0 <= value < 2**63):
         raise RequestError(f"seed is {value!r}; wanted None or a whole number in [0, 2**63)")
+
+
+def _check_n(instance: Any, attribute: Any, value: Any) -> None:
+    if not (is_int(value) and 1 <= value <= MOST_SAMPLES):
+        raise RequestError(f"n is {value!r}; wanted a whole number from 1 to {MOST_SAMPLES}")
 
 
 def _check_logit_bias(instance: Any, attribute: Any, value: Any) -> None:
@@ -94,13 +108,26 @@ def _as_bias(value: Any) -> Any:
     return {plain(token): plain(bias) for token, bias in value.items()}
 
 
+def seed_of_sample(seed: int, sample: int) -> int:
+    """The seed of answer `sample`, of those that a request of several has: 63 bits of BLAKE2b."""
+    if sample == 0:
+        return seed
+    digest = blake2b(f"{seed},{sample}".encode(), digest_size=8, person=b"sample").digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@answering_peers(SAMPLING, RequestError)
 @attrs.frozen(kw_only=True)
 class SamplingParams:
     """How one request is sampled and when it stops. Raises RequestError naming the field.
 
+    Other engines' names of a field are taken where they mean the same: see `config.peers`.
+
     max_tokens, min_tokens: of the answer; before min_tokens nothing but max_tokens ends it.
-    temperature: 0 is greedy. top_k: -1 keeps all. top_p, min_p: see `sampling.truncation`.
+    temperature: 0 is greedy. top_k: -1, or 0, keeps all. top_p, min_p: see `sampling.truncation`.
     seed: of the request's noise; None draws one, which the output reports.
+    n: answers to one prompt, which is computed once: see `RequestOutput.outputs`. The first has the
+        seed, the others `seed_of_sample`, so that each can be asked for alone.
     presence_penalty, frequency_penalty, repetition_penalty: see `sampling.penalties`.
     logit_bias: token id -> number added to its logit. suppress_tokens: ids that never come.
     stop: strings that end the answer and are cut from it; special tokens by their text.
@@ -122,7 +149,7 @@ class SamplingParams:
         default=1.0,
         validator=number("a number >= 0", lambda v: v >= 0, error=RequestError),
     )
-    top_k: int = attrs.field(converter=plain, default=-1, validator=_check_top_k)
+    top_k: int = attrs.field(converter=_as_top_k, default=-1, validator=_check_top_k)
     top_p: float = attrs.field(
         converter=plain,
         default=1.0,
@@ -134,6 +161,7 @@ class SamplingParams:
         validator=number("a number in [0, 1]", lambda v: 0 <= v <= 1, error=RequestError),
     )
     seed: int | None = attrs.field(converter=plain, default=None, validator=_check_seed)
+    n: int = attrs.field(converter=plain, default=1, validator=_check_n)
     presence_penalty: float = attrs.field(
         converter=plain,
         default=0.0,
@@ -171,6 +199,10 @@ class SamplingParams:
                 f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}; "
                 "lower min_tokens or raise max_tokens"
             )
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """The same with other values of some fields."""
+        return attrs.evolve(self, **changes)
 
     @property
     def is_greedy(self) -> bool:

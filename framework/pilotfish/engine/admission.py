@@ -15,6 +15,7 @@ import attrs
 from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.config import SamplingParams
 from pilotfish.config.checks import plain
+from pilotfish.config.sampling import seed_of_sample
 from pilotfish.engine.detokenizer import Detokenizer
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
@@ -50,6 +51,20 @@ class Admission:
     load_s: float = 0.0
     images: ImageAdmission | None = None
     _num_admitted: int = 0
+
+    def admit_samples(self, prompt: Prompt, params: SamplingParams, index: int) -> list[Request]:
+        """A request for each of the answers that `params.n` asks for. Raises as `admit`."""
+        self._check_params(params)
+        if params.n == 1:
+            return [self.admit(prompt, params, index=index)]
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        each = [
+            attrs.evolve(params, seed=seed_of_sample(seed, sample)) for sample in range(params.n)
+        ]
+        requests = [self.admit(prompt, one, index=index) for one in each]
+        for sample, request in enumerate(requests):
+            request.sample = sample
+        return requests
 
     def admit(
         self, prompt: Prompt, params: SamplingParams, *, index: int = 0, streams: bool = False

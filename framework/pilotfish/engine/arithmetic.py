@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from pilotfish.warn import warn_caller
 from pilotfish.weights.int4 import COLUMNS_PER_WORD, GROUP_SIZE
 
 if TYPE_CHECKING:
     import torch
 
-    from pilotfish.engine.loading import Prepared
+    from pilotfish.engine.prepared import Prepared
     from pilotfish.kernels.linear import LinearWeight
     from pilotfish.protocols import PipelineModel
 _THE_MODEL_SAYS_SO = "the architecture's model says so"
@@ -165,3 +166,24 @@ def _noise(shape: tuple[int, ...]) -> torch.Tensor:
     half = torch.randn(min(rows, 64), -(-columns // 2), generator=torch.Generator().manual_seed(0))
     block = torch.cat((half, half), dim=1)[:, :columns]
     return block.repeat(-(-rows // block.shape[0]), 1)[:rows].clone()
+
+
+def warn_once(unproved: list[Prepared]) -> None:
+    """Says, once and before the first pass, when what was asked of arithmetic does not hold.
+
+    Not when loading: what can be kept here is found by a probe that the first pass makes.
+    unproved: what was loaded, until this is known; then empty.
+    """
+    for prepared in tuple(unproved):
+        why_not = why_not_invariant(prepared.model, prepared.vocab_size)
+        unproved.clear()
+        if why_not:
+            warn_caller(
+                f"arithmetic is not invariant here: {why_not}; with one seed a text may differ "
+                "between batches; arithmetic='fastest' says so on purpose"
+            )
+        elif prepared.backend.portable and (why_not := why_not_portable(prepared)):
+            warn_caller(
+                f"arithmetic is not portable here: {why_not}; with one seed a text may differ "
+                "between processors; arithmetic='invariant' promises this one alone"
+            )

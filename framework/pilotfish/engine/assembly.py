@@ -20,7 +20,7 @@ from pilotfish.speculation import SpeculationCounters
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pilotfish.engine.loading import Prepared
+    from pilotfish.engine.prepared import Prepared
     from pilotfish.speculation import Proposer
     from pilotfish.state import StateManager
 

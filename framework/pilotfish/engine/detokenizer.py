@@ -23,6 +23,7 @@ class Detokenizer:
         special tokens in them stand for those tokens, and for their text.
     context: ids of the text that the answer continues; see `text_stream`.
     skip_special_tokens: whether names of special tokens are left out of the text.
+    tokenizer: the one that it was made with.
 
     Without a stop string in it, all that `add` and `finish` give, joined, is
     `tokenizer.decode(all ids)`. The work per token depends on the token and the stop strings only.
@@ -36,6 +37,7 @@ class Detokenizer:
         context: Sequence[int] = (),
         skip_special_tokens: bool = True,
     ) -> None:
+        self.tokenizer = tokenizer
         self._stream = text_stream(
             tokenizer, skip_special_tokens=skip_special_tokens, context=context
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from threading import get_ident
 
 import torch
 
@@ -76,11 +77,17 @@ class Engine:
         """Empties the prefix cache."""
         self._whole(self.runner.state.forget_cached)
 
-    def begin_anew(self) -> None:
-        """For a fork of the process that lacks the thread which was in a call of the engine."""
-        for request in self.scheduler.requests:
-            request.caller.is_gone |= not request.streams  # a stream may be read by any thread
-        self.is_busy, self._is_whole, self.has_leavers = False, False, True
+    def begin_in_fork(self, is_torn: bool) -> None:
+        """For a fork of the process, which lacks the other threads and whom they answer.
+
+        is_torn: one of them was in a call of the engine.
+        """
+        me = get_ident()
+        for request in self.scheduler.requests:  # a stream may be read by any thread
+            request.caller.is_gone |= not request.streams and request.caller.thread != me
+        self.has_leavers = True
+        if is_torn:
+            self.is_busy = self._is_whole = False
 
     def _whole(self, work: Callable[[], None]) -> None:
         """Does the work. If that is interrupted anywhere, all begins anew from the requests."""

@@ -6,7 +6,8 @@ Axis letters: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -21,44 +22,42 @@ from pilotfish.config import (
     SpeculativeConfig,
 )
 from pilotfish.config.generation import sampling_of
+from pilotfish.config.peers import CALL, LOADING, answers_peers
 from pilotfish.config.runtime import Arithmetic, BackendName
 from pilotfish.engine.admission import Admission
-from pilotfish.engine.arithmetic import why_not_invariant, why_not_portable
+from pilotfish.engine.arithmetic import warn_once
+from pilotfish.engine.asking import Asking, Params, scores_of
 from pilotfish.engine.assembly import counters_for, make_engine
+from pilotfish.engine.async_turns import AsyncTurns
 from pilotfish.engine.engine import Engine
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.engine.loading import prepare_from_options
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.prompt import (
     MultimodalPrompt,
     Prompt,
-    given_ids,
     listed_images,
-    listed_prompts,
 )
-from pilotfish.engine.request import Request
 from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.engine.turns import Turns
-from pilotfish.errors import ConfigError, PilotfishError, RequestError, UserError
+from pilotfish.errors import ConfigError, RequestError
 from pilotfish.plugins import load_registry
 from pilotfish.registry import Registry
 from pilotfish.speculation import Proposer
 from pilotfish.state import MemoryPlan, StateManager, available_bytes
 from pilotfish.warn import warn_caller
 
-Params = SamplingParams | Sequence[SamplingParams] | None
-
 
 class LLM:
     """A loaded model that generates text. A context manager.
 
-    Threads may share one: their calls wait for one another. To run requests together pass them
-    together, or read streams in turns. A call from a signal handler or a finalizer that interrupts
-    a pass raises StateError; `close`, and a stream that is dropped, wait there for the pass's end.
-    After any exception, an interrupt included, the LLM can be used again, and no other stream
-    notices. A forked process goes on with native kernels, or one thread; else it makes its own.
+    Threads may share one: what they ask at once runs in one batch. A call from a signal handler or
+    a finalizer that interrupts a pass raises StateError; `close`, and a stream that is dropped,
+    wait there for the pass's end. After any exception, an interrupt included, the LLM can be used
+    again, and no other call notices. A forked process goes on with native kernels, or one thread;
+    else it makes its own.
 
     model: a directory, a `.gguf` file, a hub id, or "demo".
     draft, speculative: a draft checkpoint and the method (or SpeculativeConfig) that uses it.
@@ -68,6 +67,8 @@ class LLM:
     cache: see CacheConfig. max_length: limit on the context in tokens; None takes the model's own,
         or what fits the memory; max_batch_size: None takes 16, or what fits. A warning says so.
     registry: the plugins; None discovers the installed ones.
+    before_weights: called with the LLM before weights are fetched and read, when `check`,
+        `chat_prompt` and `default_sampling_params` can be asked; what it raises ends the load.
 
     tokenizer: None for a checkpoint without one. pipeline_config: every option, "auto" resolved.
     proposer: the drafter; None without. memory_plan: bytes of every part, and the size of the page
@@ -77,12 +78,13 @@ class LLM:
     says what to do; nothing is allocated before it is known to fit.
     """
 
+    @answers_peers(LOADING, ConfigError)
     def __init__(
         self,
         model: str,
         draft: str | None = None,
         speculative: str | SpeculativeConfig | None = None,
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         device: str = "auto",
         *,
         max_batch_size: int | None = None,
@@ -93,6 +95,7 @@ class LLM:
         backend: BackendName = "auto",
         generation_config: Literal["auto", "none"] = "auto",
         registry: Registry | None = None,
+        before_weights: Callable[[LLM], object] | None = None,
     ) -> None:
         start = perf_counter()
         if generation_config not in ("auto", "none"):
@@ -120,13 +123,6 @@ class LLM:
         if self.memory_plan.note:
             warn_caller(self.memory_plan.note, RuntimeWarning)
         self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
-        self._state: StateManager | None = prepared.load()
-        unproved = [] if arithmetic == "fastest" else [prepared]
-        self.proposer: Proposer | None = prepared.load_proposer(registry)
-        engine = make_engine(prepared, self._state, self.proposer)
-        # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
-        self._warn = partial(_warn_once, unproved)
-        self._turns = Turns(engine, self._warn, may_fork=prepared.backend.name == "native")
         self._admission = Admission(
             vocab_size=prepared.vocab_size,
             max_seq_len=prepared.model.config.get_max_seq_len(),
@@ -146,10 +142,20 @@ class LLM:
                 unserved_token_ids=prepared.unserved_token_ids,
             ),
         )
-        self._sampling_said = (
-            prepared.checkpoint.generation_config if generation_config == "auto" else {}
-        )
+        said = prepared.checkpoint.generation_config if generation_config == "auto" else {}
+        self._defaults = partial(sampling_of, said, prepared.vocab_size)
         self._device = str(prepared.device)
+        if before_weights is not None:
+            before_weights(self)
+        self._state: StateManager | None = prepared.load()
+        unproved = [] if arithmetic == "fastest" else [prepared]
+        self.proposer: Proposer | None = prepared.load_proposer(registry)
+        engine = make_engine(prepared, self._state, self.proposer)
+        # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
+        self._warn = partial(warn_once, unproved)
+        self._turns = Turns(engine, self._warn, may_fork=prepared.backend.name == "native")
+        self._async_turns = AsyncTurns(self._turns)
+        self._asking = Asking(self._admission, self._turns, self._defaults)
         self.load_s = perf_counter() - start
         self._admission.load_s = self.load_s
 
@@ -198,8 +204,13 @@ class LLM:
 
         Raises CheckpointError for a value there that cannot be meant.
         """
-        return sampling_of(self._sampling_said, self.vocab_size)
+        return self._defaults()
 
+    def check(self, prompt: Prompt, params: SamplingParams) -> None:
+        """Raises what `generate` would refuse this prompt with: RequestError, CapacityError."""
+        self._admission.admit(prompt, params)
+
+    @answers_peers(CALL, RequestError)
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -220,30 +231,40 @@ class LLM:
         A list of params of another length than prompts always raises. Any other exception, an
         interrupt included, gives back what the requests hold and is raised; the LLM stays usable.
         """
-        listed = listed_prompts(prompts)
-        each = _params_for(listed, self.default_sampling_params() if params is None else params)
-        return self._turns.take(partial(self._generate, listed, each, progress))
+        asked = self._asking.answers(prompts, params)
+        with Progress(asked.requests, progress) as bar:
+            self._turns.run(asked.requests, bar)
+        return asked.outputs()
 
-    def _generate(
-        self, listed: list[Prompt], each: list[SamplingParams], progress: bool | None
+    @answers_peers(CALL, RequestError)
+    async def agenerate(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None
     ) -> list[RequestOutput]:
-        outputs: list[RequestOutput | None] = [None] * len(listed)
-        requests: list[Request] = []
-        for index, (prompt, options) in enumerate(zip(listed, each, strict=True)):
-            try:
-                requests.append(self._admission.admit(prompt, options, index=index))
-            except UserError as error:
-                if len(listed) == 1:
-                    raise
-                outputs[index] = RequestOutput.refused(
-                    index, given_ids(prompt), options.seed, error
-                )
-        with Progress(requests, progress) as bar:
-            self._turns.run(requests, bar)
-        for request in requests:
-            outputs[request.index] = _terminal(request)
-        return [output for output in outputs if output is not None]
+        """As `generate`, for a coroutine; what others ask meanwhile runs in the same batch.
 
+        A coroutine that is cancelled lets its requests go.
+        """
+        asked = await asyncio.to_thread(self._asking.answers, prompts, params)
+        await self._async_turns.run(asked.requests)
+        return asked.outputs()
+
+    @answers_peers(CALL, RequestError)
+    async def astream(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """As `stream`, for a coroutine: `async for delta in llm.astream(prompt)`.
+
+        The answer runs ahead of a slow reader. A refused prompt raises when it is first read.
+        """
+        request = await asyncio.to_thread(self._asking.stream, prompt, params)
+        pieces = self._async_turns.stream(request)
+        try:
+            async for delta in pieces:
+                yield delta
+        finally:
+            await pieces.aclose()
+
+    @answers_peers(CALL, RequestError)
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Answers one prompt piece by piece.
 
@@ -251,10 +272,7 @@ class LLM:
         texts joined are the output's text. Closing the iterator aborts the request. Several
         streams may be read in turns. A refused prompt raises here, before anything is yielded.
         """
-        self._turns.check_open()
-        options = self.default_sampling_params() if params is None else params
-        admit = partial(self._admission.admit, prompt, options, streams=True)
-        return self._turns.stream(self._turns.take(admit))
+        return self._turns.stream(self._asking.stream(prompt, params))
 
     def score(self, token_ids: Prompt) -> torch.Tensor:
         """The model's raw logits after every token: [T, V] float32; row i tells of token i+1."""
@@ -265,23 +283,9 @@ class LLM:
 
         Raises RequestError for the first bad one, CapacityError when the logits do not fit.
         """
-        return self._turns.take(partial(self._score, token_ids))
-
-    def _score(self, token_ids: Sequence[Prompt]) -> list[torch.Tensor]:
-        requests = [self._admission.admit_scoring(ids) for ids in token_ids]
-        num_rows = sum(request.num_prompt_tokens for request in requests)
-        self._admission.check_scores(num_rows, available_bytes(self._device))
+        requests = self._asking.scores(token_ids, available_bytes(self._device))
         self._turns.run(requests, None)
-        scores = []
-        for request in requests:
-            output = _terminal(request)
-            if output.finish_reason == "abort":
-                raise PilotfishError("this LLM was closed before the text was scored")
-            if output.finish_reason == "error":
-                raise PilotfishError(str(output.error))
-            assert request.kept_logits is not None
-            scores.append(request.kept_logits)
-        return scores
+        return [scores_of(request) for request in requests]
 
     def chat_prompt(
         self, messages: str | Sequence[Mapping[str, Any]], **variables: Any
@@ -297,6 +301,26 @@ class LLM:
         assert self._admission.images is not None
         self._admission.images.check_parts(messages)
         return need_tokenizer(self.tokenizer, self.model_path).encode_chat(messages, **variables)
+
+    @answers_peers(CALL, RequestError)
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        params: Params = None,
+        *,
+        progress: bool | None = None,
+        **variables: Any,
+    ) -> list[RequestOutput]:
+        """Answers a conversation, or several of them together: `generate` of each `chat_prompt`.
+
+        messages, variables: as `chat_prompt`; a list of lists is several conversations.
+        """
+        talks: Any = messages
+        if isinstance(talks, str) or not (talks and isinstance(talks[0], list | tuple)):
+            talks = [talks]
+        prompts = [self.chat_prompt(talk, **variables) for talk in talks]
+        one = prompts[0] if len(prompts) == 1 else prompts
+        return self.generate(one, params, progress=progress)
 
     def image_chat_prompt(
         self,
@@ -327,6 +351,20 @@ class LLM:
         self._state = self.proposer = None
         self._turns.close()
 
+    def __repr__(self) -> str:
+        runtime, speculative = self.pipeline_config.runtime, self.pipeline_config.speculative
+        facts = {
+            "dtype": runtime.dtype,
+            "device": runtime.device,
+            "backend": runtime.backend,
+            "max_length": self.max_seq_len,
+        }
+        if speculative is not None:
+            facts["speculative"] = speculative.method
+        said = ", ".join(f"{name}={value!r}" for name, value in facts.items())
+        closed = ", closed" if self._turns.is_closed else ""
+        return f"LLM({self.pipeline_config.model.model!r}, {said}{closed})"
+
     def __enter__(self) -> Self:
         return self
 
@@ -339,50 +377,5 @@ class LLM:
         self.close()
 
 
-def _warn_once(unproved: list[Prepared]) -> None:
-    """Says, once and before the first pass, when what was asked of arithmetic does not hold.
-
-    Not when loading: what can be kept here is found by a probe that the first pass makes.
-    unproved: what was loaded, until this is known; then empty.
-    """
-    for prepared in tuple(unproved):
-        why_not = why_not_invariant(prepared.model, prepared.vocab_size)
-        unproved.clear()
-        if why_not:
-            warn_caller(
-                f"arithmetic is not invariant here: {why_not}; with one seed a text may differ "
-                "between batches; arithmetic='fastest' says so on purpose"
-            )
-        elif prepared.backend.portable and (why_not := why_not_portable(prepared)):
-            warn_caller(
-                f"arithmetic is not portable here: {why_not}; with one seed a text may differ "
-                "between processors; arithmetic='invariant' promises this one alone"
-            )
-
-
 def _eos_of(tokenizer: Tokenizer | None) -> tuple[int, ...]:
     return () if tokenizer is None else tokenizer.eos_token_ids
-
-
-def _terminal(request: Request) -> RequestOutput:
-    output = request.outbox[-1].output
-    assert output is not None, "a request that ended has an output"
-    return output
-
-
-def _params_for(
-    prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
-) -> list[SamplingParams]:
-    if isinstance(params, SamplingParams):
-        return [params] * len(prompts)
-    wrong = [params] if isinstance(params, Mapping) else params
-    for item in wrong:
-        if not isinstance(item, SamplingParams):
-            raise RequestError(
-                f"params has {type(item).__name__}; wanted SamplingParams, or a list of them"
-            )
-    if len(params) != len(prompts):
-        raise RequestError(
-            f"got {len(params)} params for {len(prompts)} prompts; wanted one each, or one for all"
-        )
-    return list(params)

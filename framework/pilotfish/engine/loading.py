@@ -1,4 +1,4 @@
-"""Loading: from a user's MODEL and options to a model with weights and state.
+"""Loading: from a user's MODEL and options to a `Prepared` run.
 
 Knows: the order of the steps, so that what can be refused is refused before weights are read.
 Does not know: any architecture, or how requests are run.
@@ -19,145 +19,22 @@ from pilotfish.config import (
     SpeculativeConfig,
 )
 from pilotfish.contracts import check_target
-from pilotfish.engine.drafting import PreparedDraft, prepare_draft
+from pilotfish.engine.drafting import prepare_draft
 from pilotfish.engine.hardware import check_cache_dtype, choose_backend, choose_device
 from pilotfish.engine.planning import plan_memory
+from pilotfish.engine.prepared import Prepared
 from pilotfish.engine.routing import read_draft, read_speculative, route_of
 from pilotfish.engine.thinking import with_thinking_tokens
-from pilotfish.errors import CheckpointError, ConfigError
+from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ArchConfig, ImageProcessor, PipelineModel, ReturnLogits
 from pilotfish.registry import Registry, Route
-from pilotfish.speculation import Proposer, ProposerSetup
-from pilotfish.state import (
-    MemoryPlan,
-    PagedStateSpec,
-    SlotStateSpec,
-    StateManager,
-    StateSpec,
-)
 from pilotfish.weights import Checkpoint, TensorInfo, WeightSource, open_checkpoint
 from pilotfish.weights.absent import AbsentWeights, NoWeightsError
-from pilotfish.weights.int4 import num_parameters
 
 if TYPE_CHECKING:
     import torch
-
-
-@attrs.frozen(kw_only=True)
-class Prepared:
-    """Everything that is decided before weights are read. Made by `prepare`.
-
-    pipeline_config: the options with every "auto" resolved. model: without weights; its config is
-    complete. weights: the checkpoint's tensors, unread. vocab_size: ids that the model knows.
-    image_processor: None for text only.
-    """
-
-    checkpoint: Checkpoint
-    route: Route
-    pipeline_config: PipelineConfig
-    model: PipelineModel
-    backend: KernelBackend
-    device: torch.device
-    weights: WeightSource
-    draft: PreparedDraft | None = None
-    vocab_size: int
-    memory_plan: MemoryPlan
-    image_processor: ImageProcessor | None = None
-
-    @property
-    def dtype(self) -> str:
-        """Of weights and activations."""
-        return self.pipeline_config.runtime.dtype
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """Kinds of input that this checkpoint serves, of those of its architecture."""
-        served = self.route.architecture.modalities
-        return served if self.image_processor is not None else served - {"image"}
-
-    @property
-    def unserved_token_ids(self) -> Mapping[str, int]:
-        """Placeholders, by kind, of inputs that the checkpoint has no part for."""
-        return getattr(self.model.config, "unserved_token_ids", {})
-
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in the checkpoint's tensors; those that are packed, each by itself."""
-        return num_parameters(self.weights.infos)
-
-    @property
-    def absent(self) -> CheckpointError | None:
-        """Why the weights are not there, in a plan from the config alone; None where they are."""
-        return self.weights.error if isinstance(self.weights, AbsentWeights) else None
-
-    @property
-    def state_specs(self) -> tuple[StateSpec, ...]:
-        """The caches of the model and of its drafter."""
-        drafter = () if self.draft is None else self.draft.config.get_state_specs()
-        return (*self.model.state, *drafter)
-
-    def load_proposer(self, registry: Registry) -> Proposer | None:
-        """The drafter with its weights, after `load`; None without one. Raises WeightsError."""
-        proposer = self.make_proposer(registry)
-        if proposer is None or self.draft is None:
-            return None
-        from pilotfish.kernels.device import current_device
-
-        with current_device(self.device):
-            proposer.load_model(self.draft.weights)
-        return proposer
-
-    def make_proposer(self, registry: Registry) -> Proposer | None:
-        """The drafter without weights; None without one."""
-        if self.draft is None:
-            return None
-        return self.draft.model_class(
-            ProposerSetup(
-                pipeline_config=self.pipeline_config,
-                config=self.draft.config,
-                backend=self.backend,
-                device=self.device,
-                target=self.model,
-                registry=registry,
-            )
-        )
-
-    def load(self) -> StateManager:
-        """Reads the weights into `model` and allocates its state.
-
-        Raises WeightsError naming tensors that do not fit.
-        """
-        from pilotfish.kernels.device import current_device
-
-        with current_device(self.device):
-            self.model.load_model(self.weights)
-            return self.allocate()
-
-    def allocate(self, *, poison: bool = False) -> StateManager:
-        """Allocates the state that `model` declares. poison: see StateManager; for tests."""
-        plan, prefix_caching = self.memory_plan, self.pipeline_config.cache.prefix_caching
-        attached = [
-            self.model.make_cache(
-                spec,
-                max_slots=plan.max_batch_size,
-                num_pages=plan.num_pages if prefix_caching else 0,
-                poison=poison,
-            )
-            for spec in self.model.state
-            if isinstance(spec, SlotStateSpec)
-        ]
-        return StateManager(
-            [spec for spec in self.state_specs if isinstance(spec, PagedStateSpec)],
-            num_pages=plan.num_pages,
-            page_size_tokens=plan.page_size_tokens,
-            device=self.device,
-            prefix_caching=prefix_caching,
-            attached=attached,
-            lookahead=0 if self.draft is None else self.draft.config.lookahead,
-            poison=poison,
-        )
 
 
 def prepare_from_options(

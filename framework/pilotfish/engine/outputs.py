@@ -46,11 +46,12 @@ class Timing:
         }
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class RequestOutput:
-    """One answer.
+    """One answer, the first of those that were asked for.
 
-    index: of the prompt in the call. prompt_token_ids: as run, special tokens included.
+    index: of the prompt in the call. sample: of the answer among those to its prompt.
+    prompt_token_ids: as run, special tokens included.
     token_ids: of the answer, the token that ended it included. text: of the answer, without that
         token, cut at the stop string; "" where the checkpoint has no tokenizer.
     finish_reason: "stop" (an end token, a stop id or a stop string), "length" (max_tokens or the
@@ -60,6 +61,7 @@ class RequestOutput:
     seed: of the request's noise: given, or drawn for it.
     speculative: counters of speculation; None without.
     error: what was wrong, for finish_reason "error".
+    others: the other answers to the prompt, where `SamplingParams.n` asked for more than one.
     """
 
     index: int
@@ -73,6 +75,34 @@ class RequestOutput:
     speculative: Mapping[str, Any] | None = None
     timing: Timing = attrs.field(factory=Timing)
     error: str | None = None
+    sample: int = 0
+    others: Sequence[RequestOutput] = ()
+
+    @property
+    def outputs(self) -> tuple[RequestOutput, ...]:
+        """All answers to the prompt: this one and the others."""
+        return (self, *self.others)
+
+    def __repr__(self) -> str:
+        """What a person looks for first; the fields have the rest."""
+        shown = [f"text={self.text!r}"] if self.text or not self.token_ids else []
+        shown += [f"finish_reason={self.finish_reason!r}", f"token_ids={_few(self.token_ids)}"]
+        if self.error is not None:
+            shown.append(f"error={self.error!r}")
+        if self.others:
+            shown.append(f"others={len(self.others)}")
+        return f"RequestOutput({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text, and how it ended."""
+        from html import escape
+
+        ended = f"{self.finish_reason}: {self.error}" if self.error else self.finish_reason
+        count = f"{len(self.token_ids)} tokens, {ended}"
+        return (
+            f'<div><div style="white-space: pre-wrap">{escape(self.text)}</div>'
+            f'<div style="opacity: 0.6">{escape(count)}</div></div>'
+        )
 
     @classmethod
     def refused(
@@ -107,6 +137,10 @@ class RequestOutput:
             found["prompt_logprobs"] = [_plain(record) for record in self.prompt_logprobs]
         if self.error is not None:
             found["error"] = self.error
+        if self.sample or self.others:
+            found["sample"] = self.sample
+        if self.others:
+            found["others"] = [other.to_json() for other in self.others]
         return found
 
 
@@ -133,9 +167,20 @@ class Delta:
 def _plain(record: TokenLogprobs | None) -> dict[str, Any] | None:
     if record is None:
         return None
+    texts = record.top_texts or (None,) * len(record.top)
     return {
         "token_id": record.token_id,
+        **({} if record.text is None else {"text": record.text}),
         "logprob": record.logprob,
         "rank": record.rank,
-        "top": [{"token_id": token, "logprob": logprob} for token, logprob in record.top],
+        "top": [
+            {"token_id": token, **({} if text is None else {"text": text}), "logprob": logprob}
+            for (token, logprob), text in zip(record.top, texts, strict=True)
+        ],
     }
+
+
+def _few(ids: Sequence[int]) -> str:
+    """A list of ids, cut where it is long."""
+    first = ", ".join(map(str, ids[:8]))
+    return f"[{first}]" if len(ids) <= 8 else f"[{first}, ... {len(ids)} in all]"

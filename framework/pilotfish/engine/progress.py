@@ -19,19 +19,24 @@ SILENT_S = 1.0
 class Progress:
     """Counts finished requests and generated tokens on stderr, and leaves nothing behind.
 
-    shown: None shows the bar only when stderr is a terminal.
+    While no answer has begun it says how much of the prompts is read.
+    shown: None shows the bar only on a terminal, and in a notebook, as a widget where it has those.
     """
 
     def __init__(self, requests: Sequence[Request], shown: bool | None = None) -> None:
         self._requests = requests
-        self._shown = sys.stderr.isatty() if shown is None else shown
+        self._shown = sys.stderr.isatty() or _in_notebook() if shown is None else shown
         self._bar: Any = None
-        self._num_ended = 0
-        self._num_tokens = 0
+        self._running = list(requests)
+        self._num_ended_tokens = 0
 
     def __enter__(self) -> Self:
         if self._shown and self._requests:
-            from tqdm import tqdm
+            from tqdm import tqdm as terminal_bar
+
+            tqdm: Any = terminal_bar
+            if _in_notebook():
+                from tqdm.auto import tqdm
 
             self._bar = tqdm(
                 total=sum(r.rules.max_total_tokens - r.num_prompt_tokens for r in self._requests),
@@ -52,18 +57,36 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, ended: Sequence[Request]) -> None:
-        """Tells of one pass, and the requests that ended in it."""
+    def _show_reading(self) -> None:
+        """Before the first token of an answer: the rows of all prompts, and those computed."""
+        reads = [r for r in self._running if not r.num_output_tokens]
+        is_reading = len(reads) == len(self._requests) and bool(reads)
+        if is_reading:
+            total = sum(request.num_prompt_tokens for request in reads)
+            read = sum(request.context.num_computed for request in reads)
+            self._bar.set_description_str(f"reading prompts, {read}/{total} tokens")
+        elif self._bar.desc:
+            self._bar.set_description_str("", refresh=False)
+
+    def update(self) -> None:
+        """Looks at how far the requests are."""
         if self._bar is None:
             return
-        for request in ended:
-            # An answer that ends early leaves less to do, not more done.
-            unused = request.rules.max_total_tokens - len(request.context.tokens)
-            self._bar.total -= unused
-            self._num_ended += 1
-        done = sum(request.num_output_tokens for request in self._requests)
-        if ended:
-            ended_of_all = f"{self._num_ended}/{len(self._requests)} requests"
-            self._bar.set_postfix_str(ended_of_all, refresh=False)
-        self._bar.update(done - self._num_tokens)
-        self._num_tokens = done
+        running = [request for request in self._running if not request.is_finished]
+        for request in self._running:
+            if request.is_finished:  # early, which leaves less to do, not more done
+                self._bar.total -= request.rules.max_total_tokens - len(request.context.tokens)
+                self._num_ended_tokens += request.num_output_tokens
+        if len(running) < len(self._running):
+            num_ended = len(self._requests) - len(running)
+            self._bar.set_postfix_str(f"{num_ended}/{len(self._requests)} requests", refresh=False)
+        self._running = running
+        self._show_reading()
+        done = self._num_ended_tokens + sum(request.num_output_tokens for request in running)
+        self._bar.update(done - self._bar.n)
+
+
+def _in_notebook() -> bool:
+    """Whether an IPython kernel runs this, as in Jupyter: its stderr is no terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"

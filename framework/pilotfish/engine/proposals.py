@@ -65,11 +65,12 @@ def _fault_of_laws(laws: Any, tokens: Sequence[int], vocab_size: int) -> tuple[s
         return f"laws {_shown(laws)}", wanted
     if tuple(laws.shape) != (num_tokens, vocab_size) or not laws.is_floating_point():
         return f"laws {list(laws.shape)} of {str(laws.dtype).removeprefix('torch.')}", wanted
-    sums = laws.sum(-1, dtype=torch.float64).tolist()
-    lowest = laws.amin(-1).tolist() if num_tokens else []
+    places = [min(max(token, 0), vocab_size - 1) for token in tokens]
+    columns = torch.tensor(places, dtype=torch.int64, device=laws.device)[:, None]
+    facts = laws.sum(-1, True, dtype=torch.float64), laws.amin(-1, True), laws.gather(-1, columns)
     slack = max(_MOST_OFF, torch.finfo(laws.dtype).eps)
-    for row, (total, low, token) in enumerate(zip(sums, lowest, tokens, strict=True)):
-        drafted = float(laws[row, token]) if 0 <= token < vocab_size else 1.0
+    rows = torch.cat([fact.double() for fact in facts], dim=1).tolist()  # the one wait for a GPU
+    for row, (token, (total, low, own)) in enumerate(zip(tokens, rows, strict=True)):
         odd = ""
         if not math.isfinite(total):
             odd = "holds NaN or an infinity"
@@ -77,7 +78,7 @@ def _fault_of_laws(laws: Any, tokens: Sequence[int], vocab_size: int) -> tuple[s
             odd = f"has {low:.3g}, which is below 0"
         elif abs(total - 1) > slack:
             odd = f"adds up to {total:.6g}"
-        elif drafted == 0:
+        elif own == 0 and 0 <= token < vocab_size:
             odd = f"gives its own token {token} the probability 0"
         if odd:
             return f"laws whose row {row} {odd}", (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Caller:
-    """Who waits for some requests: one call of `generate`, or one stream. is_gone: no longer."""
+    """Who waits for some requests: one call of `generate`, or one stream.
+
+    is_gone: no longer. thread: that made it.
+    """
 
     is_gone: bool = False
+    thread: int = attrs.field(factory=get_ident)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -39,7 +44,8 @@ class Request:
     """One live request; what the engine changes about it, it changes through these methods.
 
     context: id, tokens (prompt and answer so far) and how many of them are computed.
-    index: of the prompt in the caller's list. seed: of its noise.
+    index: of the prompt in the caller's list. sample: of the answer among those to its prompt.
+    seed: of its noise.
     rules: when the answer ends. history: tokens counted for the sampler; None when nothing is
         sampled. detokenizer: None without a tokenizer. new_detokenizer: makes it once more.
     lengths: see LengthRules.
@@ -62,6 +68,7 @@ class Request:
     load_s: float = 0.0
     streams: bool = False
     keeps_logits: bool = False
+    sample: int = 0
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
     prompt_logprobs: list[TokenLogprobs] = attrs.field(factory=list)
     kept_logits: torch.Tensor | None = None
@@ -235,7 +242,7 @@ class Request:
             added, reason = self._accept_one(tokens[taken])
             text += added
             taken += 1
-        records = [record for record in logprobs[:taken] if record is not None]
+        records = self._with_texts(logprobs[:taken])
         counters = self.counters
         if counters is not None and not is_first:
             counters = counters.after(len(drafted), min(num_accepted, taken))
@@ -320,7 +327,7 @@ class Request:
 
     def _output(self, reason: FinishReason, error: str | None) -> RequestOutput:
         tokens, num_prompt = self.context.tokens, self.num_prompt_tokens
-        prompt_records: list[TokenLogprobs | None] = [None, *self.prompt_logprobs]
+        prompt_records = [None, *self._with_texts(self.prompt_logprobs)]
         return RequestOutput(
             index=self.index,
             prompt_token_ids=tokens[:num_prompt],
@@ -332,8 +339,16 @@ class Request:
             seed=self.seed,
             timing=self._timing(),
             error=error,
+            sample=self.sample,
             speculative=self._speculative(),
         )
+
+    def _with_texts(self, records: Sequence[TokenLogprobs | None]) -> list[TokenLogprobs]:
+        found = [record for record in records if record is not None]
+        if self.detokenizer is None:
+            return found
+        text_of = self.detokenizer.tokenizer.token_text
+        return [record.with_texts(text_of) for record in found]
 
     def _speculative(self) -> dict[str, Any] | None:
         if self.counters is None:

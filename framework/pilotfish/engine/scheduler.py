@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Protocol
 
+from pilotfish.engine.prefix_waits import NamedPages, PrefixWaits
 from pilotfish.engine.request import Request
 from pilotfish.errors import OutOfPagesError, StateError
 
 
-class PageState(Protocol):
+class PageState(NamedPages, Protocol):
     """What the scheduler asks of the state; `StateManager` offers it."""
 
     @property
@@ -62,6 +64,9 @@ class Scheduler:
     never preempted for another, and every admitted request fits when it is alone: so there is
     always progress, and nobody waits for ever.
 
+    A beginning that several requests share is computed once: see `PrefixWaits`. Those behind a
+    request that waits for it are admitted meanwhile.
+
     Drafts never cost another request its pages: where there is no room for drafted tokens or for
     scratch, the request runs without.
 
@@ -80,6 +85,7 @@ class Scheduler:
         num_scratch: int = 0,
     ) -> None:
         self._state = state
+        self._prefixes = PrefixWaits(state)
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max_batch_tokens
         self._on_release = on_release
@@ -139,8 +145,10 @@ class Scheduler:
             self._tell_released(request.request_id)
             if request.is_finished:
                 del self._requests[request.request_id]
-            else:
-                self._waiting.append(request)
+                continue
+            if request.is_restart_due:
+                request.restart()
+            self._waiting.append(request)
 
     def take_release_failure(self) -> Exception | None:
         """The first exception of `on_release` since the last call; None where there was none."""
@@ -170,7 +178,7 @@ class Scheduler:
         for request in decoding + prefilling:
             left = budget - sum(plan.values())
             if left and request in self._running:
-                num_rows = min(request.num_pending, left)
+                num_rows = self._rows(request, left)
                 if self._reserve(request, num_rows, plan):
                     plan[request] = num_rows
         if preempted == self.num_preemptions:
@@ -230,8 +238,11 @@ class Scheduler:
 
     def _admit(self, plan: dict[Request, int], budget: int) -> None:
         """Moves requests from the queue to the batch, in order, as long as they fit."""
-        while self._waiting and budget and len(self._running) < self._max_batch_size:
-            request = self._waiting[0]
+        for request in self._next_waiting():
+            if not budget or len(self._running) == self._max_batch_size:
+                return
+            if self._prefixes.must_wait(request, self._running):
+                continue
             if self._is_refused(request):
                 return
             num_rows = self._claim(request, budget)
@@ -239,9 +250,22 @@ class Scheduler:
                 available = self._state.num_available_pages
                 self._refused = (request, available, len(self._running))
                 return
-            self._running.append(self._waiting.popleft())
+            self._running.append(request)
+            self._waiting.remove(request)
             plan[request] = num_rows
             budget -= num_rows
+
+    def _next_waiting(self) -> list[Request]:
+        """Those that are looked at in one pass: as many as may run at once."""
+        return list(islice(self._waiting, self._max_batch_size))
+
+    def _rows(self, request: Request, budget: int) -> int:
+        """Rows of a pass, of those that wait for none."""
+        num_rows = min(request.num_pending, budget)
+        if num_rows == 1:
+            return num_rows
+        others = (one for one in self._next_waiting() if one is not request)
+        return self._prefixes.cut(request, num_rows, others)
 
     def _claim(self, request: Request, budget: int) -> int:
         """Claims and reserves the first rows; returns how many, or 0 with nothing held."""
@@ -252,7 +276,7 @@ class Scheduler:
                 request_id, request.prefix_keys, request.salt
             )
             if self._has_room(request):
-                num_rows = min(request.num_pending, budget)
+                num_rows = self._rows(request, budget)
                 state.reserve(request_id, request.next_keys(num_rows))
         except OutOfPagesError:
             num_rows = 0

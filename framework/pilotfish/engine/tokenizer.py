@@ -22,7 +22,7 @@ from pilotfish.engine.tokenizer_files import (
     unread_file,
     what_to_do,
 )
-from pilotfish.engine.tokenizer_published import read_published
+from pilotfish.engine.tokenizer_published import broken_file, read_published
 from pilotfish.errors import CheckpointError, RequestError
 from pilotfish.weights import Checkpoint, GGUFFile, PreTokenizer, TiktokenRules
 from pilotfish.weights.gguf_tokens import special_id
@@ -81,6 +81,7 @@ class Tokenizer:
         self.chat_template = chat_template
         self.plain_decoding = plain_decoding and backend is not None
         self.cleans_up = not plain_decoding
+        self._texts: dict[int, str] = {}
 
     @classmethod
     def from_directory(
@@ -97,10 +98,13 @@ class Tokenizer:
             return None
         try:
             found = read_published(directory)
+        except CheckpointError:
+            raise
         except Exception as error:  # every tokenizer class has its own exceptions
+            file = broken_file(directory, name)
             raise CheckpointError(
-                f"{directory / name}: the tokenizer cannot be read: "
-                f"{' '.join(str(error).split()):.200}{what_to_do(directory / name)}"
+                f"{file}: the tokenizer cannot be read: "
+                f"{' '.join(str(error).split()):.200}{what_to_do(file)}"
             ) from error
         special = {key: str(value) for key, value in found.special_tokens_map.items()}
         config = directory / CONFIG_FILE
@@ -198,6 +202,23 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self._codec.decode(ids, skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token in the midst of a text, its space included; special ones too.
+
+        A token that is a part of a letter's bytes gives U+FFFD.
+        """
+        if token_id not in self._texts:
+            before = self._codec.decode(self._anchor, False)
+            joined = self._codec.decode([*self._anchor, token_id], False)
+            lone = self._codec.decode([token_id], False)
+            self._texts[token_id] = joined.removeprefix(before) if before else lone
+        return self._texts[token_id]
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """Tokens of a text that another token may follow."""
+        return self._codec.encode("a", False)
 
     def render_chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The text of a conversation; a string is one message of the user.

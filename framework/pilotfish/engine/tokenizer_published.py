@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pilotfish.warn import warn_caller
 from pilotfish.weights.json_file import read_json_object
 from pilotfish.weights.pretokenizer import PRE_TOKENIZERS
+from pilotfish.weights.tiktoken_file import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from pilotfish.weights.token_texts import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     import tokenizers
 
 _CONFIG_FILE = "config.json"
+_SMALL_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
 _MISTRAL = frozenset(
     ("mistral", "mistral3", "ministral", "ministral3", "mixtral", "pixtral", "voxtral")
 )
@@ -31,9 +33,14 @@ def read_published(directory: Path) -> Any:
 
     transformers builds the pipeline of some classes anew instead of reading the file's; so the file
     is read by the class that does not, and the flags of added tokens are the file's own.
+    Raises CheckpointError naming a file beside it that is no JSON object, or what transformers
+    raises.
     """
     import transformers
 
+    for file in (directory / name for name in _SMALL_FILES):
+        if file.is_file():
+            read_json_object(file)
     if not (directory / TOKENIZER_FILE).is_file():
         found = transformers.AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
@@ -49,6 +56,23 @@ def read_published(directory: Path) -> Any:
     _keep_flags(found.backend_tokenizer, read_json_object(directory / TOKENIZER_FILE))
     _mend_mistral(found.backend_tokenizer, directory)
     return found
+
+
+def broken_file(directory: Path, name: str) -> Path:
+    """Which of the files it is, where `read_published` failed on a directory with the file `name`.
+
+    A tokenizer.json that can be read by itself is not the one.
+    """
+    import tokenizers
+
+    beside = [file for file in (directory / other for other in _SMALL_FILES) if file.is_file()]
+    if name != TOKENIZER_FILE or not beside:
+        return directory / name
+    try:
+        tokenizers.Tokenizer.from_file(str(directory / name))
+    except Exception:  # the library has no class of its own for them
+        return directory / name
+    return beside[0]
 
 
 def _put_spaces_first(backend: tokenizers.Tokenizer | None) -> None:

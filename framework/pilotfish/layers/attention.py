@@ -12,7 +12,7 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.elementwise.native import plan_clip
 from pilotfish.kernels.kv_write import write_kv
 from pilotfish.kernels.kv_write.native import plan_write_kv
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.paged_attention import Mode, paged_attention
 from pilotfish.kernels.paged_attention.planned import plan_paged_attention
 from pilotfish.kernels.rms_norm import norm_heads

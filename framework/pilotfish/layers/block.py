@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from pilotfish.errors import PluginError
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.norm import Norm

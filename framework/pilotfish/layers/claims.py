@@ -79,15 +79,20 @@ class Claims(Written):
         """
         if not self.backend.portable:
             return f"the kernels are {self.backend.name!r}"
-        silent = [part.name for part in self._own_parts() if not part.keeps_bits]
+        silent = self.silent_parts
         if not silent:
             return ""
-        return f"{silent[0]} computes in a way of its own and does not say `keeps_bits`"
+        if len(silent) == 1:
+            return f"{silent[0]} computes in a way of its own and does not say `keeps_bits`"
+        return f"{', '.join(silent)} compute in ways of their own and do not say `keeps_bits`"
 
     @property
-    def is_believed(self) -> bool:
-        """Whether of every part that is not the library's its author says that it keeps bits."""
-        return all(part.keeps_bits for part in self._own_parts())
+    def silent_parts(self) -> tuple[str, ...]:
+        """The classes that are not the library's, and of which no author says that they keep bits.
+
+        A model is believed where there are none.
+        """
+        return tuple(part.name for part in self._own_parts() if not part.keeps_bits)
 
     def probe_own_parts(self) -> PassProbe:
         """What whole passes show of the parts that are not the library's; weights may be unread.
@@ -107,7 +112,7 @@ class Claims(Written):
         return own_parts(cast("DecoderModel", self))
 
     def _try_passes(self) -> PassProbe:
-        parts, believed = self._own_parts(), self.is_believed
+        parts, silent = self._own_parts(), self.silent_parts
         if not parts:
             return PassProbe()
         made = shallow(cast("DecoderModel", self), is_loaded=self._is_loaded)
@@ -115,9 +120,9 @@ class Claims(Written):
             names = ", ".join(part.name for part in parts)
             return PassProbe(unlike=f"{names} can be tried with the weights only")
         few, vocab_size = made
-        if believed and is_all_native(few):
+        if not silent and is_all_native(few):
             return PassProbe()
-        return probe_passes(few, vocab_size, believed=believed)
+        return probe_passes(few, vocab_size, believed=not silent, silent=silent)
 
     def _probe(self) -> None:
         """Finds the row multiples that hold on this machine; once, when they are first needed."""

@@ -52,6 +52,7 @@ class Decoder(Layer):
 
     residual_multiplier: what the blocks scale their outputs with.
     logits_scaling: the logits are divided by it.
+    rotary: None where no layer turns its rows by their positions.
     dtypes_given: of what the blocks gave in the last pass that ran them; None before the first.
     A head tied to the embedding is a `Linear(..., keep_plain=True)` that the weight rules tie.
     Parameters: embed_tokens.weight, layers.{layer}..., norm.weight, lm_head.weight.
@@ -64,7 +65,7 @@ class Decoder(Layer):
         layers: Sequence[Block],
         norm: Norm,
         lm_head: Linear,
-        rotary: Rotary,
+        rotary: Rotary | None,
         residual_multiplier: float = 1.0,
         logits_scaling: float = 1.0,
     ) -> None:
@@ -76,6 +77,25 @@ class Decoder(Layer):
         self.residual_multiplier = residual_multiplier
         self.logits_scaling = logits_scaling
         self.dtypes_given: set[torch.dtype] | None = None
+
+    @property
+    def num_rotated(self) -> int:
+        """R, the width of a row's angles; 0 without rotary positions."""
+        return 0 if self.rotary is None else self.rotary.parameters.rotary_dim
+
+    @property
+    def turns_by_length(self) -> bool:
+        """Whether a row's angles depend on the length of its request's prompt."""
+        return self.rotary is not None and self.rotary.parameters.depends_on_length
+
+    def angles(
+        self, positions: torch.Tensor, lengths: torch.Tensor | None, backend: KernelBackend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, [T, R] float32 each; see `Rotary`."""
+        if self.rotary is None:
+            none = torch.empty((len(positions), 0), device=positions.device)
+            return none, none
+        return self.rotary(positions, lengths, backend)
 
     def run(
         self, rows: torch.Tensor, run: ForwardPass, boundaries: Collection[int] = ()

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from pilotfish.errors import PluginError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.linear import LinearWeight, linear, prepare_blocks, prepare_linear
 from pilotfish.kernels.linear.planned import plan_linear
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.pass_plan import PassPlan
 from pilotfish.weights import DeferredTensor, StoredRows
@@ -68,6 +69,11 @@ class Linear(Layer):
         self, x: torch.Tensor, backend: KernelBackend, out_dtype: torch.dtype | None = None
     ) -> torch.Tensor:
         """x: [T, K] -> a new [T, O] of the same dtype, or of out_dtype."""
+        if x.dtype is torch.float64:
+            raise PluginError(
+                "float64 rows reached a Linear, which takes those of the run (float32, bfloat16): "
+                "a part that computes in float64 hands its rows on with `.to(x.dtype)`"
+            )
         return linear(x, self.prepared, backend=backend, out_dtype=out_dtype)
 
     def plan(self, run: PassPlan, x: Buffer, out: Buffer | None = None) -> Buffer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.swiglu import swiglu
 from pilotfish.kernels.swiglu.native import plan_swiglu
 from pilotfish.layers.forward_pass import ForwardPass

@@ -15,7 +15,7 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.config import PipelineConfig
-from pilotfish.errors import ConfigError
+from pilotfish.errors import ConfigError, WeightsError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.paged_attention import plan_attention
 from pilotfish.layers.claims import Claims, Known
@@ -24,6 +24,7 @@ from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.inputs import DecoderInputs, initial_inputs, next_inputs
 from pilotfish.layers.loading import load_layers
 from pilotfish.layers.native_pass import NativePass
+from pilotfish.layers.own_parts import functions_in_place
 from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import AttachedCache, KVCacheInputs, SlotStateSpec, StateSpec
@@ -125,7 +126,16 @@ class DecoderModel(Claims):
         """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
         if self._planned_load is None or self._planned_load[0] is not infos:
             shapes = self.network.parameter_shapes()
-            self._planned_load = infos, plan_load(self.weight_rules(), infos, shapes)
+            try:
+                self._planned_load = infos, plan_load(self.weight_rules(), infos, shapes)
+            except WeightsError as error:
+                functions = functions_in_place(self)
+                if not functions:
+                    raise
+                raise WeightsError(
+                    f"{error}; {', '.join(functions)} is a function, in which no parameter is "
+                    "found: wanted a Layer in its place"
+                ) from None
         return self._planned_load[1]
 
     def load_model(
@@ -151,7 +161,8 @@ class DecoderModel(Claims):
             defer=True,
         )
         self._planned_load = None
-        self.network.rotary.to(self.device)
+        if self.network.rotary is not None:
+            self.network.rotary.to(self.device)
         self._known = {} if known is None else known
         self._is_loaded, self._pass_probe = True, None
 
@@ -175,7 +186,7 @@ class DecoderModel(Claims):
             kv_cache_inputs,
             return_n_logits,
             device=self.device,
-            with_lengths=self.network.rotary.parameters.depends_on_length,
+            with_lengths=self.network.turns_by_length,
         )
 
     def prepare_next_token_inputs(
@@ -197,7 +208,11 @@ class DecoderModel(Claims):
         """
         kv = model_inputs.kv_cache_inputs
         if kv is None:
-            raise ValueError("kv_cache_inputs is None; wanted the pages of every request")
+            raise ValueError(
+                "kv_cache_inputs is None; wanted the pages of every request: a model without keys "
+                "lists KVCacheParams(num_layers=0, num_kv_heads=1, head_dim=1).spec among its "
+                "state specs, whose pages hold nothing and count its rows"
+            )
         inputs = self._own(model_inputs)
         run, tokens = self._start(inputs, kv)
         wanted = wanted_rows(
@@ -261,7 +276,7 @@ class DecoderModel(Claims):
         )
         positions, prompts = _positions(inputs, kv)
         lengths = None
-        if self.network.rotary.parameters.depends_on_length:
+        if self.network.turns_by_length:
             lengths = positions + 1 if prompts is None else torch.maximum(prompts, positions + 1)
         short = padded(num_rows, self.row_multiple) - num_rows
         if short:
@@ -269,7 +284,7 @@ class DecoderModel(Claims):
             positions = torch.nn.functional.pad(positions, (0, short))
             if lengths is not None:
                 lengths = torch.nn.functional.pad(lengths, (0, short))
-        cos, sin = self.network.rotary(positions, lengths, self.backend)
+        cos, sin = self.network.angles(positions, lengths, self.backend)
         run = ForwardPass(
             backend=self.backend,
             cos=cos,

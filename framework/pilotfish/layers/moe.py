@@ -24,7 +24,7 @@ from pilotfish.kernels.grouped_linear import (
 from pilotfish.kernels.grouped_linear.native import PlannedGroups, plan_grouped_linear
 from pilotfish.kernels.int4 import COLUMNS_PER_WORD
 from pilotfish.kernels.linear import LinearWeight
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.swiglu import swiglu
 from pilotfish.kernels.swiglu.native import plan_swiglu
 from pilotfish.layers.forward_pass import ForwardPass

@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer, Pointer, Rows
+from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
 from pilotfish.kernels.rms_norm.native import plan_add_scaled
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.decoder import Decoder
@@ -54,7 +54,7 @@ class NativePass:
         self._logit_rows = Rows("R")
         self._kept: dict[int, Buffer | None] = {}
         self._run = PassPlan.empty(
-            rotated=network.rotary.parameters.rotary_dim,
+            rotated=network.num_rotated,
             dtype=dtype,
             cache_dtype=cache_dtype,
             backend=backend,

@@ -11,7 +11,7 @@ import torch
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.layer_norm import add_layer_norm, layer_norm
 from pilotfish.kernels.layer_norm.native import plan_layer_norm
-from pilotfish.kernels.native.plan import Buffer, Columns
+from pilotfish.kernels.native.buffers import Buffer, Columns
 from pilotfish.kernels.rms_norm import Cast, add_rms_norm, add_scaled, rms_norm
 from pilotfish.kernels.rms_norm.native import plan_rms_norm
 from pilotfish.layers.layer import Layer
@@ -76,6 +76,8 @@ class RMSNorm(Norm):
         """As `Norm.add`, in one kernel."""
         if stream is None:
             return rms_norm(x, self.weight, self.eps, cast=self.cast, backend=backend), x
+        if stream.dtype != x.dtype:
+            return self._add_wider(x, stream, backend, multiplier)
         return add_rms_norm(
             x,
             stream,
@@ -85,6 +87,15 @@ class RMSNorm(Norm):
             cast=self.cast,
             backend=backend,
         )
+
+    def _add_wider(
+        self, x: torch.Tensor, stream: torch.Tensor, backend: KernelBackend, multiplier: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A stream of a dtype of its own: the sum is kept in that, the norm rounded to x's."""
+        total = add_scaled(stream, x.to(stream.dtype), multiplier, backend=backend)
+        weight = self.weight.to(stream.dtype)
+        normed = rms_norm(total, weight, self.eps, cast=self.cast, backend=backend)
+        return normed.to(x.dtype), total
 
     def plan(self, run: PassPlan, x: Columns, into: Columns) -> None:
         """As `__call__`."""

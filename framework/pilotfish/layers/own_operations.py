@@ -1,6 +1,7 @@
 """OwnOperations: what a plugin's code computes with torch by itself, each call tried row by row.
 
-Knows: whose code called torch, and which calls have but one result. Does not know: models, passes.
+Knows: whose code called torch, and which calls have but one result. Does not know: models, passes,
+or how rows are told from other axes (`row_axes.py`).
 All that is not known to be exact is tried; what cannot be tried is told, and speaks for nothing.
 Axis letters: T rows of the pass.
 """
@@ -8,16 +9,19 @@ Axis letters: T rows of the pass.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations, product
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import attrs
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pilotfish.layers.row_axes import RowAxes, Rows
 
 _EXACT = """
 view _unsafe_view view_as reshape reshape_as _reshape_alias flatten unflatten expand expand_as
@@ -74,29 +78,56 @@ class OwnOperation:
 
 
 class OwnOperations:
-    """A context manager under which every call of torch that is not exact is looked at.
+    """Looks at every call of torch that is not exact, while one of its three ways is entered.
 
-    num_rows: of the pass, padded or not; an axis of a multiple of it is its rows, so it divides no
-    width. Empty: of another pass, whose calls should be those that were tried before.
+    First a pass is measured, then one of another number of rows is tried, then any other is
+    watched, whose calls should be those that were tried.
     What the library's own code calls is left out: its kernels answer for themselves. So is what
     other threads call, which is not seen.
     found: what plugins called, in order.
     """
 
-    def __init__(self, num_rows: Collection[int]) -> None:
-        self.num_rows = frozenset(num_rows)
+    def __init__(self) -> None:
         self.found: list[OwnOperation] = []
+        self._entered: FrameType | None = None
+        self._num_rows: frozenset[int] = frozenset()
+        self._is_measured = False
+        self._axes = RowAxes()
         self._seen: set[Any] = set()
 
-    def __enter__(self) -> Self:
-        self._modes = (_Calls(self), _Leaving(self))
-        for mode in self._modes:
-            mode.__enter__()  # type: ignore[no-untyped-call]
-        return self
+    @contextmanager
+    def measuring(self, num_rows: Collection[int]) -> Iterator[None]:
+        """A pass of so many rows, padded or not, which tells rows from what is as large."""
+        self._num_rows, self._is_measured = frozenset(num_rows), True
+        try:
+            with self.watching():
+                yield
+        finally:
+            self._num_rows, self._is_measured = frozenset(), False
 
-    def __exit__(self, *error: Any) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)  # type: ignore[no-untyped-call]
+    @contextmanager
+    def trying(self, num_rows: Collection[int]) -> Iterator[None]:
+        """A pass of another number of rows, each of whose calls is tried row by row."""
+        self._num_rows = frozenset(num_rows)
+        try:
+            with self.watching():
+                yield
+        finally:
+            self._num_rows = frozenset()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A pass of any number of rows."""
+        frame = sys._getframe(2)
+        while frame.f_globals.get("__name__") in (__name__, "contextlib"):
+            assert frame.f_back is not None
+            frame = frame.f_back
+        self._entered = frame
+        try:
+            with _Calls(self), _Leaving(self):
+                yield
+        finally:
+            self._entered = None  # it holds the model
 
     def look(self, name: str, func: Any, given: Any, frame: FrameType, why: str = "") -> None:
         """Tries a call on copies of what it gets, once; why: it cannot be tried."""
@@ -106,11 +137,15 @@ class OwnOperations:
         # What differs in float64 is its last bits, which are gone when float32 is made of them.
         if not floats or (is_pointwise and all(x.dtype == torch.float64 for x in floats)):
             return
+        calls = (name, *_calls_of(frame, self._entered), *(x.ndim for x in floats))
+        if self._is_measured:
+            self._axes.measure(calls, leaves, self._num_rows)
+            return
         place = f"{frame.f_globals.get('__name__')}:{frame.f_lineno}, in {frame.f_code.co_name}"
         site = (name, place, *((x.dtype, x.ndim, x.shape[-1:]) for x in floats))
         others = repr([leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)])
         call = (*site, others, *((x.shape, x.stride()) for x in floats))
-        if (call if self.num_rows else site) in self._seen:
+        if (call if self._num_rows else site) in self._seen:
             return
         self._seen |= {site, call}
 
@@ -118,10 +153,11 @@ class OwnOperations:
             own_args, own_kwargs = tree_unflatten(given, spec)
             return list(filter(_is_float, tree_flatten(func(*own_args, **own_kwargs))[0]))
 
+        rows = self._axes.of(calls, leaves, self._num_rows)
         problem = why
         if not why:
             try:
-                problem = self._problem(compute, leaves, is_pointwise)
+                problem = _problem(compute, leaves, rows, is_pointwise)
             except CannotTry as reason:
                 why = problem = str(reason)
             except Exception as error:  # some rows of the operands may make no call
@@ -139,77 +175,87 @@ class OwnOperations:
             )
         )
 
-    def _problem(self, compute: Compute, leaves: Sequence[Any], is_pointwise: bool) -> str:
-        if not any(isinstance(leaf, torch.Tensor) and self._axis(leaf) for leaf in leaves):
-            raise CannotTry("no axis of its operands is the rows of a pass that is tried")
-        tries = [leaves]
-        if not is_pointwise:
-            tries += self._cancelling(leaves)
-        if len(tries) == 1:
-            tries += [_shuffled(leaves, seed) for seed in range(SHUFFLES)]
-        found: set[int] = set()
-        for given in tries:
-            found |= self._differs(compute, given, is_given=given is leaves)
-        if found:
-            counts = ", ".join(map(str, sorted(found)))
-            return f"gives the rows of a call of {counts} other bits than those of many"
-        if is_pointwise and any(_differs_in_pieces(compute, given) for given in tries):
-            return "gives a number other bits at the end of a tensor than inside"
-        return ""
 
-    def _differs(self, compute: Compute, given: Sequence[Any], *, is_given: bool) -> set[int]:
-        whole = compute([_copy(leaf) for leaf in given])
-        if not all(x.isfinite().all() for x in whole):
-            if is_given:
-                raise CannotTry("its results are not finite")
-            return set()
-        if not whole or not all(map(self._axis, whole)):
-            raise CannotTry("no axis of its results is the rows of the pass")
-        found = set()
-        total = max(self.num_rows)
-        for first, count in (*SOME_ROWS, (0, total - 1)):
-            if first < total:
-                got = compute([_copy(self._rows(leaf, first, count)) for leaf in given])
-                wanted = [self._rows(x, first, count) for x in whole]
-                if len(got) != len(wanted) or not all(map(same_bits, got, wanted)):
-                    found.add(count)
-        return found
+def _problem(
+    compute: Compute, leaves: Sequence[Any], rows: Mapping[int, Rows], is_pointwise: bool
+) -> str:
+    if not rows:
+        raise CannotTry("no axis of its operands is the rows of a pass that is tried")
+    tries = [leaves]
+    if not is_pointwise:
+        tries += _cancelling(leaves, rows)
+    if len(tries) == 1:
+        tries += [_shuffled(leaves, seed) for seed in range(SHUFFLES)]
+    found: set[int] = set()
+    for given in tries:
+        found |= _differs(compute, given, rows, is_given=given is leaves)
+    if found:
+        counts = ", ".join(map(str, sorted(found)))
+        return f"gives the rows of a call of {counts} other bits than those of many"
+    if is_pointwise and any(_differs_in_pieces(compute, given) for given in tries):
+        return "gives a number other bits at the end of a tensor than inside"
+    return ""
 
-    def _axis(self, x: torch.Tensor) -> tuple[int, int] | None:
-        """Which axis is the rows, and how many of its places a row has."""
-        for axis, size in enumerate(x.shape):
-            for num_rows in self.num_rows:
-                if size and size % num_rows == 0:
-                    return axis, size // num_rows
+
+def _differs(
+    compute: Compute, given: Sequence[Any], rows: Mapping[int, Rows], *, is_given: bool
+) -> set[int]:
+    def some(first: int, count: int) -> list[torch.Tensor]:
+        cut = {place: each.cut(given[place], first, count) for place, each in rows.items()}
+        return compute([_copy(cut.get(place, leaf)) for place, leaf in enumerate(given)])
+
+    whole = compute([_copy(leaf) for leaf in given])
+    if not all(x.isfinite().all() for x in whole):
+        if is_given:
+            raise CannotTry("its results are not finite")
+        return set()
+    total = min(each.count for each in rows.values())
+    fewer = some(0, total - 1)
+    of_results = list(map(_rows_of_result, whole, fewer, [total] * len(whole)))
+    if not whole or len(fewer) != len(whole) or None in of_results:
+        raise CannotTry("no axis of its results is the rows of the pass")
+    found = set()
+    for first, count in (*SOME_ROWS, (0, total - 1)):
+        if first < total:
+            got = some(first, count)
+            pairs = zip(of_results, whole, got, strict=True)
+            if not all(its and same_bits(y, its.cut(x, first, count)) for its, x, y in pairs):
+                found.add(count)
+    return found
+
+
+def _rows_of_result(whole: torch.Tensor, fewer: torch.Tensor, total: int) -> Rows | None:
+    """The one axis that is shorter where there is a row less."""
+    if whole.ndim != fewer.ndim:
         return None
+    shorter = [axis for axis in range(whole.ndim) if whole.shape[axis] != fewer.shape[axis]]
+    if len(shorter) != 1 or whole.shape[shorter[0]] % total:
+        return None
+    return Rows(shorter[0], whole.shape[shorter[0]] // total, total)
 
-    def _rows(self, leaf: Any, first: int, count: int) -> Any:
-        found = self._axis(leaf) if isinstance(leaf, torch.Tensor) else None
-        if found is None:
-            return leaf
-        axis, each = found
-        return leaf[(slice(None),) * axis + (slice(first * each, (first + count) * each),)]
 
-    def _cancelling(self, leaves: Sequence[Any]) -> list[list[Any]]:
-        """Operands with numbers whose sums of products are zero but for rounding.
+def _cancelling(leaves: Sequence[Any], rows: Mapping[int, Rows]) -> list[list[Any]]:
+    """Operands with numbers whose sums of products are zero but for rounding.
 
-        There a changed order shows in most outputs, and in 16 bits almost nowhere else. Of an axis
-        that two operands share, half of the one is the negative of the other half; the other
-        operand's halves are equal.
-        """
-        places = [place for place, leaf in enumerate(leaves) if _is_float(leaf)]
-        tries = []
-        for left, right in combinations(places, 2):
-            axes = product(range(leaves[left].ndim), range(leaves[right].ndim))
-            for own, other in axes:
-                width = leaves[left].shape[own]
-                shares = width > 1 and width == leaves[right].shape[other]
-                if shares and not any(width % rows == 0 for rows in self.num_rows):
-                    made = list(leaves)
-                    made[left] = _halves(leaves[left], own, -1)
-                    made[right] = _halves(leaves[right], other, 1)
-                    tries.append(made)
-        return tries[:MOST_CANCELLING]
+    There a changed order shows in most outputs, and in 16 bits almost nowhere else. Of an axis
+    that two operands share, half of the one is the negative of the other half; the other
+    operand's halves are equal.
+    """
+    places = [place for place, leaf in enumerate(leaves) if _is_float(leaf)]
+    axes = {
+        place: [n for n in range(leaves[place].ndim) if place not in rows or n != rows[place].axis]
+        for place in places
+    }
+    tries = []
+    for left, right in combinations(places, 2):
+        for own, other in product(axes[left], axes[right]):
+            width = leaves[left].shape[own]
+            if width > 1 and width == leaves[right].shape[other]:
+                made = list(leaves)
+                made[left] = _halves(leaves[left], own, -1)
+                made[right] = _halves(leaves[right], other, 1)
+                tries.append(made)
+    return tries[:MOST_CANCELLING]
 
 
 class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -224,7 +270,7 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         namespace = getattr(func, "namespace", "")
         adds = kwargs.get("alpha", 1) not in (1, -1) or any(arg is True for arg in args[2:])
         if namespace != "aten" or name not in EXACT or adds:
-            frame = _caller()
+            frame = _caller(func)
             if frame is not None:
                 self._own.look(name, func, (args, kwargs), frame)
         return func(*args, **kwargs)
@@ -239,7 +285,7 @@ class _Leaving(TorchFunctionMode):
         del types
         name = getattr(func, "__name__", "")
         if name in LEAVES_TORCH:
-            frame = _caller()
+            frame = _caller(func)
             if frame is not None:
                 self._own.look(name, func, args, frame, "what it is used for is not seen")
         return func(*args, **(kwargs or {}))
@@ -257,18 +303,42 @@ def _is_float(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
-def _caller() -> FrameType | None:
-    """The frame of a plugin that called torch; None where it was the library's own."""
+def _caller(func: Any) -> FrameType | None:
+    """The frame of a plugin that called torch; None where it was the library's own.
+
+    A mode of a plugin that hands a call on, as it was made, is not who called.
+    """
     frame: FrameType | None = sys._getframe(2)
+    handed = [func]
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         room = name.partition(".")[0]
         if room == LIBRARY and name != __name__:
             return None
-        if room not in ("torch", LIBRARY):
+        if name == __name__:
+            handed.append(frame.f_locals.get("func"))
+        elif room != "torch" and not _hands_on(frame, handed):
             return frame
         frame = frame.f_back
     return None
+
+
+def _hands_on(frame: FrameType, handed: Sequence[Any]) -> bool:
+    """Whether it is a mode's, and what the mode was called with is what is looked at."""
+    code = frame.f_code
+    if code.co_name not in ("__torch_function__", "__torch_dispatch__") or code.co_argcount < 2:
+        return False
+    given = frame.f_locals.get(code.co_varnames[1])
+    return any(given is one for one in handed)
+
+
+def _calls_of(frame: FrameType, entered: FrameType | None) -> Iterator[Any]:
+    """Where in the code of plugins a call is made, and where what makes it is called."""
+    at: FrameType | None = frame
+    while at is not None and at is not entered:
+        if at.f_globals.get("__name__", "").partition(".")[0] not in ("torch", LIBRARY):
+            yield at.f_code, at.f_lasti
+        at = at.f_back
 
 
 def _copy(leaf: Any, numbers: torch.Tensor | None = None) -> Any:

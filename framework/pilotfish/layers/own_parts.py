@@ -6,6 +6,8 @@ Knows: classes and their methods. Does not know: what any of them computes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from functools import partial
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -36,6 +38,18 @@ def own_parts(model: DecoderModel) -> list[OwnPart]:
         parts.append(layer)
         parts += (value for value in _held(layer) if isinstance(value, Written))
     return list(dict.fromkeys(found for part in parts if (found := own_part(part))))
+
+
+def functions_in_place(model: DecoderModel) -> list[str]:
+    """Functions that stand where a layer would, as "Block.mlp": what they hold is not seen."""
+    return sorted(
+        {
+            f"{type(layer).__qualname__}.{name}"
+            for layer in model.network.layers_inside()
+            for name, value in sorted(vars(layer).items())
+            if isinstance(value, FunctionType | MethodType | partial)
+        }
+    )
 
 
 def own_part(part: object) -> OwnPart | None:

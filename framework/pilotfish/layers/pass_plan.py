@@ -16,8 +16,9 @@ import torch
 
 from pilotfish.errors import PluginError
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.native.buffers import Buffer, Columns, Pointer, Rows
 from pilotfish.kernels.native.numbers import address_of
-from pilotfish.kernels.native.plan import Buffer, Columns, Plan, PlannedCalls, Pointer, Rows
+from pilotfish.kernels.native.plan import Plan, PlannedCalls
 from pilotfish.kernels.paged_attention.planned import pass_address
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer

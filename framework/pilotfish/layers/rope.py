@@ -157,7 +157,8 @@ class RopeParameters:
         owner = whose.removesuffix(" config")
         options = _rope_options(config, owner)
         _want_one_set(options, owner)
-        given = str(options.get("rope_type") or options.get("type") or "default")
+        named = (options.get("rope_type"), options.get("type"), "default")
+        given = str(next(name for name in named if name is not None))
         rope_type = (aliases or {}).get(given, given)
         if rope_type not in ROPE_TYPES:
             raise ConfigError(

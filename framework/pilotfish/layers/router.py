@@ -16,7 +16,7 @@ from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels import router as kernels
 from pilotfish.kernels.grouped_linear.native import PlannedGroups
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.router import choose_experts, eager
 from pilotfish.kernels.router.native import plan_choose_experts
 from pilotfish.layers.layer import Written

@@ -56,7 +56,8 @@ def shallow(model: DecoderModel, *, is_loaded: bool) -> tuple[DecoderModel, int]
         return None
     for name, shape in shapes.items():
         network.assign(name, _numbers(name, shape, model), model.backend)
-    network.rotary.to(model.device)
+    if network.rotary is not None:
+        network.rotary.to(model.device)
     return few, vocab_size
 
 

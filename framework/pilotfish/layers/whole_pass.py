@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TypeAlias
 
 import attrs
@@ -19,11 +21,10 @@ from pilotfish.kernels.device import current_device
 from pilotfish.layers.own_operations import OwnOperation, OwnOperations, same_bits
 from pilotfish.protocols import PipelineModel
 from pilotfish.state import PagedStateSpec, SlotStateSpec, StateManager
-from pilotfish.weights.int4 import COLUMNS_PER_WORD
 
-TEXT, BESIDE = 88, 11
-"""The most tokens of the text, and those of the one beside it. 88 is a multiple of the blocks that
-rows are padded to."""
+TEXT, BESIDE, AHEAD = 88, 11, 5
+"""The most rows of a pass over the text, the tokens of the one beside it, and rows of the text
+before that pass. 88 is a multiple of the blocks that rows are padded to."""
 PAGE_SIZE = 16
 
 Schedule: TypeAlias = Sequence[Mapping[str, int]]
@@ -37,39 +38,62 @@ class PassProbe:
     unlike: how rows were run that got other bits than in one pass of their own, or why that could
     not be tried; "" where none did.
     believed: whether its author answers for what of the operations cannot be tried.
+    silent: the classes of its plugin that compute and whose author does not say that.
     """
 
     operations: tuple[OwnOperation, ...] = ()
     unlike: str = ""
     believed: bool = False
+    silent: tuple[str, ...] = ()
 
     @property
     def why_not_invariant(self) -> str:
         """What gives a row bits that are not its own, or may, untried; "" where all was tried."""
+        return self.differs or self.untried
+
+    @property
+    def differs(self) -> str:
+        """What gives a row bits that are not its own, or why that was not found out at all."""
         for one in self.operations:
             if one.problem and not one.is_untried:
                 return f"{one} {one.problem}"
         if self.unlike and self.operations:
             return f"{self.unlike}, in a pass that computes {self.operations[0]}"
-        untried = [one for one in self.operations if one.is_untried and not self.believed]
-        if untried and not self.unlike:
-            return f"{untried[0]} could not be tried: {untried[0].problem}"
         return self.unlike
 
+    @property
+    def untried(self) -> str:
+        """What no try says anything of, and no author answers for."""
+        untried = [one for one in self.operations if one.is_untried and not self.believed]
+        if not untried:
+            return ""
+        of = f", one of {len(untried)} calls," if len(untried) > 1 else ""
+        silent = f"; {says_nothing(self.silent)}" if self.silent else ""
+        return f"{untried[0]}{of} could not be tried: {untried[0].problem}{silent}"
 
-def probe_passes(model: PipelineModel, vocab_size: int, *, believed: bool = False) -> PassProbe:
+
+def says_nothing(names: Sequence[str]) -> str:
+    """What the author of some classes can do, in words."""
+    return f"its author can answer for it: `keeps_bits = True` is missing in {', '.join(names)}"
+
+
+def probe_passes(
+    model: PipelineModel, vocab_size: int, *, believed: bool = False, silent: Sequence[str] = ()
+) -> PassProbe:
     """Run a text in one pass, in passes of 1, 3 and 16 rows, and packed beside another text.
 
     model: with weights; it and its caches are as before afterwards. vocab_size: ids up to it may
-    be asked for. believed: see `PassProbe`. Nine passes, of 369 rows together. An exception of the
-    model's is told, not raised: the pass that a user asks for will raise it.
+    be asked for. believed, silent: see `PassProbe`. Twelve passes, of 470 rows together. An
+    exception of the model's is told, not raised: the pass that a user asks for will raise it.
     """
-    own = OwnOperations(())
+    own = OwnOperations()
     try:
         unlike = _unlike(model, vocab_size, own)
     except Exception as error:  # a plugin may raise anything
         unlike = f"the passes that try it raised {type(error).__name__}: {error}"
-    return PassProbe(operations=tuple(own.found), unlike=unlike, believed=believed)
+    return PassProbe(
+        operations=tuple(own.found), unlike=unlike, believed=believed, silent=tuple(silent)
+    )
 
 
 def text_logits(model: PipelineModel, vocab_size: int) -> torch.Tensor:
@@ -80,9 +104,13 @@ def text_logits(model: PipelineModel, vocab_size: int) -> torch.Tensor:
 
 def _unlike(model: PipelineModel, vocab_size: int, own: OwnOperations) -> str:
     multiple = max(1, model.row_multiple)
-    length = _text_length(model, multiple)
-    if length < 2:
-        return "it cannot be tried: no text within its reach has a length that divides no width"
+    reach = model.config.get_max_seq_len() - 1
+    ahead = AHEAD if reach > 4 * AHEAD else 0
+    most = _blocks_of(min(TEXT, reach - ahead), multiple)
+    fewer = _blocks_of(most * 3 // 4, multiple)
+    if fewer < 1:
+        return "it cannot be tried: no text within its reach has two rows"
+    length = ahead + most
     schedules: dict[str, Schedule] = {"passes of 1, 3 and 16 rows": _cut(length, (1, 3, 16))}
     if length >= BESIDE:
         first = length // 5
@@ -92,37 +120,34 @@ def _unlike(model: PipelineModel, vocab_size: int, own: OwnOperations) -> str:
             {"beside": 1, "text": 1},
             {"text": length - first - 1, "beside": 2},
         ]
-    own.num_rows = frozenset((length, -(-length // multiple) * multiple))
-    with own:
-        wanted = _logits(model, [{"text": length}], length, vocab_size)
+    text = partial(_logits, model, length=length, vocab_size=vocab_size)
+    short = text(_behind(ahead, fewer), around=own.measuring(_rows(fewer, multiple)))
+    wanted = text(_behind(ahead, most), around=own.trying(_rows(most, multiple)))
     if not wanted.isfinite().all():
         return "it cannot be tried: its logits are not finite"
-    own.num_rows = frozenset()
     for told, schedule in schedules.items():
-        with own:
-            got = _logits(model, schedule, length, vocab_size)
+        with own.watching():
+            got = text(schedule)
         if not same_bits(got, wanted):
             return f"rows differ in {told}"
+    if not same_bits(short, wanted[: len(short)]):
+        return f"rows differ in passes of {fewer} and {most} rows"
     return ""
 
 
-def _text_length(model: PipelineModel, multiple: int) -> int:
-    """The longest that divides no width, so that an axis of it is rows; best without padding."""
-    words = {"_packed": COLUMNS_PER_WORD}
-    widths = {
-        width * each
-        for name, shape in model.parameter_shapes().items()
-        for width in shape
-        for each in (1, next((n for end, n in words.items() if name.endswith(end)), 1))
-    }
-    lengths = range(min(TEXT, model.config.get_max_seq_len() - 1), 1, -1)
-    fit = [
-        length
-        for length in lengths
-        for padded in (-(-length // multiple) * multiple,)
-        if not any(width % length == 0 or width % padded == 0 for width in widths)
-    ]
-    return next((length for length in fit if length % multiple == 0), max(fit, default=0))
+def _blocks_of(most: int, multiple: int) -> int:
+    """The largest number of rows up to `most` that needs no padding; `most` where there is none."""
+    return most - most % multiple or most
+
+
+def _rows(count: int, multiple: int) -> tuple[int, int]:
+    """A number of rows, and that with padding."""
+    return count, -(-count // multiple) * multiple
+
+
+def _behind(ahead: int, rows: int) -> list[dict[str, int]]:
+    """A pass behind another, so that there are more keys than rows."""
+    return [{"text": count} for count in (ahead, rows) if count]
 
 
 def _cut(length: int, counts: Sequence[int]) -> list[dict[str, int]]:
@@ -136,8 +161,17 @@ def _cut(length: int, counts: Sequence[int]) -> list[dict[str, int]]:
 
 
 @torch.inference_mode()
-def _logits(model: PipelineModel, schedule: Schedule, length: int, vocab_size: int) -> torch.Tensor:
-    """[T, V], every row of the text, run as the schedule says over caches of its own."""
+def _logits(
+    model: PipelineModel,
+    schedule: Schedule,
+    length: int,
+    vocab_size: int,
+    around: AbstractContextManager[None] | None = None,
+) -> torch.Tensor:
+    """[T, V], every row of the text, run as the schedule says over caches of its own.
+
+    around: entered for the last pass.
+    """
     contexts = {
         name: RequestContext(
             request_id=name, tokens=_tokens(name, length, vocab_size), num_prompt_tokens=length
@@ -149,7 +183,7 @@ def _logits(model: PipelineModel, schedule: Schedule, length: int, vocab_size: i
     for name in contexts:
         state.claim(name)
     found = []
-    for counts in schedule:
+    for number, counts in enumerate(schedule, start=1):
         batch = [contexts[name] for name in counts]
         for context, count in zip(batch, counts.values(), strict=True):
             start = context.num_computed
@@ -157,7 +191,8 @@ def _logits(model: PipelineModel, schedule: Schedule, length: int, vocab_size: i
             context.num_scheduled = count
         rows = list(counts.values())
         kv = None if leaf is None else state.kv_inputs(list(counts), rows, leaf)
-        with current_device(model.device):
+        looked_at = around if number == len(schedule) else None
+        with current_device(model.device), looked_at or nullcontext():
             outputs = model.execute(model.prepare_initial_token_inputs([batch], kv, rows))
         place, bounds = list(counts).index("text"), outputs.logit_offsets.tolist()
         found.append(outputs.logits[bounds[place] : bounds[place + 1]].clone())

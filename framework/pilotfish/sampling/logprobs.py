@@ -7,7 +7,7 @@ truncation. Does not know: how the token was chosen. Axis letters: R rows of log
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import Array, addressof, c_double, c_int64
 
 import attrs
@@ -26,12 +26,23 @@ class TokenLogprobs:
     token_id: the token sampled, or the prompt's. logprob: its natural log probability.
     rank: 1 for the likeliest token; the lower id first among equals.
     top: the likeliest tokens as (id, logprob), in the order of rank; may or may not hold token_id.
+    text, top_texts: the token's text, and those of top; None without a tokenizer.
     """
 
     token_id: int
     logprob: float
     rank: int
     top: tuple[tuple[int, float], ...]
+    text: str | None = attrs.field(default=None, eq=False, repr=False)
+    top_texts: tuple[str, ...] | None = attrs.field(default=None, eq=False, repr=False)
+
+    def with_texts(self, text_of: Callable[[int], str]) -> TokenLogprobs:
+        """The same with every token's text."""
+        return attrs.evolve(
+            self,
+            text=text_of(self.token_id),
+            top_texts=tuple(text_of(token) for token, _ in self.top),
+        )
 
 
 def token_logprobs(

@@ -79,6 +79,11 @@ class AttachedGroup:
         self._caches = tuple(caches)
         self._told: set[str] = set()  # of every request of which any cache may hold something
 
+    @property
+    def has_caches(self) -> bool:
+        """Whether there is any."""
+        return bool(self._caches)
+
     def inputs(
         self,
         leaf: str,

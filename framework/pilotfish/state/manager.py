@@ -53,7 +53,7 @@ class StateManager:
     ) -> None:
         self.page_size_tokens = page_size_tokens
         self.prefix_caching = prefix_caching
-        self.pool = PagePool(num_pages, on_evict=self._forget_page)
+        self.pool = PagePool(num_pages)
         self.index = PrefixIndex(page_size_tokens, lookahead)
         self._tables = PageTables()
         self._attached = AttachedGroup(attached)
@@ -113,6 +113,33 @@ class StateManager:
     def pages_for(self, num_tokens: int) -> int:
         """Pages that so many rows of one request take."""
         return -(-num_tokens // self.page_size_tokens)
+
+    # What others compute
+
+    @property
+    def keeps_snapshots(self) -> bool:
+        """Whether a prefix hit needs what attached caches keep, not pages alone."""
+        return self.prefix_caching and self._attached.has_caches
+
+    def page_names(self, keys: Sequence[int], salt: bytes = b"") -> tuple[bytes, ...]:
+        """The names of the pages that a prefix hit of these keys may find; see `PrefixIndex`."""
+        if not self.prefix_caching:
+            return ()
+        return tuple(name for _, name in self.index.names(keys, salt))
+
+    def num_restorable(self, names: Sequence[bytes]) -> int:
+        """How many of the pages with these names, from the first, `claim` would share now."""
+        pages: list[int] = []
+        for name in names:
+            page = self.index.find(name)
+            if page is None:
+                break
+            pages.append(page)
+        return self._num_restorable(pages)
+
+    def rows_to_publish(self, num_pages: int) -> int:
+        """Rows that a request has committed when its first pages can be found by others."""
+        return num_pages * self.page_size_tokens + self.index.lookahead
 
     # The lifecycle
 
@@ -221,7 +248,7 @@ class StateManager:
         """
         self._attached.clear(range(self.num_pages))
         self.index.clear()
-        self.pool = PagePool(self.num_pages, on_evict=self._forget_page)
+        self.pool = PagePool(self.num_pages)
         self._tables = PageTables()
         self._requests.clear()
         self._poison(range(self.num_pages))
@@ -334,17 +361,21 @@ class StateManager:
         if not self.prefix_caching or not keys:
             return PrefixMatch(pages=(), chains=())
         hit = self.index.match(keys, salt)
-        count = len(hit.pages)
-        while count and not self._attached.restorable(hit.pages[count - 1]):
-            count -= 1
+        count = self._num_restorable(hit.pages)
         return PrefixMatch(pages=hit.pages[:count], chains=hit.chains[:count])
+
+    def _num_restorable(self, pages: Sequence[int]) -> int:
+        count = len(pages)
+        while count and not self._attached.restorable(pages[count - 1]):
+            count -= 1
+        return count
 
     def _grow(self, request_id: str, request: RequestBook, wanted: int) -> None:
         num_before = len(request.pages)
         if wanted <= num_before:
             return
         try:
-            pages = self.pool.allocate(wanted - num_before)
+            pages = self.pool.allocate(wanted - num_before, self._forget_page)
         except OutOfPagesError as error:
             raise OutOfPagesError(f"request {request_id!r}: {error}") from None
         self._poison(pages)

@@ -18,14 +18,13 @@ class PagePool:
     by nobody, but published, so that a later request may share it; taken back, the longest unused
     first, when no free page is left. A published page is read-only from then on.
 
-    num_pages: at least 1. on_evict: called with a cached page before it is given to somebody else.
+    num_pages: at least 1.
     """
 
-    def __init__(self, num_pages: int, on_evict: Callable[[int], None] | None = None) -> None:
+    def __init__(self, num_pages: int) -> None:
         if num_pages < 1:
             raise StateError(f"num_pages is {num_pages}; wanted at least 1: raise num_pages")
         self.num_pages = num_pages
-        self._on_evict = on_evict
         self._free = list(range(num_pages - 1, -1, -1))
         self._refcounts = [0] * num_pages
         self._published = bytearray(num_pages)
@@ -67,9 +66,10 @@ class PagePool:
         """Whether its one owner may write to the page."""
         return self._refcounts[page] == 1 and not self._published[page]
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int, on_evict: Callable[[int], None] | None = None) -> list[int]:
         """Gives `count` pages with one reference each; free ones first, then cached ones.
 
+        on_evict: called with each cached page before it is given away.
         Raises OutOfPagesError, with nothing changed, when there are not so many.
         """
         if count > self.num_available:
@@ -78,7 +78,7 @@ class PagePool:
                 f"{self.num_pages}: release a request or raise num_pages"
             )
         while len(self._free) < count:
-            self._evict_oldest()
+            self._evict_oldest(on_evict)
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
             self._refcounts[page] = 1
@@ -120,12 +120,12 @@ class PagePool:
         self._free.extend(reversed(freed))
         return freed
 
-    def _evict_oldest(self) -> None:
+    def _evict_oldest(self, on_evict: Callable[[int], None] | None) -> None:
         page, _ = self._cached.popitem(last=False)
         self._published[page] = 0
         self._free.append(page)
-        if self._on_evict is not None:
-            self._on_evict(page)
+        if on_evict is not None:
+            on_evict(page)
 
     def _want_owned(self, page: int, verb: str) -> None:
         if self._refcounts[page] == 0:

@@ -5,7 +5,7 @@ Knows: digests of key chains and the page each names. Does not know: tensors, ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 import attrs
@@ -74,18 +74,23 @@ class PrefixIndex:
 
         The last key's row is always computed anew: its logits are wanted.
         """
-        size, pages, chains = self.page_size_tokens, [], []
-        chain = self.root(salt)
-        last_start = len(keys) - max(1, self.lookahead) - size
-        for start in range(0, last_start + 1, size):
-            end = start + size
-            chain = self.extend(chain, keys[start:end])
-            page = self._page_of.get(self.name(chain, keys[end : end + self.lookahead]))
+        pages, chains = [], []
+        for chain, name in self.names(keys, salt):
+            page = self._page_of.get(name)
             if page is None:
                 break
             pages.append(page)
             chains.append(chain)
         return PrefixMatch(pages=tuple(pages), chains=tuple(chains))
+
+    def names(self, keys: Sequence[int], salt: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Chain digest and name of every page that `match` may find, published or not."""
+        size, chain = self.page_size_tokens, self.root(salt)
+        last_start = len(keys) - max(1, self.lookahead) - size
+        for start in range(0, last_start + 1, size):
+            end = start + size
+            chain = self.extend(chain, keys[start:end])
+            yield chain, self.name(chain, keys[end : end + self.lookahead])
 
     def find(self, name: bytes) -> int | None:
         """The page published under a name."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pilotfish.testing.checkpoints import save_tiny, save_with_transformers
+    from pilotfish.testing.draft_oracle import DraftOracle, DraftTarget
     from pilotfish.testing.examples import SMALL, Examples
     from pilotfish.testing.naive import NaiveAnswer, naive_answer, naive_token
     from pilotfish.testing.oracle import Oracle, TransformersOracle
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Broken": "promise",
+    "DraftOracle": "draft_oracle",
+    "DraftTarget": "draft_oracle",
     "Examples": "examples",
     "NaiveAnswer": "naive",
     "NotApplicable": "promise",
@@ -56,6 +59,8 @@ _HOMES = {
 
 __all__ = [
     "Broken",
+    "DraftOracle",
+    "DraftTarget",
     "Examples",
     "NaiveAnswer",
     "NotApplicable",

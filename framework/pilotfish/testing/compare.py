@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.engine.outputs import RequestOutput
 from pilotfish.testing.promise import Broken, want
 
 
@@ -31,6 +32,19 @@ def want_same_bits(got: torch.Tensor, wanted: torch.Tensor, where: str) -> None:
         f"by up to {gap:.3g}",
         "the same bits in every row",
     )
+
+
+def want_same_answer(ours: RequestOutput, theirs: RequestOutput, where: str, when: str) -> None:
+    """Raises Broken naming the tokens, or the first log probability, in which two answers part.
+
+    where, when: in words, what gave ours and what gave theirs.
+    """
+    got, wanted = list(ours.token_ids), list(theirs.token_ids)
+    want(got == wanted, f"{where}: {got}", f"{wanted}, {when}")
+    pairs = zip(ours.logprobs or (), theirs.logprobs or (), strict=True)
+    for place, (mine, other) in enumerate(pairs):
+        same = f"log probabilities {other} of token {place}, {when}"
+        want(mine == other, f"{where}, with the same tokens: {mine}", same)
 
 
 def want_finite(got: torch.Tensor, where: str) -> None:

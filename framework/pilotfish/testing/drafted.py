@@ -21,6 +21,7 @@ from pilotfish.testing.subject import PAGE_SIZE, Subject
 
 NUM_TOKENS = 13
 WIDTH = 3
+NOTHING = "nothing was drafted, for texts that repeat themselves too"
 _FORCED = 100.0
 """Added to a logit: no other token comes."""
 

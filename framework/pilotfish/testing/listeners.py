@@ -5,19 +5,25 @@ Knows: how a loaded engine is overheard. Does not know: what is promised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
 import torch
 
+from pilotfish.config import SamplingParams
 from pilotfish.engine import LLM
 from pilotfish.engine.proposals import fault_of
-from pilotfish.sampling import acceptance
+from pilotfish.sampling import SamplingRow, acceptance
 from pilotfish.sampling.acceptance import VerifyRequest
 from pilotfish.speculation import DraftBatch, Proposal
 from pilotfish.testing import drafters
 from pilotfish.testing.promise import Broken
+
+ASKED = ("embed", "lm_head")
+"""What a drafter may call of its target."""
 
 
 class FaultyOnce:
@@ -43,7 +49,8 @@ class Proposals:
     """Listens to what is drafted: (tokens so far, drafted tokens), and how many rows counted.
 
     excess: (got, wanted) of tokens that are too many or no ids of the target. What is no list of
-    Proposals with ints breaks the promise that listens.
+    Proposals with ints breaks the promise that listens. asked: what the target was asked for,
+    "embed" or "lm_head".
     """
 
     def __init__(self, llm: LLM) -> None:
@@ -51,6 +58,8 @@ class Proposals:
         self._whose = f"{type(proposer).__name__}.propose returned"
         self._proposer, self._real = proposer, proposer.propose
         self._vocab_size = llm.vocab_size
+        self._target: Any = llm.engine.runner.model
+        self.asked = set[str]()
         self.clear()
         proposer.propose = self._listen
 
@@ -66,7 +75,8 @@ class Proposals:
         self.excess: list[tuple[str, str]] = []
 
     def _listen(self, batch: DraftBatch) -> Sequence[Proposal]:
-        found: Sequence[Proposal] = self._real(batch)
+        with self._overheard():
+            found: Sequence[Proposal] = self._real(batch)
         fault = fault_of(found, len(batch.requests), self._vocab_size)
         if fault is not None:
             raise Broken(f"{self._whose} {fault[0]}", fault[1])
@@ -76,6 +86,29 @@ class Proposals:
                 self.seen.append((tuple(request.tokens), tuple(proposal.tokens)))
             self._judge(request.width, proposal.tokens)
         return found
+
+    @contextmanager
+    def _overheard(self) -> Iterator[None]:
+        """While it is entered the target notes for what it is asked."""
+
+        def noting(name: str) -> Callable[..., Any]:
+            real = getattr(self._target, name)
+
+            def call(*args: Any) -> Any:
+                self.asked.add(name)
+                return real(*args)
+
+            return call
+
+        made = {name: noting(name) for name in ASKED if hasattr(self._target, name)}
+        before = {name: value for name, value in vars(self._target).items() if name in made}
+        vars(self._target).update(made)
+        try:
+            yield
+        finally:
+            for name in made:
+                del vars(self._target)[name]
+            vars(self._target).update(before)
 
     def _judge(self, width: int, tokens: Sequence[int]) -> None:
         """Notes what the engine would cut or drop without a word."""
@@ -87,6 +120,43 @@ class Proposals:
             if not 0 <= token < self._vocab_size:
                 ids = f"ids of the target, 0 to {self._vocab_size - 1}"
                 self.excess.append((f"{self._whose} the token {token}", ids))
+
+
+class GreedyDrafts:
+    """While it is entered drafts are taken greedily, whatever the answer's own options say.
+
+    seen: (tokens so far, tokens asked for, drafted tokens) where any were asked for.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self._proposer: Any = llm.proposer
+        self.seen: list[tuple[tuple[int, ...], int, tuple[int, ...]]] = []
+
+    def __enter__(self) -> GreedyDrafts:
+        real = self._proposer.propose
+
+        def propose(batch: DraftBatch) -> Sequence[Proposal]:
+            requests = [
+                attrs.evolve(one, sampling_row=partial(_greedy_row, len(one.tokens)))
+                for one in batch.requests
+            ]
+            found: Sequence[Proposal] = real(attrs.evolve(batch, requests=requests))
+            for request, proposal in zip(requests, found, strict=True):
+                if request.width:
+                    heard = tuple(request.tokens), request.width, tuple(proposal.tokens)
+                    self.seen.append(heard)
+            return found
+
+        self._proposer.propose = propose
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._proposer.propose
+
+
+def _greedy_row(num_tokens: int, drafted: Sequence[int]) -> SamplingRow:
+    params = SamplingParams(temperature=0)
+    return SamplingRow(params=params, seed=0, position=num_tokens + len(drafted))
 
 
 class Judged:

@@ -33,6 +33,15 @@ class Oracle:
         """[T, V]: logits in ordinary `dtype` arithmetic; its error sets the tolerance."""
         raise NotImplementedError
 
+    def nudged(self, tokens: Sequence[int], dtype: str) -> Iterator[torch.Tensor]:
+        """`exact` again and again, each time with every weight moved by about its rounding.
+
+        That shows which rows hang on a choice between scores that are equal but for rounding, as
+        of experts. Nothing where it is not known.
+        """
+        del tokens, dtype
+        yield from ()
+
     def hidden_states(self, tokens: Sequence[int], dtype: str) -> list[torch.Tensor]:
         """The stream at boundaries 0 to L, each [T, D] float64, of `exact`; the last before the
         final norm. [] where it is not known.
@@ -78,26 +87,59 @@ class TransformersOracle(Oracle):
         logits: torch.Tensor = self.load(dtype, attention="eager")(_ids(tokens)).logits[0]
         return logits.float()
 
-    @torch.inference_mode()
+    def nudged(self, tokens: Sequence[int], dtype: str) -> Iterator[torch.Tensor]:
+        """As `Oracle`, without end."""
+        model, drawn = self.load(dtype).double(), torch.Generator().manual_seed(0)
+        most = torch.finfo(getattr(torch, dtype)).eps
+        stored = [weight.detach().clone() for weight in model.parameters()]
+        while True:
+            with torch.inference_mode():
+                for weight, own in zip(model.parameters(), stored, strict=True):
+                    noise = torch.rand(own.shape, generator=drawn, dtype=torch.float64)
+                    weight.data = own * (1 + most * (2 * noise - 1))
+                logits = self._widened(model, tokens)
+            yield logits
+
     def hidden_states(self, tokens: Sequence[int], dtype: str) -> list[torch.Tensor]:
         """As `Oracle`: what each block is given, and what the last one gives."""
-        model, seen = self.load(dtype).double(), list[Any]()
-        blocks = _blocks(model)
-        for block in blocks:
+        return self.streams(self.load(dtype).double(), tokens)[0]
+
+    @torch.inference_mode()
+    def streams(
+        self, model: Any, tokens: Sequence[int]
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Of a model of `load`, in any dtype: `hidden_states`, and [T, D] the normed output.
+
+        [] and None where they are not found.
+        """
+        seen, blocks, normed = list[Any](), _blocks(model), list[Any]()
+        hooks = [
             block.register_forward_pre_hook(
                 lambda _, args, named: seen.append(args[0] if args else named.get("hidden_states")),
                 with_kwargs=True,
             )
-        for block in blocks[-1:]:
+            for block in blocks
+        ]
+        hooks += [
             block.register_forward_hook(
                 lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
             )
-        self._widened(model, tokens)
+            for block in blocks[-1:]
+        ]
+        hooks.append(
+            model.get_decoder().register_forward_hook(lambda _, args, out: normed.append(out[0]))
+        )
+        if model.dtype == torch.float64:
+            self._widened(model, tokens)
+        else:
+            model(_ids(tokens))
+        for hook in hooks:
+            hook.remove()
         known = len(seen) == len(blocks) + 1 and all(
             isinstance(state, torch.Tensor) and state.shape[:2] == (1, len(tokens))
             for state in seen
         )
-        return [state[0].double() for state in seen] if known else []
+        return ([state[0] for state in seen] if known else []), normed[0][0] if normed else None
 
     @torch.inference_mode()
     def generate(self, tokens: Sequence[int], count: int) -> list[int]:
@@ -147,10 +189,23 @@ class TransformersOracle(Oracle):
                     raise
                 return self._loaded(dtype, "eager")
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            odd = sorted(set(said.get(kind) or ()) - self._ignored)
+            named = set(said.get(kind) or ()) - self._ignored
+            # transformers names tensors as it has joined them: one for all experts, say.
+            odd = sorted(name for name in named if not self._lies_in_ignored(name))
             if odd:
                 raise NotKnown(f"transformers loads it with {kind}: {odd[:3]}")
         return model
+
+    def _lies_in_ignored(self, name: str) -> bool:
+        """Whether the file has tensors in the module of a name, and all of them are ignored."""
+        from safetensors import safe_open
+
+        module, file = name.rpartition(".")[0] + ".", self.folder / SINGLE_FILE
+        if not any(other.startswith(module) for other in self._ignored) or not file.is_file():
+            return False
+        with safe_open(file, framework="pt") as stored:
+            names = set(stored.keys())
+        return {other for other in names if other.startswith(module)} <= self._ignored
 
     def _widened(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
         with _Widened():

@@ -22,7 +22,8 @@ from pilotfish.config.runtime import BackendName
 from pilotfish.engine import LLM
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.loading import Prepared, prepare_from_options
+from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.prepared import Prepared
 from pilotfish.errors import PilotfishError
 from pilotfish.protocols import ImageProcessor, PipelineModel, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import Registry
@@ -44,6 +45,8 @@ PAGE_SIZE = 4
 NUM_PAGES = 64
 LONG = 27
 """Tokens of a long prompt: several pages, and no multiple of anything."""
+LONGER = 301
+"""Tokens of a text beyond the blocks of 64, 128 and 256 keys in which attention may be computed."""
 
 
 IMAGE_SIZES = ((48, 32), (20, 60), (30, 30))
@@ -66,6 +69,7 @@ class Subject:
     num_threads: of torch while a promise is checked; None leaves it.
     draft, speculative: a drafter to be tested on it, for the promises about drafts.
     example_of: the architecture whose tiny example `name` it is; None for anybody's checkpoint.
+    cannot_run: what every pass raises, once that is known; "" where passes run.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Subject:
     draft: str | None = None
     speculative: SpeculativeConfig | None = None
     example_of: str | None = None
+    cannot_run: str = attrs.field(default="", init=False)
     _models: dict[str, tuple[Prepared, PipelineModel]] = attrs.field(factory=dict, repr=False)
     _oracle: Oracle | NotKnown | None = attrs.field(default=None, repr=False)
     _exits: ExitStack = attrs.field(factory=ExitStack, repr=False)
@@ -181,6 +186,10 @@ class Subject:
                 found.append(token)
         return found
 
+    def longer_tokens(self) -> list[int]:
+        """A text of `LONGER` tokens, or of as many as the model reaches."""
+        return self.tokens(min(LONGER, self.max_seq_len), seed=7)
+
     def image_prompt(self, *, num_images: int, seed: int = 0) -> ImagePrompt:
         """Random token ids around random images of several sizes.
 
@@ -259,7 +268,7 @@ class Subject:
         self, tokens: Sequence[int], dtype: str | None = None, *, num_prompt: int | None = None
     ) -> torch.Tensor:
         """The naive answer: one request, one pass, nothing cached. [T, V] logits of every row."""
-        session = self.session(dtype)
+        session = self.session(dtype, num_pages=max(NUM_PAGES, -(-len(tokens) // PAGE_SIZE)))
         session.add("alone", tokens, num_prompt=num_prompt)
         return session.finish("alone")
 

@@ -5,14 +5,14 @@ from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.experts import expert_rules
 from pilotfish.weights.gguf import GGUFFile
 from pilotfish.weights.int4 import check_int4
-from pilotfish.weights.loading import (
+from pilotfish.weights.load_plan import (
     LoadPlan,
     LoadStep,
-    execute_load,
     plan_load,
     tensors_read,
     without_ignored,
 )
+from pilotfish.weights.loading import execute_load
 from pilotfish.weights.pretokenizer import (
     PreTokenizer,
     TiktokenRules,

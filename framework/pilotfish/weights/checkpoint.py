@@ -28,6 +28,7 @@ from pilotfish.weights.hub import (
     find_gguf,
     hub_id,
     meant_by,
+    only_gguf,
     why_no_config,
 )
 from pilotfish.weights.json_file import read_json_object
@@ -168,11 +169,14 @@ def open_checkpoint(model: str, registry: GGUFRegistry | None = None) -> Checkpo
     if wanted.file is not None:
         place, remote = find_gguf(wanted)
         return _open_gguf(model, place, registry, remote)
-    return _from_hub(model, wanted)
+    return _from_hub(model, wanted, registry)
 
 
-def _from_hub(model: str, wanted: HubId) -> Checkpoint:
+def _from_hub(model: str, wanted: HubId, registry: GGUFRegistry | None) -> Checkpoint:
     snapshot = fetch_small_files(wanted)
+    if not (snapshot.path / CONFIG_FILE).is_file() and (name := only_gguf(snapshot)) is not None:
+        place, remote = find_gguf(attrs.evolve(wanted, file=name))
+        return _open_gguf(model, place, registry, remote)
     refuse_pointers(snapshot.path)
     try:
         return _of_directory(model, snapshot.path, snapshot)

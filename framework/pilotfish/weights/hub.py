@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import cached_property
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,9 @@ from pilotfish.weights.directory import (
     open_directory,
     why_no_weights,
 )
-from pilotfish.weights.hub_access import (
-    RemoteFile,
-    cached_commit,
-    commit_and_files,
-    download,
-    is_refusal,
-)
+from pilotfish.weights.hub_access import RemoteFile, cached_commit, remote_commit
+from pilotfish.weights.hub_download import LAST, fetch
+from pilotfish.weights.hub_reasons import is_refusal
 from pilotfish.weights.safetensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -51,8 +48,8 @@ _HUB_ID = re.compile(
 _ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _SAFETENSORS = (SINGLE_FILE, INDEX_FILE)
-_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-_COPIES = ["*/*.json", "*/*.model", "*/*.txt"]
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_COPIES = ("*/*.json", "*/*.model", "*/*.txt")
 """Other formats of the same model, in folders of their own."""
 
 _FIRST_BYTES = 100_000
@@ -109,7 +106,7 @@ class HubSnapshot:
 
     def files(self) -> list[str]:
         """Every file of the commit, those that are not here among them."""
-        return commit_and_files(self.repo, self.commit)[1]
+        return list(remote_commit(self.repo, self.commit).sizes)
 
     def remote(self, name: str) -> RemoteFile:
         """One of them."""
@@ -149,8 +146,8 @@ class HubSource:
             return {tensor: place.info for tensor, place in self._header(name).items()}
         weight_map = weight_map_in(self._snapshot.path / name)
         shards = sorted(set(weight_map.values()))
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            headers = dict(zip(shards, pool.map(self._header, shards), strict=True))
+        with ThreadPool(_AT_ONCE) as pool:  # its threads keep nobody waiting who leaves early
+            headers = dict(zip(shards, pool.map(self._header, shards, chunksize=1), strict=True))
         found = joined(self._snapshot.path / name, weight_map, headers)
         return {tensor: place.info for tensor, (_, place) in found.items()}
 
@@ -188,20 +185,40 @@ class HubSource:
 
     @cached_property
     def _local(self) -> WeightSource:
-        repo, name = self._snapshot.repo, self._main_file
-        wanted = [name]
+        name, wanted = self._main_file, [self._main_file]
         if name in INDEX_FILES:
             wanted += sorted(set(weight_map_in(self._snapshot.path / name).values()))
-        download(repo, self._snapshot.commit, wanted)
+        snapshot = self._snapshot
+        fetch(remote_commit(snapshot.repo, snapshot.commit), wanted, snapshot.commit)
         return open_directory(self._snapshot.path)
 
 
 def fetch_small_files(model: HubId) -> HubSnapshot:
     """Config, tokenizer, templates and the index; no weights.
 
+    Where the hub cannot be reached, it is what the cache has of the commit that was last fetched.
     Raises CheckpointError saying what to do, with the hub's own exception as its cause.
     """
-    return HubSnapshot(model.repo, download(model.repo, model.revision, _SMALL_FILES, _COPIES))
+    repo, revision = model.repo, model.revision
+    try:
+        commit = remote_commit(repo, revision)
+    except CheckpointError as error:
+        here = None if is_refusal(error) else cached_commit(repo, revision)
+        if here is None or not ((here / LAST).is_file() or _ggufs_in(here)):
+            raise
+        return HubSnapshot(repo, here)
+    names = [
+        name for name in commit.sizes if _fits(name, _SMALL_FILES) and not _fits(name, _COPIES)
+    ]
+    return HubSnapshot(repo, fetch(commit, names, revision))
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _ggufs_in(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*.gguf")]
 
 
 def find_gguf(model: HubId) -> tuple[Path, RemoteGGUF | None]:
@@ -214,15 +231,15 @@ def find_gguf(model: HubId) -> tuple[Path, RemoteGGUF | None]:
     assert model.file is not None
     repo, revision = model.repo, model.revision
     try:
-        commit, files = commit_and_files(repo, revision)
+        commit = remote_commit(repo, revision)
     except CheckpointError as error:
         here = None if is_refusal(error) else cached_commit(repo, revision)
-        ggufs = [] if here is None else [str(p.relative_to(here)) for p in here.rglob("*.gguf")]
+        ggufs = [] if here is None else _ggufs_in(here)
         found = [name for name in ggufs if name in _fitting(model.file, ggufs)]
         if here is None or len(found) != 1:
             raise
         return here / found[0], None
-    ggufs = [name for name in files if name.endswith(".gguf")]
+    ggufs = [name for name in commit.sizes if name.endswith(".gguf")]
     fitting = _fitting(model.file, ggufs)
     parts = [
         name
@@ -240,7 +257,7 @@ def find_gguf(model: HubId) -> tuple[Path, RemoteGGUF | None]:
             f"{repo}: {what} {model.file!r}; wanted one of "
             f"{', '.join(ggufs) or 'its GGUF files: none'}"
         )
-    remote = RemoteGGUF(RemoteFile(repo, commit, fitting[0]), revision)
+    remote = RemoteGGUF(RemoteFile(repo, commit.id, fitting[0]), revision)
     return remote.file.place, None if remote.file.place.is_file() else remote
 
 
@@ -260,10 +277,20 @@ class RemoteGGUF:
 
     def fetch(self) -> None:
         """Puts it there. Raises CheckpointError."""
-        place = self.file.place
-        folder = download(self.file.repo, self.revision, [self.file.name])
-        if folder / self.file.name != place:
-            raise CheckpointError(f"{self.file}: it was changed on the hub meanwhile: try again")
+        fetch(remote_commit(self.file.repo, self.file.commit), [self.file.name], self.revision)
+
+
+def only_gguf(snapshot: HubSnapshot) -> str | None:
+    """The one GGUF file of a repository, which it then stands for; None for none or several.
+
+    An image part (mmproj) is none of them.
+    """
+    try:
+        names = snapshot.files()
+    except CheckpointError:
+        names = _ggufs_in(snapshot.path)
+    found = [name for name in names if name.endswith(".gguf") and "mmproj" not in name.lower()]
+    return found[0] if len(found) == 1 else None
 
 
 def why_no_config(snapshot: HubSnapshot) -> str:

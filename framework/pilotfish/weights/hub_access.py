@@ -1,12 +1,11 @@
-"""Asking the hub: one request, one piece of a file, and what is said when it does not answer.
+"""Asking the hub: one request, the files of a commit, one piece of a file.
 
-Knows: what may go wrong between here and there, and the local cache. Does not know: formats.
+Knows: requests, and the layout of the local cache. Does not know: formats.
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +13,12 @@ from typing import Any, TypeVar
 import attrs
 
 from pilotfish.errors import CheckpointError
+from pilotfish.weights.hub_reasons import reason
 
 T = TypeVar("T")
 
 _WHOLE, _PAST_THE_END = 200, 416
 """HTTP's codes for the whole file and for a range behind its end."""
-_LOG_IN = "`hf auth login`, or the environment variable HF_TOKEN"
 
 
 @attrs.frozen
@@ -91,32 +90,47 @@ def cached_commit(repo: str, revision: str | None) -> Path | None:
     ref = folder / "refs" / (revision or constants.DEFAULT_REVISION)
     try:
         commit = ref.read_text().strip() if ref.is_file() else revision
+        found = folder / "snapshots" / commit if commit else None
+        return found if found is not None and found.is_dir() else None
     except OSError:
         return None
-    found = folder / "snapshots" / commit if commit else None
-    return found if found is not None and found.is_dir() else None
 
 
-def commit_and_files(repo: str, revision: str | None) -> tuple[str, list[str]]:
-    """What a branch, tag or commit is on the hub -> the commit's id, and every file of it."""
+@attrs.frozen
+class RemoteCommit:
+    """One commit of a repository on the hub, with all its files.
+
+    id: the commit's. sizes: file -> bytes. blobs: file -> its name among the cache's blobs, where
+    that is known.
+    """
+
+    repo: str
+    id: str
+    sizes: Mapping[str, int]
+    blobs: Mapping[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie in the cache, or will lie."""
+        return cache_folder(self.repo) / "snapshots" / self.id
+
+
+def remote_commit(repo: str, revision: str | None) -> RemoteCommit:
+    """What a branch, tag or commit is on the hub. Raises CheckpointError, as `asked`."""
     from huggingface_hub import constants
 
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    found = asked(repo, lambda api: api.model_info(repo, revision=revision, timeout=timeout))
-    return str(found.sha), [file.rfilename for file in found.siblings or ()]
-
-
-def download(
-    repo: str, revision: str | None, names: list[str], without: list[str] | None = None
-) -> Path:
-    """Fetches what is not yet in the cache, names or patterns -> the commit's directory there."""
-    return Path(
-        asked(
-            repo,
-            lambda api: api.snapshot_download(
-                repo, revision=revision, allow_patterns=names, ignore_patterns=without
-            ),
-        )
+    found = asked(
+        repo,
+        lambda api: api.model_info(repo, revision=revision, timeout=timeout, files_metadata=True),
+    )
+    files = found.siblings or ()
+    blobs = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+    return RemoteCommit(
+        repo,
+        str(found.sha),
+        {file.rfilename: file.size or 0 for file in files},
+        {name: blob for name, blob in blobs.items() if blob},
     )
 
 
@@ -129,64 +143,4 @@ def asked(repo: str, ask: Callable[[Any], T]) -> T:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{repo}: {_reason(repo, error)}") from error
-
-
-def is_refusal(error: CheckpointError) -> bool:
-    """Whether the hub was reached and said no, so that what is in the cache is not asked."""
-    return any(status in (401, 403, 404) for status in _statuses(error))
-
-
-_OFFLINE = (
-    "no such file or directory here, not whole in the local cache, and it cannot be fetched from "
-    "the hub, as the environment variable HF_HUB_OFFLINE is set; unset it, or give a path"
-)
-
-
-def _reason(repo: str, error: Exception) -> str:
-    """What went wrong and what to do, on one line."""
-    from huggingface_hub import constants, errors
-
-    refusals = {
-        errors.GatedRepoError: (
-            f"access is restricted on the hub; ask for it on {constants.ENDPOINT}/{repo}, then log "
-            f"in: {_LOG_IN}"
-        ),
-        errors.RevisionNotFoundError: (
-            "the repository has no such branch, tag or commit; check what stands behind the @"
-        ),
-        errors.RepositoryNotFoundError: (
-            "no such file or directory here, and no such repository on the hub, or a private one; "
-            f"check the name, or log in: {_LOG_IN}"
-        ),
-    }
-    for kind, refusal in refusals.items():
-        if isinstance(error, kind):
-            return refusal
-    if 401 in _statuses(error):
-        return (
-            "the hub refuses the access token, which is wrong or has expired (401); make another "
-            f"on {constants.ENDPOINT}/settings/tokens and log in with it: {_LOG_IN}. A public "
-            "model needs none: unset HF_TOKEN, or `hf auth logout`"
-        )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk of the cache is full ({constants.HF_HUB_CACHE}); set HF_HOME to another"
-    if constants.HF_HUB_OFFLINE:
-        return _OFFLINE
-    said = " ".join(str(error).split()) or type(error).__name__
-    cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
-    return (
-        "no such file or directory here, not whole in the local cache, and it cannot be fetched "
-        f"from the hub ({said:.160}{f'; {cause:.80}' if cause else ''}); check the network, or "
-        "give a path"
-    )
-
-
-def _statuses(error: BaseException) -> Iterator[int]:
-    """HTTP's codes of an error and of what caused it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(status, int):
-            yield status
-        cause = cause.__cause__
+        raise CheckpointError(f"{repo}: {reason(repo, error)}") from error

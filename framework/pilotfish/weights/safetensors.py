@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,6 +18,7 @@ from pilotfish.errors import CheckpointError
 from pilotfish.weights.anew import get_again
 from pilotfish.weights.json_file import read_json_object
 from pilotfish.weights.lfs import refuse_pointer
+from pilotfish.weights.names import shortened
 from pilotfish.weights.source import TensorInfo
 from pilotfish.weights.window import read_window
 
@@ -140,6 +141,17 @@ def weight_map_in(path: Path) -> dict[str, str]:
         or not all(isinstance(shard, str) for shard in weight_map.values())
     ):
         raise CheckpointError(f"{path}: no weight_map; wanted tensor names with their files")
+    paths = {shard: PurePath(shard) for shard in weight_map.values()}
+    elsewhere = sorted(
+        repr(shard)
+        for shard, file in paths.items()
+        if file.is_absolute() or ".." in file.parts or not file.name
+    )
+    if elsewhere:
+        raise CheckpointError(
+            f"{path}: the weight_map names {', '.join(shortened(elsewhere))}; wanted names of "
+            "files beside the index: nothing outside of a checkpoint's folder is read"
+        )
     return weight_map
 
 

@@ -20,6 +20,7 @@ def pilotfish_speculators() -> Sequence[SpeculatorSpec]:
             config="pilotfish_dflash.config:DFlashConfig",
             model="pilotfish_dflash.model:DFlashProposer",
             needs=frozenset({"verify", "taps", "embed", "lm_head"}),
+            draft_oracle="pilotfish_dflash.oracle:dflash_oracle",
             verified_against="a full recomputation in plain torch, and z-lab's package dflash 0.1",
         )
     ]

@@ -17,7 +17,7 @@ import torch
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.context_kv_write import write_context_kv
 from pilotfish.kernels.context_kv_write.native import plan_write_context_kv
-from pilotfish.kernels.native.plan import Buffer, Pointer
+from pilotfish.kernels.native.buffers import Buffer, Pointer
 from pilotfish.kernels.paged_attention import AttentionPlan, plan_attention
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import PreNormBlock

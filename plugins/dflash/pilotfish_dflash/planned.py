@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
 from pilotfish.kernels.native.numbers import address_of
-from pilotfish.kernels.native.plan import Buffer, Pointer, Rows
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.pass_plan import PassPlan

@@ -20,6 +20,7 @@ def pilotfish_speculators() -> Sequence[SpeculatorSpec]:
             config="pilotfish_eagle.config:EagleConfig",
             model="pilotfish_eagle.model:EagleModel",
             needs=frozenset({"verify", "taps", "embed", "lm_head"}),
+            draft_oracle="pilotfish_eagle.oracle:eagle_oracle",
             verified_against="a full recomputation in plain torch, written from the papers",
         )
     ]

@@ -12,7 +12,7 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import Block, PreNormBlock
 from pilotfish.layers.decoder import Stream

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer, Pointer, Rows
+from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
 from pilotfish.kernels.rms_norm.native import plan_add_scaled
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.forward_pass import ForwardPass

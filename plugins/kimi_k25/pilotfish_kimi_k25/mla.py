@@ -14,7 +14,7 @@ import torch
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import write_kv
 from pilotfish.kernels.kv_write.native import plan_write_kv
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.rope import apply_rope
 from pilotfish.kernels.rope.native import plan_apply_rope
 from pilotfish.layers.attention import PagedAttentionLayer

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.native.plan import Buffer
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.short_conv import ConvColumns, short_conv
 from pilotfish.kernels.short_conv.native import pass_address, plan_short_conv
 from pilotfish.layers.attention import Attention

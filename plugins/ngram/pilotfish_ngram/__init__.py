@@ -17,6 +17,7 @@ def pilotfish_speculators() -> Sequence[SpeculatorSpec]:
             config="pilotfish_ngram.config:NgramConfig",
             model="pilotfish_ngram.proposer:NgramProposer",
             needs=frozenset({"verify"}),
+            draft_oracle="pilotfish_ngram.oracle:NgramOracle",
             verified_against="plain decoding: texts are equal",
         )
     ]

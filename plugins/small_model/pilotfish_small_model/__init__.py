@@ -18,6 +18,7 @@ def pilotfish_speculators() -> Sequence[SpeculatorSpec]:
             config="pilotfish_small_model.config:SmallModelConfig",
             model="pilotfish_small_model.proposer:SmallModelProposer",
             needs=frozenset({"verify"}),
+            draft_oracle="pilotfish_small_model.oracle:SmallModelOracle",
             verified_against="plain decoding: texts are equal; the draft with itself: all accepted",
         )
     ]

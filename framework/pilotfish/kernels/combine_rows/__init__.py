@@ -29,6 +29,7 @@ def combine_rows(
     x: [R, D] float; places: [T, S] int64; weights: [T, S] float32; last: [T', D] of x's dtype, or
     None. num_rows: T' >= T, None: T; the rows past T are sums of no terms but `last`.
     On torch a product may be fused with its sum. Returns a new [T', D] of x's dtype.
+    Raises ValueError (torch: its own error) for a place that x has not, or another shape or dtype.
     A row's bits depend on that row's own terms only.
     """
     count = places.shape[0] if num_rows is None else num_rows

@@ -7,8 +7,9 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import address, dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.buffers import Buffer
+from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows, want_indices
+from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
@@ -38,24 +39,24 @@ def combine_rows(
     num_rows: int,
 ) -> torch.Tensor:
     """As the public function."""
-    places, weights = places.contiguous(), weights.contiguous()
+    x, places, weights = in_rows(x), places.contiguous(), weights.contiguous()
+    last = None if last is None else in_rows(last)
     filled, terms = places.shape
-    width = x.shape[1]
-    out = x.new_empty((num_rows, width))
+    count, width = x.shape
+    if num_rows < filled:
+        raise ValueError(f"num_rows is {num_rows}; wanted {filled} or more, as places has rows")
     args = Arguments(
-        x.data_ptr(),
-        places.data_ptr(),
-        weights.data_ptr(),
-        address(last),
-        out.data_ptr(),
-        num_rows,
-        filled,
-        terms,
-        width,
-        x.stride(0),
-        0 if last is None else last.stride(0),
-        dtype_code(x.dtype),
+        address_of("x", x, x.dtype, count, width, apart=True),
+        address_of("places", places, torch.int64, filled, terms),
+        address_of("weights", weights, torch.float32, filled, terms, exact=True),
     )
+    if last is not None:
+        args.last = address_of("last", last, x.dtype, num_rows, width, apart=True)
+        args.last_stride = last.stride(0)
+    want_indices("places", places, count)
+    out = x.new_empty((num_rows, width))
+    args.out, args.rows, args.filled, args.terms = out.data_ptr(), num_rows, filled, terms
+    args.width, args.row_stride, args.dtype = width, x.stride(0), dtype_code(x.dtype)
     run("combine_rows", args, num_rows * terms * width)
     return out
 

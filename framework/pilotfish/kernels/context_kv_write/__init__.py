@@ -39,7 +39,8 @@ def write_context_kv(
         contiguous. Mutated: only the named slots change.
     write_slots: [T] int64, page * S + offset, distinct.
     A row's bits depend on that row, its angles and the gains only (torch: given at least two rows).
-    Raises ValueError when shapes or dtypes do not fit.
+    Raises ValueError when shapes or dtypes do not fit, or (torch: its own error) a slot is none of
+    a cache's.
     """
     is_native = backend.name == "native"
     _check(kv, k_weight, angles[0], caches, write_slots, any_float=is_native)

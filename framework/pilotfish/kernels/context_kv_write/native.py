@@ -8,8 +8,9 @@ from ctypes import Structure, addressof, c_float, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan, Pointer
+from pilotfish.kernels.native.buffers import Buffer, Pointer
+from pilotfish.kernels.native.numbers import address_of, dtype_code, want_indices
+from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
@@ -45,15 +46,17 @@ def write_context_kv(
     """As the public function; what is written is rounded to the caches' dtype. kv stays."""
     if write_slots.shape[0] == 0 or not caches:
         return
+    for cache in caches:
+        want_indices("write_slots", write_slots, cache.shape[0] * cache.shape[1])
     cos, sin = (part.contiguous() for part in angles)
     weight, slots = k_weight.contiguous(), write_slots.contiguous()
     places = (c_void_p * len(caches))(*(cache.data_ptr() for cache in caches))
-    _, layers, _, heads, width = kv.shape
+    rows, layers, _, heads, width = kv.shape
     args = Arguments(
         kv.data_ptr(),
         weight.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
+        address_of("cos", cos, torch.float32, rows, cos.shape[1]),
+        address_of("sin", sin, torch.float32, rows, cos.shape[1]),
         addressof(places),
         slots.data_ptr(),
         slots.shape[0],

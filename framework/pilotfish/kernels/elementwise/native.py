@@ -10,8 +10,9 @@ from ctypes import Structure, c_float, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.plan import Plan
 
 FUNCTIONS = (
     "silu",

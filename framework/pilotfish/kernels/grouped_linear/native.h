@@ -1,6 +1,6 @@
 // Grouped linear: rows sorted by group, each group with a weight of its own, all in one call.
 //
-// Knows: which rows go to which weight, and how threads share them. Sums: as in linear/tiles.h, so a row has the bits
+// Knows: which rows go to which weight, and how threads share them. Sums: as in linear/order.h, so a row has the bits
 // that `linear` gives it with its group's weight alone.
 #pragma once
 #include "grouped_linear/groups.h"

@@ -14,8 +14,9 @@ import torch
 from pilotfish.kernels.grouped_linear.groups import RowGroups
 from pilotfish.kernels.grouped_linear.weight import GroupedWeight
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.buffers import Buffer
+from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows
+from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
@@ -41,17 +42,21 @@ def grouped_linear(
 ) -> torch.Tensor:
     """x: [R, K], or [T, K] to gather from; returns a new [R, O], as the public function."""
     num_rows = groups.rows.shape[0]
-    assert gather or x.shape[0] == num_rows, (x.shape, num_rows)
-    assert x.shape[1] == weight.in_features, (x.shape, weight.in_features)
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        x = x.contiguous()
+    x = in_rows(x)
+    wanted_rows = groups.places.shape[0] if gather else num_rows
+    used = [group for group, _, _ in groups.spans]  # ascending
+    if used and not 0 <= used[0] <= used[-1] < weight.num_groups:
+        raise ValueError(
+            f"rows go to groups {used[0]} to {used[-1]}; wanted 0 to {weight.num_groups - 1}, "
+            "groups that the weight has"
+        )
     out = torch.empty((num_rows, weight.out_features), dtype=x.dtype)
     flat = [len(groups.spans), *(number for span in groups.spans for number in span)]
     spans = (c_int64 * len(flat))(*flat)
     run(
         "grouped_linear",
         Arguments(
-            x.data_ptr(),
+            address_of("x", x, x.dtype, wanted_rows, weight.in_features, apart=True),
             out.data_ptr(),
             ctypes.addressof(weight.native),
             groups.rows.data_ptr() if gather else None,

@@ -25,8 +25,8 @@ def write_kv(
         row_shape is [2, K, H] for keys and values, but any shape will do.
     cache: [P, S, *row_shape], contiguous. Mutated in place; only the named slots change.
     write_slots: [T] int64, page * S + offset, distinct.
-    Raises ValueError when shapes or dtypes do not fit. A row's bits are
-    copied, or rounded number by number.
+    Raises ValueError when shapes or dtypes do not fit, or (torch: its own error) a slot is none of
+    the cache's. A row's bits are copied, or rounded number by number.
     """
     _check(kv, cache, write_slots, any_float=backend.name == "native")
     if backend.name == "native":

@@ -7,8 +7,9 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Columns, Plan, Pointer
+from pilotfish.kernels.native.buffers import Columns, Pointer
+from pilotfish.kernels.native.numbers import dtype_code, want_indices
+from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
@@ -31,13 +32,15 @@ def write_kv(kv: torch.Tensor, cache: torch.Tensor, write_slots: torch.Tensor) -
     count = write_slots.shape[0]
     if count == 0:
         return
+    want_indices("write_slots", write_slots, cache.shape[0] * cache.shape[1])
     if not kv[0].is_contiguous():
         kv = kv.contiguous()
+    slots = write_slots.contiguous()
     width = kv[0].numel()
     args = Arguments(
         kv.data_ptr(),
         cache.data_ptr(),
-        write_slots.contiguous().data_ptr(),
+        slots.data_ptr(),
         count,
         width,
         kv.stride(0),

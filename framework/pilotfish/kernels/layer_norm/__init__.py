@@ -25,9 +25,9 @@ def layer_norm(
 ) -> torch.Tensor:
     """Return `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, over the last axis.
 
-    x: [T, D] float, rows contiguous, the rows themselves may be strided. weight, bias: [D] float32
-    and contiguous, or None. Computed in float32, rounded once. Returns a new [T, D] of x's dtype.
-    A row's bits depend on that row, weight, bias and eps only.
+    x: [T, D] float, rows contiguous (else they are copied), the rows themselves may be strided.
+    weight, bias: [D] float32, or None. Computed in float32, rounded once. Returns a new [T, D] of
+    x's dtype. A row's bits depend on that row, weight, bias and eps only.
     Source: Ba et al. 2016, "Layer Normalization", eq. 3 and 4.
     """
     if backend.name == "native":

@@ -51,8 +51,8 @@ static void layer_norm_of(const pf_layer_norm* a, pf_team* team) {
     const Floats scale = all(1.0f / sqrtf(tree_sum(squares) / (float)width + a->eps));
     for (int64_t k = 0; k < width; k += LANES) {
       Floats normed = (read_some<DTYPE>(x + k, width - k) - mean) * scale;
-      if (a->weight) normed = normed * load_some(a->weight + k, width - k);
-      if (a->bias) normed = normed + load_some(a->bias + k, width - k);
+      if (a->weight) normed = normed * read_some<PF_FLOAT32>(a->weight + k, width - k);
+      if (a->bias) normed = normed + read_some<PF_FLOAT32>(a->bias + k, width - k);
       write_some<DTYPE>(out + k, normed, width - k);
     }
   }

@@ -7,8 +7,9 @@ from ctypes import Structure, c_float, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import address, dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.buffers import Buffer
+from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
+from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
@@ -41,15 +42,20 @@ def layer_norm(
     multiplier: float = 1.0,
 ) -> torch.Tensor:
     """x: [T, D]; with a residual: it is updated, and the norm is the sum's."""
-    out = torch.empty_like(x)
+    x = in_rows(x)
+    rows, width = x.shape
+    weight, bias = _affine("weight", weight, width), _affine("bias", bias, width)
+    if residual is not None:
+        address_of("residual", residual, x.dtype, rows, width, exact=True, apart=True)
+    out = x.new_empty(x.shape)
     args = Arguments(
-        x.data_ptr(),
+        address_of("x", x, x.dtype, rows, width, apart=True),
         out.data_ptr(),
         address(residual),
         address(weight),
         address(bias),
-        x.shape[0],
-        x.shape[1],
+        rows,
+        width,
         x.stride(0),
         out.stride(0),
         0 if residual is None else residual.stride(0),
@@ -73,6 +79,7 @@ def plan_layer_norm(
 ) -> Buffer:
     """Plans `layer_norm` of [rows, D]; returns the normed rows."""
     out = Buffer(x.rows, x.width, x.dtype)
+    weight, bias = _affine("weight", weight, x.width), _affine("bias", bias, x.width)
     plan.keep(weight, bias)
     plan.call(
         "layer_norm",
@@ -92,3 +99,12 @@ def plan_layer_norm(
         multiplier=multiplier,
     )
     return out
+
+
+def _affine(what: str, tensor: torch.Tensor | None, width: int) -> torch.Tensor | None:
+    """Contiguous; ValueError where it is no [D] float32."""
+    if tensor is None:
+        return None
+    tensor = tensor.contiguous()
+    address_of(what, tensor, torch.float32, width, exact=True)
+    return tensor

@@ -1,7 +1,8 @@
 // How a weight's numbers lie in memory, row by row, and how a run of a row's columns is decoded to float32.
 //
-// Knows: kinds of rows. Does not know: what they are multiplied with. Each number is exactly the one that the `gguf`
-// package (or `kernels.int4`) gives in float32: scale * number is exact there, so fma(scale, number, low) is its sum.
+// Knows: kinds of rows. Does not know: what they are multiplied with. Of finite scales each number is the one that
+// the `gguf` package (or `kernels.int4`) gives in float32, but for the sign of a zero: scale * number is exact there, so
+// fma(scale, number, low) is its sum.
 #pragma once
 #include "pilotfish/rows.h"
 
@@ -86,7 +87,7 @@ template <int FIRST> struct Nibbles {
 #endif
 };
 
-// --- Each kind's reader goes through N rows side by side, columns `column` (a multiple of CHUNK) to column + columns,
+// --- Each kind's reader goes through N rows side by side, columns `column` (a multiple of 256) to column + columns,
 // and hands what it decodes to take(row, k, sixteen numbers from column + k on), k ascending for each row.
 
 // Blocks of 32 columns: a scale and, of some, a low end in half precision, perhaps a fifth bit of each number, numbers.
@@ -362,7 +363,7 @@ PF_INLINE void with_reader(int64_t kind, Body body) {
   }
 }
 
-// Writes `columns` numbers of `row` from `column` on (a multiple of CHUNK), and zeros up to a multiple of 16.
+// Writes `columns` numbers of `row` from `column` on (a multiple of 256), and zeros up to a multiple of 16.
 typedef void (*Decode)(const pf_weight_part* part, const uint8_t* row, int64_t column, int64_t columns, float* out);
 
 template <typename Reader>

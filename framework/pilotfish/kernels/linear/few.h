@@ -39,7 +39,7 @@ static void dot_rows(const pf_weight_part* part, const uint8_t* const* outputs, 
       }
     }
   }
-  for (int r = 0; r < R; r++) tree_sums(spans[r], y + r * PANEL);
+  for (int r = 0; r < R; r++) four_tree_sums(spans[r], y + r * PANEL);
 }
 
 struct Few {

@@ -41,16 +41,16 @@ constexpr int64_t MANY_ROWS = 96;
 // Rows multiplied before the next panel is decoded.
 constexpr int64_t ROWS_AT_ONCE = 512;
 
-// Rows of x as float32: as they are, or turned where that is not null.
+// Rows of x as float32: as they are, or turned.
 struct Rows {
   WideRows wide;
-  const float* turned;
+  bool is_turned;
 };
 
 // Few rows: this thread's own copy (or x itself); else the team's, which it waits for.
 static Rows rows_of(const void* x, int64_t dtype, int64_t stride, int64_t rows, int64_t columns, bool is_turned,
                     pf_team* team) {
-  if (rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0) return {{(const float*)x, rows, columns}, nullptr};
+  if (rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0) return {{(const float*)x, rows, columns}, false};
   const int64_t bytes = WideRows::bytes(rows, columns);
   const bool is_few = rows <= WIDENED_ALONE || team->count == 1;
   float* out = (float*)(is_few ? team->scratch(team, 0, bytes) : team->shared(team, 0, bytes));
@@ -61,7 +61,7 @@ static Rows rows_of(const void* x, int64_t dtype, int64_t stride, int64_t rows, 
     else widen_rows<d()>(x, stride, mine.begin, mine.end, out, columns);
   });
   if (!is_few) team->wait(team);
-  return {{out, rows, columns}, is_turned ? out : nullptr};
+  return {{out, rows, columns}, is_turned};
 }
 
 // Bias of outputs first to first + count, zeros past them; x + -0 is x.
@@ -114,15 +114,15 @@ static void multiply_turned(const pf_weight_part* part, int64_t from, int64_t la
 static void multiply(const pf_weight_part* part, int64_t from, int64_t last, int64_t shift, const Rows& x,
                      const int64_t* order, int64_t first_row, int64_t rows, const Results& results, pf_team* team) {
   const int64_t columns = x.wide.columns, stride = WideRows::stride(columns);
-  if (x.turned || rows >= MANY_ROWS) {
+  if (x.is_turned || rows >= MANY_ROWS) {
     const int64_t blocks = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, block = (rows + blocks - 1) / blocks;
-    float* turned = x.turned ? nullptr : (float*)team->scratch(team, 2, WideRows::bytes(block, columns));
+    float* turned = x.is_turned ? nullptr : (float*)team->scratch(team, 2, WideRows::bytes(block, columns));
     for (int64_t t = first_row, end = first_row + rows; t < end; t += block) {
       const int64_t some = end - t < block ? end - t : block;
       for (int64_t i = 0; turned && i < some; i++) {
         turned::turn_row(x.wide.row(order ? order[t + i] : t + i), columns, turned + i * stride);
       }
-      const float* these = turned ? turned : x.turned + t * stride;
+      const float* these = turned ? turned : x.wide.row(t);
       multiply_turned(part, from, last, shift, these, columns, t, some, results, team);
     }
     return;

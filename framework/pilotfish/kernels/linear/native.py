@@ -16,7 +16,7 @@ from pilotfish.errors import WeightsError
 from pilotfish.kernels.int4 import COLUMNS_PER_WORD
 from pilotfish.kernels.linear.weight import LinearWeight, PackedRows
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import address, dtype_code
+from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
 
 FLOAT_KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -197,8 +197,7 @@ def linear(
     x: torch.Tensor, weight: LinearWeight, out_dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """x: [T, K] float; returns a new [T, O] of out_dtype, or of x's dtype."""
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        x = x.contiguous()
+    x = in_rows(x)
     out = torch.empty((x.shape[0], weight.out_features), dtype=out_dtype or x.dtype)
     linear_into(x, weight, out)
     return out
@@ -206,16 +205,15 @@ def linear(
 
 def linear_into(x: torch.Tensor, weight: LinearWeight, out: torch.Tensor) -> None:
     """x: [T, K], out: [T, O], columns of both contiguous."""
-    bias = weight.bias
-    assert x.shape[1] == weight.in_features, (x.shape, weight.in_features)
+    bias, num_rows = weight.bias, x.shape[0]
     run(
         "linear",
         Arguments(
-            x.data_ptr(),
-            out.data_ptr(),
+            address_of("x", x, x.dtype, num_rows, weight.in_features, apart=True),
+            address_of("out", out, out.dtype, num_rows, weight.out_features, apart=True),
             ctypes.addressof(weight.native),
             address(bias),
-            x.shape[0],
+            num_rows,
             weight.in_features,
             len(weight.parts),
             dtype_code(x.dtype),
@@ -231,16 +229,16 @@ def linear_into(x: torch.Tensor, weight: LinearWeight, out: torch.Tensor) -> Non
 def lookup_rows(weight: LinearWeight, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """tokens: [T] int64; returns [T, K]: the weight's rows, NaN for those that it has not."""
     assert len(weight.parts) == 1, len(weight.parts)
-    assert tokens.dtype == torch.int64
     tokens = tokens.contiguous()
-    out = torch.empty((tokens.shape[0], weight.in_features), dtype=dtype)
+    num_rows = tokens.numel()
+    out = torch.empty((num_rows, weight.in_features), dtype=dtype)
     run(
         "lookup_rows",
         LookupArguments(
-            tokens.data_ptr(),
+            address_of("tokens", tokens, torch.int64, num_rows),
             out.data_ptr(),
             ctypes.addressof(weight.native),
-            tokens.shape[0],
+            num_rows,
             weight.out_features,
             weight.in_features,
             dtype_code(dtype),

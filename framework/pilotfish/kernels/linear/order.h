@@ -38,7 +38,7 @@ static void widen_rows(const void* x, int64_t stride, int64_t first, int64_t end
 }
 
 // y[i] = tree_sum(x[i]) of four: the same pairs are added, four trees at a time.
-PF_INLINE void tree_sums(const Floats* x, float* y) {
+PF_INLINE void four_tree_sums(const Floats* x, float* y) {
 #if defined(__AVX512F__)
   __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(x[0].v, x[1].v, 0x44), _mm512_shuffle_f32x4(x[0].v, x[1].v, 0xee));
   __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(x[2].v, x[3].v, 0x44), _mm512_shuffle_f32x4(x[2].v, x[3].v, 0xee));

@@ -6,8 +6,9 @@ import ctypes
 
 from pilotfish.kernels.linear.native import Arguments
 from pilotfish.kernels.linear.weight import LinearWeight
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.native.numbers import address, dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.plan import Plan
 
 
 def plan_linear(plan: Plan, x: Buffer, weight: LinearWeight, out: Buffer) -> Buffer:

@@ -70,7 +70,7 @@ static void end_span(const float* chain, float* spans, bool is_first, bool is_la
       if (!is_first) sums[i] = load(spans + at) + sums[i];
       if (!is_last) store(spans + at, sums[i]);
     }
-    if (is_last) tree_sums(sums, y + o);
+    if (is_last) four_tree_sums(sums, y + o);
   }
 }
 
@@ -91,7 +91,7 @@ static void multiply_panel(const pf_weight_part* part, int64_t first, int64_t co
   const int64_t padded = WideRows::padded(x.columns);
   const bool is_one_piece = padded <= PIECE;
   float *chains = y + rows * PANEL, *spans = chains + rows * PANEL * LANES;
-  for (int64_t column = 0; column < padded; column += PIECE) {
+  for (int64_t column = 0; column == 0 || column < padded; column += PIECE) {
     const int64_t left = x.columns - column, columns = left < PIECE ? left : PIECE;
     const bool is_last = column + PIECE >= padded, ends_span = is_last || (column + PIECE) % SPAN == 0;
     for (int64_t begin = 0; begin < count; begin += TILE_OUTPUTS) {

@@ -20,8 +20,6 @@ constexpr int64_t TILE_PARTS = 4;
 #endif
 // Outputs of a panel, whose decoded numbers stay in the second cache.
 constexpr int64_t OUTPUTS = TILE_PARTS * PART_LANES;
-// The order of chains: each is added to those that `tree_sum` adds it to as soon as they are there. Its own inverse.
-constexpr int LANE_ORDER[LANES] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
 constexpr int TREE_DEPTH = 4;
 // Columns decoded before they are turned: a multiple of every block's. The first cache holds sixteen outputs of them.
 constexpr int64_t DECODED = 256;
@@ -159,7 +157,7 @@ template <int P> static MultiplyTile tile_with(int64_t rows) {
                                        multiply_tile<4, P>, multiply_tile<5, P>, multiply_tile<6, P>};
   return tiles[rows - 1];
 }
-static MultiplyTile tile_of(int64_t rows, int64_t parts) {
+static MultiplyTile tile_of(int64_t rows, [[maybe_unused]] int64_t parts) {
 #if defined(__AVX512F__)
   if (parts == 1) return tile_with<1>(rows);
   if (parts == 2) return tile_with<2>(rows);
@@ -182,7 +180,7 @@ static void multiply_panel(const pf_weight_part* part, int64_t first, int64_t co
                            int64_t rows, float* work, Finish finish) {
   float *y = work, *spans = y + TILE_ROWS * OUTPUTS, *panel = spans + (columns > SPAN ? rows * OUTPUTS * LANES : 0);
   const int64_t width = rounded_up(count, LANES), stride = WideRows::stride(columns);
-  for (int64_t span = 0; span < columns; span += SPAN) {
+  for (int64_t span = 0; span == 0 || span < columns; span += SPAN) {
     const int64_t left = columns - span, steps = span_columns(span, columns) / LANES;
     const bool is_last = left <= SPAN;
     decode_panel(part, first, count, span, left < SPAN ? left : SPAN, width, panel);

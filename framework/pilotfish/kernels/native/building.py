@@ -62,11 +62,7 @@ _AVX512 = (
     "-mprefer-vector-width=512",
 )
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {
-        "avx2": _AVX2,
-        "avx512": _AVX512,
-        "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
-    },
+    "x86_64": {"avx2": _AVX2, "avx512": _AVX512},
     "aarch64": {"neon": ()},
 }
 """Machine -> instruction set -> what the compiler is told beside COMMON. processor.h asks for it

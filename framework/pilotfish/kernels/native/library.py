@@ -26,8 +26,8 @@ from pilotfish.kernels.native.building import (
 )
 
 VARIABLE = "PILOTFISH_INSTRUCTIONS"
-"""Environment variable: the best instruction set to be used (avx2, avx512, avx512_bf16, neon), or
-"none" for no native kernels."""
+"""Environment variable: the best instruction set to be used (avx2, avx512, neon), or "none" for no
+native kernels."""
 
 FILE_VARIABLE = "PILOTFISH_NATIVE_LIBRARY"
 """Environment variable: another file than the one compiled into the package; it is taken as it is,
@@ -158,8 +158,10 @@ def _loaded_openmp() -> Any:
             paths = {line.split(None, 5)[5].strip() for line in maps if "libgomp" in line}
     except OSError:
         return None
-    torchs = {path for path in paths if path.startswith(str(Path(torch.__file__).parents[1]))}
-    chosen = torchs or paths  # torch's wheels bring theirs, in torch/lib or torch.libs
+    # torch's wheels bring theirs, in torch/lib or torch.libs; other packages beside it do so too.
+    site = Path(torch.__file__).resolve().parents[1]
+    folders = (f"{site / 'torch'}/", f"{site / 'torch.libs'}/")
+    chosen = {path for path in paths if path.startswith(folders)} or paths
     return ctypes.CDLL(chosen.pop()) if len(chosen) == 1 else None
 
 

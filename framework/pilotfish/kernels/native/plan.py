@@ -1,7 +1,7 @@
 """Plan: native calls laid down once, when a model is loaded, and run by one call in every pass.
 
-Knows: argument records, which of their fields change from pass to pass, and the memory between
-calls. Does not know: any kernel, layer or model.
+Knows: argument records and which of their fields change from pass to pass. Does not know: any
+kernel, layer or model.
 
 A record is written when it is planned. What changes later (how many rows there are, where a
 buffer or a pass's tensor lies) is written into all records at once before a run, by NumPy.
@@ -10,7 +10,7 @@ buffer or a pass's tensor lies) is written into all records at once before a run
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Callable, KeysView, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -18,75 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pilotfish.kernels.native.buffers import (
+    Buffer,
+    Columns,
+    Pointer,
+    Rows,
+    check_record,
+    share_memory,
+)
 from pilotfish.kernels.native.library import library, why_not
-from pilotfish.kernels.native.numbers import dtype_code, has_code
 
 _ALIGNMENT = 64
 _AFTER_ALL = 1 << 62
 Key = TypeVar("Key")
-
-
-@attrs.frozen(eq=False)
-class Rows:
-    """A number of rows that every pass has anew: all rows of it, say, or those with logits."""
-
-    name: str
-    _multiples: dict[int, Rows] = attrs.field(factory=dict, init=False, repr=False)
-
-    def times(self, factor: int) -> Rows:
-        """So many for each of these; no pass says how many they are. The same one for a factor."""
-        if factor not in self._multiples:
-            self._multiples[factor] = Rows(f"{factor} {self.name}")
-        return self._multiples[factor]
-
-    def counts(self, count: int) -> Iterator[tuple[Rows, int]]:
-        """How many these, and all multiples that were asked for, are in a pass that has `count`."""
-        yield self, count
-        for factor, rows in self._multiples.items():
-            yield from rows.counts(factor * count)
-
-
-@attrs.frozen(eq=False)
-class Buffer:
-    """Rows between two calls: [rows, width] of a dtype, contiguous.
-
-    external: the pass gives its address; else the plan has memory for it, from the call that first
-    names it to the one that last does.
-    """
-
-    rows: Rows
-    width: int
-    dtype: torch.dtype
-    external: str | None = None
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.width * self.dtype.itemsize
-
-    def columns(self, first: int = 0, width: int | None = None) -> Columns:
-        """The same rows from one column on, for fields that hold an address; width: None: all."""
-        return Columns(self, first, self.width - first if width is None else width)
-
-
-@attrs.frozen(eq=False)
-class Columns:
-    """`width` columns of a buffer, which begin at an address inside of every row."""
-
-    buffer: Buffer
-    first: int
-    width: int
-
-    def of(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows: the buffer's own -> a view of these columns."""
-        return rows.narrow(1, self.first, self.width)
-
-
-@attrs.frozen(eq=False)
-class Pointer:
-    """An address that the pass gives by name: a page table, a cache's layer."""
-
-    name: str
 
 
 @attrs.frozen(eq=False)
@@ -152,7 +96,7 @@ class Plan:
                 f"{record.__name__} was planned without {sorted(names - fields.keys())} and with "
                 f"{sorted(fields.keys() - names)}; wanted every field of the record, and no other"
             )
-        _check_buffers(record.__name__, fields)
+        check_record(record.__name__, fields)
         for name, value in fields.items():
             at = self._size + getattr(record, name).offset
             if isinstance(value, Rows):
@@ -209,7 +153,7 @@ class Plan:
 
     def finish(self) -> PlannedCalls:
         """The calls, ready to run."""
-        places, num_slots = _share_memory(self._uses)
+        places, num_slots = share_memory(self._uses)
         of_slot = {slot: (buffer.rows, buffer.row_bytes) for buffer, slot in places.items()}
         return PlannedCalls(
             records=b"".join(self._records),
@@ -227,61 +171,8 @@ class Plan:
         )
 
 
-def _check_buffers(record: str, fields: Mapping[str, Any]) -> None:
-    """Raises ValueError where a record says another dtype or other rows than its buffers have.
-
-    `dtype` is that of a buffer of the record, `x_dtype` that of its buffer `x`.
-    """
-    buffers = {
-        name: value if isinstance(value, Buffer) else value.buffer
-        for name, value in fields.items()
-        if isinstance(value, Buffer | Columns)
-    }
-    if not buffers:
-        return
-    rows = {each for buffer in buffers.values() for each, _ in buffer.rows.counts(1)}
-    for name, value in fields.items():
-        if isinstance(value, Rows) and value not in rows:
-            names = ", ".join(sorted({buffer.rows.name for buffer in buffers.values()}))
-            raise ValueError(
-                f"{record}.{name} is the number of rows {value.name!r}, which no buffer of the "
-                f"record has; wanted that of one of them: {names}"
-            )
-        whose, is_dtype, _ = name.rpartition("dtype")
-        of_one = buffers.get(whose.removesuffix("_"))
-        if is_dtype and (of_one is not None or not whose):
-            found = [of_one] if of_one is not None else list(buffers.values())
-            known = [buffer.dtype for buffer in found if has_code(buffer.dtype)]
-            codes = {dtype_code(dtype): str(dtype) for dtype in known}
-            if codes and value not in codes:
-                raise ValueError(
-                    f"{record}.{name} is {value}; wanted the dtype_code of the buffer that it "
-                    f"speaks for: {', '.join(f'{code} ({of})' for code, of in codes.items())}"
-                )
-
-
 def _ints(values: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.array(values, dtype=np.int64)
-
-
-def _share_memory(uses: Mapping[Buffer, tuple[int, int]]) -> tuple[dict[Buffer, int], int]:
-    """A slot of memory for every buffer: one is free again after the last call that names it."""
-    places: dict[Buffer, int] = {}
-    free: dict[tuple[Rows, int], list[int]] = {}
-    busy: list[tuple[int, Buffer]] = []
-    count = 0
-    for buffer, (begin, end) in sorted(uses.items(), key=lambda use: use[1][0]):
-        for last, held in [one for one in busy if one[0] < begin]:
-            busy.remove((last, held))
-            free.setdefault((held.rows, held.row_bytes), []).append(places[held])
-        waiting = free.get((buffer.rows, buffer.row_bytes))
-        if waiting:
-            places[buffer] = waiting.pop()
-        else:
-            places[buffer] = count
-            count += 1
-        busy.append((end, buffer))
-    return places, count
 
 
 class PlannedCalls:

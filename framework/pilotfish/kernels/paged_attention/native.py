@@ -103,9 +103,10 @@ def layer_arguments(
 ) -> Arguments:
     """The record of a layer, but for where q, cache and out lie. Arguments as `paged_attention`."""
     width, shared = q.shape[2], cache.ndim == 3
+    of_pass = pass_arguments(plan)
     kv_heads = 1 if shared else cache.shape[3]
     return Arguments(
-        addressof(pass_arguments(plan)),
+        addressof(of_pass),
         None,
         None,
         None,

@@ -121,26 +121,24 @@ PF_INLINE void add_all(Floats* sums, const Floats* added) {
   for (int i = 0; i < COUNT; i++) sums[i] = added[i] + sums[i];
 }
 
-// Many lines, turned keys: some of the 16 lanes of the sums after the other, joined as soon as the tree allows.
+// Many lines, turned keys: SCORE_LANES of the 16 lanes of the sums at a time, in LANE_ORDER, joined as soon as the tree
+// allows. How far lanes are from the first of theirs is how far the first SCORE_LANES are from lane 0.
 template <int LINES>
 static void score_many(const Tile& t, int64_t line, float* scores) {
-  // In the tree's order: 0, 8, 4, 12, 2, ...; the first of each SCORE_LANES, and how far the others are from it.
-  static const int first_lanes[LANES] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
-  constexpr int FURTHER[4] = {0, 8, 4, 12};
   constexpr int STRIDE = SCORE_GROUPS * LANES;
   constexpr int SUMS = LINES * SCORE_GROUPS;
   Floats waiting[5][SUMS];  // sums of SCORE_LANES lanes, twice as many, and so on
   for (int n = 0; n < LANES / SCORE_LANES; n++) {
-    const float* q = t.q + line * t.padded_width + first_lanes[n * SCORE_LANES];
-    const float* turned = t.turned + first_lanes[n * SCORE_LANES] * STRIDE;
+    const float* q = t.q + line * t.padded_width + LANE_ORDER[n * SCORE_LANES];
+    const float* turned = t.turned + LANE_ORDER[n * SCORE_LANES] * STRIDE;
     Floats sum[SCORE_LANES][SUMS];
     for (int l = 0; l < SCORE_LANES; l++) for (int i = 0; i < SUMS; i++) sum[l][i] = zero();
     for (int64_t h = 0; h < t.padded_width; h += LANES) {
       for (int l = 0; l < SCORE_LANES; l++) {
         Floats keys[SCORE_GROUPS];
-        for (int g = 0; g < SCORE_GROUPS; g++) keys[g] = load(turned + (h + FURTHER[l]) * STRIDE + g * LANES);
+        for (int g = 0; g < SCORE_GROUPS; g++) keys[g] = load(turned + (h + LANE_ORDER[l]) * STRIDE + g * LANES);
         for (int i = 0; i < LINES; i++) {
-          const Floats one = all(q[i * t.padded_width + h + FURTHER[l]]);
+          const Floats one = all(q[i * t.padded_width + h + LANE_ORDER[l]]);
           for (int g = 0; g < SCORE_GROUPS; g++) {
             Floats& to = sum[l][i * SCORE_GROUPS + g];
             to = fma(one, keys[g], to);
@@ -155,7 +153,8 @@ static void score_many(const Tile& t, int64_t line, float* scores) {
     for (; n >> level & 1; level++) add_all<SUMS>(sum[0], waiting[level]);
     for (int i = 0; i < SUMS; i++) waiting[level][i] = sum[0][i];
   }
-  constexpr int LAST = SCORE_LANES == 4 ? 2 : SCORE_LANES == 2 ? 3 : 4;
+  static_assert(SCORE_LANES == 1 || SCORE_LANES == 2);
+  constexpr int LAST = SCORE_LANES == 2 ? 3 : 4;
   for (int i = 0; i < SUMS; i++) {
     store(scores + i / SCORE_GROUPS * SPAN + i % SCORE_GROUPS * LANES, waiting[LAST][i] * all(t.scale));
   }

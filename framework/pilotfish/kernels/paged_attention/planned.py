@@ -6,15 +6,17 @@ import ctypes
 
 import torch
 
+from pilotfish.kernels.native.buffers import Buffer, Pointer
 from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan, Pointer
+from pilotfish.kernels.native.plan import Plan
 from pilotfish.kernels.paged_attention.native import Arguments, pass_arguments
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
 
 
 def pass_address(plan: AttentionPlan) -> int:
     """What planned calls are given of a pass; it is valid as long as the AttentionPlan lives."""
-    return ctypes.addressof(pass_arguments(plan))
+    record = pass_arguments(plan)  # which the plan keeps
+    return ctypes.addressof(record)
 
 
 def plan_paged_attention(

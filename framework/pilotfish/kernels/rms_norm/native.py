@@ -10,8 +10,9 @@ from ctypes import Structure, c_double, c_float, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import address, dtype_code
-from pilotfish.kernels.native.plan import Buffer, Columns, Plan
+from pilotfish.kernels.native.buffers import Buffer, Columns
+from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
+from pilotfish.kernels.native.plan import Plan
 
 AFTER_WEIGHT = "after_weight"
 
@@ -68,9 +69,14 @@ def rms_norm(
     multiplier: float = 1.0,
 ) -> torch.Tensor:
     """x: [T, D] or [T, N, D]; with a residual: [T, D], updated, and the norm is the sum's."""
-    out = torch.empty_like(x)  # contiguous, or as dense as x
-    weight, code, weight_code = _weight_as(weight, x.dtype)
+    if x.ndim not in (2, 3):
+        raise ValueError(f"x is {list(x.shape)}; wanted [T, D] or [T, N, D]")
+    x = in_rows(x)
+    out = x.new_empty(x.shape)
     rows, *heads, width = x.shape
+    weight, code, weight_code = _weight_as(weight, x.dtype, width)
+    if residual is not None:
+        address_of("residual", residual, x.dtype, rows, width, exact=True, apart=True)
     row_stride, *head_stride, _ = x.stride()
     out_row_stride, *out_head_stride, _ = out.stride()
     args = Arguments(
@@ -116,7 +122,7 @@ def plan_rms_norm(
     rows, dtype = x.buffer.rows, x.buffer.dtype
     into = into or Buffer(rows, x.width, dtype).columns()
     assert into.width == x.width, (into.width, x.width)
-    weight, code, weight_code = _weight_as(weight, dtype)
+    weight, code, weight_code = _weight_as(weight, dtype, x.width)
     plan.keep(weight)
     plan.call(
         "rms_norm",
@@ -145,9 +151,10 @@ def plan_rms_norm(
 
 def plan_norm_heads(plan: Plan, x: Buffer, weight: torch.Tensor, eps: float) -> None:
     """Plans `norm_heads` of the heads in x's first columns; weight: [N, H]."""
-    row_weight, code, weight_code = _weight_as(weight, x.dtype)
+    heads, width = weight.shape
+    row_weight, code, weight_code = _weight_as(weight, x.dtype, heads, width)
     assert row_weight is not None
-    heads, width = row_weight.shape
+    assert heads * width <= x.width, (weight.shape, x.width)
     plan.keep(row_weight)
     plan.call(
         "rms_norm",
@@ -175,11 +182,11 @@ def plan_norm_heads(plan: Plan, x: Buffer, weight: torch.Tensor, eps: float) -> 
 
 def norm_heads(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x: [T, N, H], normed in place; weight: [N, H], a row for each head; as the public one."""
-    row_weight, code, weight_code = _weight_as(weight, x.dtype)
-    assert row_weight is not None
     rows, heads, width = x.shape
+    row_weight, code, weight_code = _weight_as(weight, x.dtype, heads, width)
+    assert row_weight is not None
     row_stride, head_stride, _ = x.stride()
-    where = x.data_ptr()
+    where = address_of("x", x, x.dtype, rows, heads, width, apart=True)
     args = Arguments(
         where,
         where,
@@ -208,16 +215,18 @@ def add_scaled(
     residual: torch.Tensor, x: torch.Tensor, multiplier: float, out: torch.Tensor | None
 ) -> torch.Tensor:
     """residual, x: [T, D] of one dtype; returns residual + multiplier * x, rounded once."""
+    x, old = in_rows(x), in_rows(residual)
+    (rows, width), dtype = x.shape, x.dtype
     if out is None:
-        out = torch.empty_like(residual)
+        out = x.new_empty(x.shape)
     args = AddArguments(
-        x.data_ptr(),
-        residual.data_ptr(),
-        out.data_ptr(),
-        x.shape[0],
-        x.shape[1],
+        address_of("x", x, dtype, rows, width, apart=True),
+        address_of("residual", old, dtype, rows, width, exact=True, apart=True),
+        address_of("out", out, dtype, rows, width, exact=True, apart=True),
+        rows,
+        width,
         x.stride(0),
-        residual.stride(0),
+        old.stride(0),
         out.stride(0),
         dtype_code(x.dtype),
         multiplier,
@@ -249,10 +258,15 @@ def plan_add_scaled(
 
 
 def _weight_as(
-    weight: torch.Tensor | None, dtype: torch.dtype
+    weight: torch.Tensor | None, dtype: torch.dtype, *shape: int
 ) -> tuple[torch.Tensor | None, int, int]:
-    """The weight in a dtype that the kernel reads beside rows of `dtype`, and both codes."""
+    """The weight as the kernel reads it beside rows of `dtype`, and both codes.
+
+    Raises ValueError where it has another shape.
+    """
     code = dtype_code(dtype)
-    if weight is None or weight.dtype == dtype:
-        return weight, code, code
-    return weight.float(), code, dtype_code(torch.float32)
+    if weight is None:
+        return None, code, code
+    weight = in_rows(weight if weight.dtype == dtype else weight.float())
+    address_of("weight", weight, weight.dtype, *shape, exact=True, apart=True)
+    return weight, code, dtype_code(weight.dtype)

@@ -31,8 +31,9 @@ def apply_rope(
     Interleaved: 2i pairs with 2i + 1, and so do their entries (`repeat_interleave(a, 2)`).
     Computed in float32 and rounded once to x.dtype.
     A row's bits depend on that row and its angles only (torch: given at least two rows).
-    Source: Su et al. 2021, "RoFormer", eq. 34.
+    Raises ValueError where R is 0. Source: Su et al. 2021, "RoFormer", eq. 34.
     """
+    native.want_angles(cos.shape[1])
     if backend.name == "triton":
         from pilotfish.kernels.rope import triton
 

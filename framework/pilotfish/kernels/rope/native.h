@@ -49,8 +49,8 @@ PF_INLINE void turn_halves(Type* x, const float* cos, const float* sin, int64_t 
   for (int64_t i = 0; i < half; i += LANES) {
     const int64_t n = half - i;
     const Floats first = read_some<DTYPE>(x + i, n), second = read_some<DTYPE>(x + half + i, n);
-    const Floats left = first * load_some(cos + i, n) - second * load_some(sin + half + i, n);
-    const Floats right = second * load_some(cos + half + i, n) + first * load_some(sin + i, n);
+    const Floats left = first * read_some<PF_FLOAT32>(cos + i, n) - second * read_some<PF_FLOAT32>(sin + half + i, n);
+    const Floats right = second * read_some<PF_FLOAT32>(cos + half + i, n) + first * read_some<PF_FLOAT32>(sin + i, n);
     write_some<DTYPE>(x + i, left, n);
     write_some<DTYPE>(x + half + i, right, n);
   }
@@ -63,8 +63,8 @@ PF_INLINE void turn_neighbours(Type* x, const float* cos, const float* sin, int6
   for (int64_t i = 0; i < width; i += LANES) {
     const int64_t n = width - i;
     const Floats head = read_some<DTYPE>(x + i, n);
-    const Floats crossed = swapped_neighbours(head * load_some(sin + i, n));
-    const Floats turned = head * load_some(cos + i, n) + bits_as_floats(bits_as_ints(crossed) ^ minus);
+    const Floats crossed = swapped_neighbours(head * read_some<PF_FLOAT32>(sin + i, n));
+    const Floats turned = head * read_some<PF_FLOAT32>(cos + i, n) + bits_as_floats(bits_as_ints(crossed) ^ minus);
     write_some<DTYPE>(x + i, turned, n);
   }
 }

@@ -10,8 +10,9 @@ from ctypes import Structure, c_double, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
+from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.native.numbers import address_of, dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.plan import Plan
 
 _COST_OF_AN_ANGLE = 16
 """Elements of simple work in the time of one sine and cosine."""
@@ -50,16 +51,27 @@ class AnglesArguments(Structure):
     )
 
 
+def want_angles(rotated: int) -> None:
+    """Raises ValueError where a pass has no angles: R is 0."""
+    if rotated == 0:
+        raise ValueError(
+            "the pass has no angles to turn heads by; wanted a network with a Rotary, or layers "
+            "that turn nothing (Attention(..., rope=False))"
+        )
+
+
 def apply_rope(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> torch.Tensor:
     """x: [T, N, H], mutated; cos, sin: [T, R]; returns x, as the public function."""
     cos, sin = cos.contiguous(), sin.contiguous()
-    rows, heads, _ = x.shape
+    rows, heads, width = x.shape
     row_stride, head_stride, _ = x.stride()
     rotated = cos.shape[1]
+    if rotated > width or rotated % 2:
+        raise ValueError(f"cos is {list(cos.shape)}; wanted [T, R], R even and at most {width}")
     args = Arguments(
-        x.data_ptr(),
+        address_of("x", x, x.dtype, rows, heads, width, apart=True),
         address_of("cos", cos, torch.float32, rows, rotated),
         address_of("sin", sin, torch.float32, rows, rotated),
         rows,
@@ -86,6 +98,7 @@ def plan_apply_rope(
     first: int = 0,
 ) -> None:
     """Plans `apply_rope` of the heads in x's columns from `first` on; cos, sin: [rows, R]."""
+    want_angles(cos.width)
     plan.call(
         "apply_rope",
         Arguments,
@@ -108,11 +121,12 @@ def rope_angles(
     """positions: [T]; frequencies: [R/2] or [T, R/2]; as the public function."""
     positions, frequencies = positions.contiguous(), frequencies.contiguous()
     rows, pairs = positions.shape[0], frequencies.shape[-1]
+    shape = (pairs,) if frequencies.ndim == 1 else (rows, pairs)
     cos = torch.empty((rows, 2 * pairs), dtype=torch.float32)
     sin = torch.empty_like(cos)
     args = AnglesArguments(
-        positions.data_ptr(),
-        frequencies.data_ptr(),
+        address_of("positions", positions, torch.int64, rows),
+        address_of("frequencies", frequencies, torch.float32, *shape, exact=True),
         cos.data_ptr(),
         sin.data_ptr(),
         rows,

@@ -39,9 +39,11 @@ def choose_experts(
     its two best experts together. normalize: a row's weights, its chosen scores, are divided by
     their sum. scale: they are multiplied by it, after that.
     Of experts with equal scores native takes those of the lowest ids; torch.topk decides on torch.
+    Raises ValueError where the numbers of experts and groups do not fit together.
     A row's bits depend on its own logits and the bias only.
     Source: DeepSeek-AI 2024, "DeepSeek-V3", eq. 12 to 16.
     """
+    native.want_groups(logits.shape[1], num_chosen, num_groups, num_kept_groups)
     make = native.choose_experts if backend.name == "native" else eager.choose_experts
     return make(
         logits,

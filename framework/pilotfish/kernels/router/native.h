@@ -64,7 +64,7 @@ static int64_t first_largest(const int32_t* numbers, int64_t count) {
 static void score_experts(const float* logits, float* scores, int64_t count, int64_t scoring) {
   if (scoring == SCORES_SOFTMAX) return softmax_row<PF_FLOAT32>(logits, scores, count, scores);
   for (int64_t k = 0; k < count; k += LANES) {
-    const Floats x = load_some(logits + k, count - k);
+    const Floats x = read_some<PF_FLOAT32>(logits + k, count - k);
     store(scores + k, scoring == SCORES_SIGMOID ? sigmoid(x) : x);
   }
 }
@@ -105,7 +105,7 @@ static void choose_experts(const void* args, pf_team* team) {
     score_experts(a->logits + row * a->row_stride, scores, experts, a->scoring);
     for (int64_t k = 0; k < experts; k += LANES) {
       Floats x = load(scores + k);
-      if (a->bias) x = x + load_some(a->bias + k, experts - k);
+      if (a->bias) x = x + read_some<PF_FLOAT32>(a->bias + k, experts - k);
       store(biased + k, x);
       const Mask here = less(lane_numbers() + all_ints((int32_t)k), all_ints((int32_t)experts));
       store_ints(order + k, select(here, ordered(x), all_ints(NOT_ALLOWED)));

@@ -11,8 +11,9 @@ import torch
 
 from pilotfish.kernels.grouped_linear.native import PlannedGroups
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import address
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.buffers import Buffer
+from pilotfish.kernels.native.numbers import address, address_of, in_rows
+from pilotfish.kernels.native.plan import Plan
 
 _SCORINGS = {"given": 0, "sigmoid": 1, "softmax": 2}
 _COST = 16
@@ -42,6 +43,23 @@ class Arguments(Structure):
     )
 
 
+def want_groups(num_experts: int, num_chosen: int, num_groups: int, num_kept_groups: int) -> None:
+    """Raises ValueError where so many experts cannot be chosen so."""
+    size = num_experts // max(num_groups, 1)
+    is_cut = num_kept_groups < num_groups
+    if not (
+        1 <= num_kept_groups <= num_groups
+        and num_experts == num_groups * size
+        and size >= (2 if is_cut else 1)
+        and 0 <= num_chosen <= num_kept_groups * size
+    ):
+        raise ValueError(
+            f"{num_chosen} of {num_experts} experts are chosen from {num_kept_groups} of "
+            f"{num_groups} groups; wanted equal groups, of two experts at least where some are not "
+            "kept, and no more chosen than the kept ones hold"
+        )
+
+
 def choose_experts(
     logits: torch.Tensor,
     bias: torch.Tensor | None,
@@ -54,11 +72,15 @@ def choose_experts(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """logits: [T, E]; returns (choice, weights), [T, S] each, as the public function."""
+    logits = in_rows(logits)
     rows, experts = logits.shape
+    bias = None if bias is None else bias.contiguous()
+    if bias is not None:
+        address_of("bias", bias, torch.float32, experts, exact=True)
     choice = torch.empty((rows, num_chosen), dtype=torch.int64)
     weights = logits.new_empty((rows, num_chosen))
     args = Arguments(
-        logits.data_ptr(),
+        address_of("logits", logits, torch.float32, rows, experts, apart=True),
         address(bias),
         choice.data_ptr(),
         weights.data_ptr(),
@@ -90,6 +112,10 @@ def plan_choose_experts(
 ) -> tuple[Buffer, PlannedGroups]:
     """Plans it for [T, E]; returns the weights [T, S], and the rows sorted by expert."""
     assert logits.dtype == torch.float32, logits.dtype
+    want_groups(logits.width, num_chosen, num_groups, num_kept_groups)
+    bias = None if bias is None else bias.contiguous()
+    if bias is not None:
+        address_of("bias", bias, torch.float32, logits.width, exact=True)
     choice = Buffer(logits.rows, num_chosen, torch.int64)
     weights = Buffer(logits.rows, num_chosen, torch.float32)
     groups = PlannedGroups.of(choice, logits.width)

@@ -5,6 +5,7 @@
 // and a step may look at less than the whole row where a bound says that the rest cannot matter.
 // Letters: V vocabulary. What each option means stands in sampling/truncation.py and sampling/penalties.py.
 #pragma once
+#include "pilotfish/rows.h"
 #include "sampling/lists.h"
 #include "sampling/masses.h"
 #include "sampling/noise.h"
@@ -52,7 +53,8 @@ typedef struct pf_sampling_row {
 typedef struct pf_sample_rows {
   pf_sampling_row* rows;  // [R]
   const float* logits;    // [R, V], V contiguous, stride in elements: the model's own
-  float* processed;       // [R, V] contiguous or null, may be `logits`: gets the logits whose softmax is the law
+  float* processed;       // [R, V] contiguous or null: gets the logits whose softmax is the law. May be `logits`, but
+                          // only where neither tokens nor log probabilities are asked
   int64_t* tokens;        // [R] or null: drawn, or given
   int64_t num_rows, vocab_size, row_stride;
   int64_t draws;   // 0: tokens are given
@@ -291,7 +293,7 @@ static void write_processed(const View* view, int64_t listed, const Work* w, flo
   if (listed < 0) {
     for (int64_t i = 0; i < view->vocab; i += LANES) {
       Floats y = load_logits(view->x + i, view->vocab - i) / all(view->temperature);
-      store_some(out + i, y, view->vocab - i);
+      write_some<PF_FLOAT32>(out + i, y, view->vocab - i);
     }
     return;
   }
@@ -368,7 +370,7 @@ static void gumbel_noise(const void* args, pf_team* team) {
     sampling::hash_group(sampling::row_key(a->seeds[row], a->positions[row]), (uint64_t)first, bits);
     for (int64_t i = 0; i < sampling::GROUP && first + i < a->vocab_size; i += LANES) {
       Floats noise = sampling::gumbel(sampling::uniform(bits + i));
-      store_some(a->out + row * a->vocab_size + first + i, noise, a->vocab_size - first - i);
+      write_some<PF_FLOAT32>(a->out + row * a->vocab_size + first + i, noise, a->vocab_size - first - i);
     }
   }
 }
@@ -379,7 +381,7 @@ static void gumbel_of_counters(const void* args, pf_team* team) {
   for (int64_t i = mine.begin * LANES; i < a->count && i < mine.end * LANES; i += LANES) {
     float bits[LANES] = {};
     for (int64_t l = 0; l < LANES && i + l < a->count; l++) bits[l] = sampling::uniform_bits(a->counters[i + l]);
-    store_some(a->out + i, sampling::gumbel(sampling::uniform(bits)), a->count - i);
+    write_some<PF_FLOAT32>(a->out + i, sampling::gumbel(sampling::uniform(bits)), a->count - i);
   }
 }
 
@@ -396,8 +398,8 @@ static void apply_bitmask(const void* args, pf_team* team) {
       const int64_t first = word * 32 + half * LANES, left = a->vocab_size - first;
       if (left <= 0) break;
       const Ints allowed = all_ints((int32_t)(a->masks[piece] >> (half * LANES) & 0xffff)) & bit;
-      const Floats x = load_some(a->logits + row * a->row_stride + first, left);
-      store_some(a->out + row * a->vocab_size + first, select(less(all_ints(0), allowed), x, all(-INFINITY)), left);
+      const Floats x = read_some<PF_FLOAT32>(a->logits + row * a->row_stride + first, left);
+      write_some<PF_FLOAT32>(a->out + row * a->vocab_size + first, select(less(all_ints(0), allowed), x, all(-INFINITY)), left);
     }
   }
 }

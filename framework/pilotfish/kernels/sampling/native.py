@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pilotfish.kernels.native import library, run
-from pilotfish.kernels.native.numbers import address
+from pilotfish.kernels.native.numbers import address_of, in_rows, want_indices
 
 ONE_LOOK, SHORT_LIST, WHOLE_ROW, LOGPROBS = 1, 2, 8, 6
 """What a row costs, in looks at all its logits: greedy; with top_k; without; log probabilities."""
@@ -136,22 +136,26 @@ def sample_rows(
 
     logits: [R, V] float32, V above 0; not changed, unless it is `processed` too.
     tokens: [R] int64, written if `draws`, else read; None where neither is asked for.
-    processed: [R, V] float32, contiguous; written. looks: at a whole row, which this takes
+    processed: [R, V] float32, contiguous; written. It may be `logits`, but only where neither
+    tokens nor log probabilities are asked. looks: at a whole row, which this takes
     about; the threads are chosen by it.
     """
     num_rows, vocab = logits.shape
-    if vocab > 1 and logits.stride(1) != 1:
-        logits = logits.contiguous()
+    logits = in_rows(logits)
     args = SampleRows(
         addressof(rows),
-        logits.data_ptr(),
-        address(processed),
-        address(tokens),
-        num_rows,
-        vocab,
-        logits.stride(0),
-        draws,
+        address_of("logits", logits, torch.float32, len(rows), vocab, exact=True, apart=True),
     )
+    if processed is not None:
+        args.processed = address_of("processed", processed, torch.float32, num_rows, vocab)
+        if tokens is not None and processed.data_ptr() == logits.data_ptr():
+            raise ValueError("processed is logits; wanted memory of its own where tokens are asked")
+    if tokens is not None:
+        args.tokens = address_of("tokens", tokens, torch.int64, num_rows)
+        if not draws:
+            want_indices("tokens", tokens, vocab)
+    args.num_rows, args.vocab_size, args.row_stride = num_rows, vocab, logits.stride(0)
+    args.draws = draws
     run("sample_rows", args, looks * vocab // _LOOKS if num_rows > 1 else 0)
     return not args.failed
 
@@ -159,9 +163,14 @@ def sample_rows(
 def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     """seeds, positions: [R] int64 on the CPU. Returns [R, V] float32."""
     seeds, positions = seeds.contiguous(), positions.contiguous()
-    out = torch.empty(seeds.numel(), vocab_size, dtype=torch.float32)
+    count = seeds.numel()
+    out = torch.empty(count, vocab_size, dtype=torch.float32)
     args = GumbelNoise(
-        seeds.data_ptr(), positions.data_ptr(), out.data_ptr(), seeds.numel(), vocab_size
+        address_of("seeds", seeds, torch.int64, count),
+        address_of("positions", positions, torch.int64, count),
+        out.data_ptr(),
+        count,
+        vocab_size,
     )
     run("gumbel_noise", args, out.numel())
     return out
@@ -170,22 +179,25 @@ def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
 def gumbel_of_counters(counters: Tensor, out: Tensor) -> None:
     """counters: int64. out: float32 of its shape, contiguous; written."""
     counters = counters.contiguous()
-    args = GumbelOfCounters(counters.data_ptr(), out.data_ptr(), counters.numel())
+    args = GumbelOfCounters(
+        address_of("counters", counters, torch.int64, *counters.shape),
+        address_of("out", out, torch.float32, *counters.shape),
+        counters.numel(),
+    )
     run("gumbel_of_counters", args, counters.numel())
 
 
 def apply_bitmask(logits: Tensor, masks: Tensor) -> Tensor:
     """logits: [R, V] float32. masks: [R, ceil(V / 32)] int32. Returns [R, V], a new tensor."""
-    if logits.shape[1] > 1 and logits.stride(1) != 1:
-        logits = logits.contiguous()
-    masks = masks.contiguous()
+    logits, masks = in_rows(logits), masks.contiguous()
+    num_rows, vocab = logits.shape
     out = torch.empty(logits.shape, dtype=torch.float32)
     args = ApplyBitmask(
-        logits.data_ptr(),
-        masks.data_ptr(),
+        address_of("logits", logits, torch.float32, num_rows, vocab, apart=True),
+        address_of("masks", masks, torch.int32, num_rows, -(-vocab // 32)),
         out.data_ptr(),
-        logits.shape[0],
-        logits.shape[1],
+        num_rows,
+        vocab,
         logits.stride(0),
     )
     run("apply_bitmask", args, logits.numel())

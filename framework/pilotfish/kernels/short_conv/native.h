@@ -69,9 +69,9 @@ static void short_conv_of(const pf_short_conv* a, pf_team* team) {
         for (int64_t j = 0; j < width; j++) {
           const int64_t place = part->columns ? part->columns[i * width + j] : part->start + i + j;
           const Floats column = read_some<DTYPE>(memory + place * part->memory_stride + k, n);
-          sum = sum + load_some(a->weight + j * size + k, n) * column;
+          sum = sum + read_some<PF_FLOAT32>(a->weight + j * size + k, n) * column;
         }
-        if (a->bias) sum = sum + load_some(a->bias + k, n);
+        if (a->bias) sum = sum + read_some<PF_FLOAT32>(a->bias + k, n);
         write_some<DTYPE>(out + k, rounded<DTYPE>(sum) * read_some<DTYPE>(c + k, n), n);
       }
     }

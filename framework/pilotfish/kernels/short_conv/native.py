@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import address, dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan, Pointer
+from pilotfish.kernels.native.buffers import Buffer, Pointer
+from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
+from pilotfish.kernels.native.plan import Plan
 from pilotfish.kernels.short_conv.columns import ColumnRun, ConvColumns
 
 
@@ -63,12 +64,20 @@ def short_conv(
     layer: int,
 ) -> torch.Tensor:
     """bcx: [T', 3D]; returns [T', D] and writes the columns, as the public function."""
+    bcx, weight = in_rows(bcx), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     num_rows, (width, size) = bcx.shape[0], weight.shape
+    if not 0 <= layer < len(columns.memory):
+        raise ValueError(f"layer is {layer}; wanted 0 to {len(columns.memory) - 1}")
+    for memory in (columns.memory, *(part.memory for part in columns.runs)):
+        address_of("memory", memory[layer], bcx.dtype, 0, size, apart=True)
+    if bias is not None:
+        address_of("bias", bias, torch.float32, size, exact=True)
     out = bcx.new_empty((num_rows, size))
     args = Arguments(
-        bcx.data_ptr(),
+        address_of("bcx", bcx, bcx.dtype, num_rows, 3 * size, apart=True),
         out.data_ptr(),
-        weight.data_ptr(),
+        address_of("weight", weight, torch.float32, width, size),
         address(bias),
         pass_address(columns),
         layer,

@@ -7,8 +7,9 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan
+from pilotfish.kernels.native.buffers import Buffer
+from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows
+from pilotfish.kernels.native.plan import Plan
 
 _COST = 4
 """Elements of simple work in the time of one exponential and its division."""
@@ -29,10 +30,11 @@ class Arguments(Structure):
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up: [T, 2I]; returns [T, I], as the public function."""
+    gate_up = in_rows(gate_up)
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((rows, width))
     args = Arguments(
-        gate_up.data_ptr(),
+        address_of("gate_up", gate_up, gate_up.dtype, rows, 2 * width, apart=True),
         out.data_ptr(),
         rows,
         width,

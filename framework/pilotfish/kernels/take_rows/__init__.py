@@ -15,7 +15,10 @@ __all__ = ["take_rows"]
 
 
 def take_rows(x: torch.Tensor, index: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
-    """x: [T, D], contiguous; index: [R] int64, each below T -> a new [R, D]. Bits are copied."""
+    """x: [T, D]; index: [R] int64, each from 0 to T - 1 -> a new [R, D]. Bits are copied.
+
+    Raises ValueError (torch: its own error) for another index.
+    """
     if backend.name == "native":
         return native.take_rows(x, index)
     return x.index_select(0, index)

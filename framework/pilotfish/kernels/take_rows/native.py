@@ -7,7 +7,9 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.plan import Buffer, Plan, Pointer, Rows
+from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
+from pilotfish.kernels.native.numbers import address_of, want_indices
+from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
@@ -24,9 +26,15 @@ class Arguments(Structure):
 
 def take_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """As the public function."""
-    out = torch.empty((index.shape[0], x.shape[1]), dtype=x.dtype)
-    row_bytes = x.shape[1] * x.itemsize
-    args = Arguments(x.data_ptr(), index.data_ptr(), out.data_ptr(), out.shape[0], row_bytes)
+    x, index = x.contiguous(), index.contiguous()
+    (num_rows, width), num_taken = x.shape, index.numel()
+    args = Arguments(
+        address_of("x", x, x.dtype, num_rows, width),
+        address_of("index", index, torch.int64, num_taken),
+    )
+    want_indices("index", index, num_rows)
+    out = torch.empty((num_taken, width), dtype=x.dtype)
+    args.out, args.rows, args.row_bytes = out.data_ptr(), num_taken, width * x.itemsize
     run("take_rows", args, out.numel())
     return out
 

@@ -14,7 +14,7 @@ import torch
 from pilotfish.testing.compare import want_same_bits
 from pilotfish.testing.promise import NotApplicable, NotKnown
 from pilotfish.testing.session import Session
-from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
+from pilotfish.testing.subject import LONG, NUM_PAGES, PAGE_SIZE, Subject
 
 LENGTHS = (1, PAGE_SIZE - 1, LONG, PAGE_SIZE, PAGE_SIZE + 1, 2 * PAGE_SIZE)
 """Around the page, and a long one in the middle."""
@@ -44,6 +44,9 @@ def chunks_equal_whole(subject: Subject) -> None:
         for size in sizes:
             _want_chunked(subject, dtype, tokens, [size] * LONG, whole)
         _want_chunked(subject, dtype, tokens, [LONG - 1], whole)
+        longer = subject.longer_tokens()
+        chunks = [3 * len(longer) // 10, *[1] * 3] * 3
+        _want_chunked(subject, dtype, longer, chunks, subject.alone(longer, dtype))
     dtype = subject.dtype
     tokens = subject.tokens(3 * CHUNK, seed=1)
     whole = subject.alone(tokens, dtype)
@@ -59,7 +62,7 @@ def chunks_equal_whole(subject: Subject) -> None:
 def _want_chunked(
     subject: Subject, dtype: str, tokens: list[int], chunks: list[int], whole: torch.Tensor
 ) -> None:
-    session = subject.session(dtype)
+    session = subject.session(dtype, num_pages=max(NUM_PAGES, len(tokens) // PAGE_SIZE + 1))
     session.add("a", tokens)
     rows = session.finish("a", chunks)
     want_same_bits(rows, whole, f"{dtype}, {len(tokens)} tokens in chunks of {chunks[0]}")

@@ -21,6 +21,8 @@ from pilotfish.testing.subject import Subject
 
 ALIKE = 0.85
 """How alike two names are, at least, of which one is the other misspelt."""
+SHORTEST = 5
+"""Letters of the shortest names that are taken to be misspelt where one letter differs."""
 OF_CONFIGS = (
     *("prefix_salt", "recompute_length", "get_image_memory", "unserved_token_ids", "vocab_size"),
     *("dtype", "num_hidden_layers", "hidden_size"),
@@ -80,8 +82,18 @@ def _misspelt(kind: type, known: set[str]) -> Iterator[tuple[str, str]]:
             own |= {field.name for field in getattr(one, "__attrs_attrs__", ())}
     inherited = set(dir(kind)) - own
     for name in sorted(own - known - inherited):
-        near = (
-            [] if name.startswith("_") else difflib.get_close_matches(name, known - own, 1, ALIKE)
-        )
-        if near and not near[0].startswith("_"):
+        public = sorted(other for other in known - own if not other.startswith("_"))
+        near = [] if name.startswith("_") else difflib.get_close_matches(name, public, 1, ALIKE)
+        near += [other for other in public if _is_one_letter_off(name, other)]
+        if near:
             yield name, near[0]
+
+
+def _is_one_letter_off(name: str, other: str) -> bool:
+    """Whether one letter is another, or two neighbours have changed places."""
+    if len(name) != len(other) or len(name) < SHORTEST or name.startswith("_"):
+        return False
+    off = [place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b]
+    first, last = off[0], off[-1] + 1
+    swapped = last - first == 2 and name[first:last] == other[first:last][::-1]
+    return len(off) == 1 or swapped

@@ -12,7 +12,7 @@ import torch
 
 from pilotfish.config import SamplingParams
 from pilotfish.protocols import PipelineModel
-from pilotfish.testing.compare import same_memory, want_same_bits
+from pilotfish.testing.compare import same_memory, want_same_answer, want_same_bits
 from pilotfish.testing.faults import PlantedError, RaiseAt
 from pilotfish.testing.promise import NotApplicable, want
 from pilotfish.testing.session import Session
@@ -112,11 +112,8 @@ def tiny_pools_do_not_matter(subject: Subject) -> None:
             got = llm.generate(prompts, params, progress=False)
             num_preemptions = llm.num_preemptions
         for ours, theirs in zip(got, wanted, strict=True):
-            want(
-                ours.token_ids == theirs.token_ids and ours.logprobs == theirs.logprobs,
-                f"{dtype}, {pages} pages: {list(ours.token_ids)}",
-                f"{list(theirs.token_ids)}, as with many pages",
-            )
+            where = f"{dtype}, {pages} pages"
+            want_same_answer(ours, theirs, where, "as with many pages")
         want(num_preemptions > 0, f"no preemption with {pages} pages", "at least one")
 
 

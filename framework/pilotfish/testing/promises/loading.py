@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import torch
 
-from pilotfish.engine.loading import Prepared
+from pilotfish.engine.prepared import Prepared
 from pilotfish.errors import UserError, WeightsError
 from pilotfish.protocols import PipelineModel
 from pilotfish.testing.compare import want_finite, want_same_bits

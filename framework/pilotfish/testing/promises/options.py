@@ -39,6 +39,8 @@ def options_are_read_or_refused(subject: Subject) -> None:
             except Exception:  # the oracle itself refuses it, for whatever reason
                 continue
             try:
+                if changed.max_seq_len < len(tokens):  # a text that is refused shows nothing
+                    continue
                 ours = changed.alone(tokens, "float32").cpu()
             except UserError as error:
                 name = path.rpartition(".")[2]
@@ -76,7 +78,7 @@ def _others(value: Any) -> list[Any]:
     if isinstance(value, int):
         return [value + 1]
     if isinstance(value, float):
-        return [1.5 * value + 0.25]
+        return [1.5 * value + 0.25, value / 8, None]  # a limit may have to be low to be met
     if value is None:
         return [3, 0.5]
     return ["relu"] if value in ACTIVATIONS else []

@@ -6,12 +6,13 @@ Knows: the oracle and the tolerance. Does not know: batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from pilotfish.config import SamplingParams
-from pilotfish.protocols import ReturnHiddenStates
-from pilotfish.testing.compare import want_near
+from pilotfish.protocols import PipelineModel, ReturnHiddenStates
+from pilotfish.testing.near_ties import want_like_oracle
 from pilotfish.testing.promise import NotApplicable, NotKnown, want
 from pilotfish.testing.subject import LONG, Subject
 
@@ -40,12 +41,11 @@ def want_one_opinion(subject: Subject, tokens: Sequence[int]) -> None:
 
 def logits_are_the_oracles(subject: Subject) -> None:
     """Logits are no further from float64 than twice what the oracle itself is in that dtype."""
-    tokens = subject.tokens(LONG)
-    want_one_opinion(subject, tokens)
-    for dtype in subject.dtypes:
-        exact = subject.oracle.exact(tokens, dtype)
-        eager = subject.oracle.eager(tokens, dtype)
-        want_near(subject.alone(tokens, dtype).cpu(), exact, eager, f"logits in {dtype}")
+    want_one_opinion(subject, subject.tokens(LONG))
+    texts = [(dtype, subject.tokens(LONG)) for dtype in subject.dtypes]
+    for dtype, tokens in [*texts, (subject.dtype, subject.longer_tokens())]:
+        where = f"logits of {len(tokens)} tokens in {dtype}"
+        want_like_oracle(subject.oracle, tokens, dtype, partial(subject.alone, dtype=dtype), where)
 
 
 def arithmetics_agree(subject: Subject) -> None:
@@ -56,16 +56,20 @@ def arithmetics_agree(subject: Subject) -> None:
     tokens = subject.tokens(LONG)
     want_one_opinion(subject, tokens)
     for dtype in subject.dtypes:
-        exact = subject.oracle.exact(tokens, dtype)
-        eager = subject.oracle.eager(tokens, dtype)
         prepared = subject.prepared(dtype, arithmetic="fastest")
         prepared.model.load_model(prepared.weights)
         for chunks in ((), (11, 1, 1, 9)):
-            session = subject.session(dtype, model=prepared.model)
-            session.add("a", tokens)
-            got = session.finish("a", chunks).cpu()
-            where = f"logits of the fastest arithmetic in {dtype}"
-            want_near(got, exact, eager, where + (" in chunks" if chunks else ""))
+            where = f"logits of the fastest arithmetic in {dtype}" + " in chunks" * bool(chunks)
+            run = partial(_run, subject, prepared.model, dtype, chunks)
+            want_like_oracle(subject.oracle, tokens, dtype, run, where)
+
+
+def _run(
+    subject: Subject, model: PipelineModel, dtype: str, chunks: Sequence[int], tokens: Sequence[int]
+) -> torch.Tensor:
+    session = subject.session(dtype, model=model)
+    session.add("a", tokens)
+    return session.finish("a", chunks)
 
 
 def greedy_tokens_are_the_oracles(subject: Subject) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from pilotfish.config import CacheConfig, SamplingParams
 from pilotfish.engine import RequestOutput
+from pilotfish.testing.compare import want_same_answer
 from pilotfish.testing.naive import naive_answer
 from pilotfish.testing.promise import want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
@@ -193,16 +194,7 @@ def _from_scratch(subject: Subject, dtype: str, prompt: Sequence[int]) -> Any:
 
 def _want_equal(got: Sequence[RequestOutput], wanted: Sequence[RequestOutput], where: str) -> None:
     for ours, theirs in zip(got, wanted, strict=True):
-        want(
-            ours.token_ids == theirs.token_ids,
-            f"{where}, request {ours.index} of {len(got)}: {list(ours.token_ids)}",
-            f"{list(theirs.token_ids)}, as alone",
-        )
-        want(
-            ours.logprobs == theirs.logprobs,
-            f"{where}, request {ours.index} of {len(got)}: other log probabilities",
-            "those it has alone, bit for bit",
-        )
+        want_same_answer(ours, theirs, f"{where}, request {ours.index} of {len(got)}", "as alone")
 
 
 def _changed(params: SamplingParams) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pilotfish.config import SamplingParams
 from pilotfish.engine import LLM
 from pilotfish.testing import drafters, listeners
 from pilotfish.testing.drafted import (
+    NOTHING,
     NUM_TOKENS,
     WIDTH,
     Work,
@@ -28,7 +29,6 @@ from pilotfish.testing.promise import NotKnown, want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 DEPARTURES = 4
-NOTHING = "nothing was drafted, for texts that repeat themselves too"
 LEARNS = "; a drafter that learns from other requests says `learns_across_requests` in its config"
 
 
@@ -121,11 +121,24 @@ def the_draft_changes_no_text(subject: Subject) -> None:
 
 
 def the_draft_is_what_was_asked_for(subject: Subject) -> None:
-    """At most `width` tokens are proposed, all of them ints and ids of the target."""
+    """At most `width` tokens are proposed, ids of the target, of which no more is asked than said.
+
+    What is asked of a target is what the `needs` of the SpeculatorSpec say.
+    """
     prompts, params = all_kinds(subject)
     llm = under_test(subject, subject.dtype)
     proposals = listeners.Proposals(llm)
     llm.generate(prompts, params)
+    prepared = subject.prepared(subject.dtype, draft=subject.draft, speculative=subject.speculative)
+    spec, draft = prepared.route.speculator, prepared.draft
+    asked = proposals.asked | ({"taps"} if draft is not None and draft.config.taps else set())
+    if spec is not None and asked - spec.needs:
+        want(
+            False,
+            f"{type(llm.proposer).__name__} asks its target for {sorted(asked)}, and the `needs` "
+            f"of its SpeculatorSpec are {sorted(spec.needs)}",
+            "all that is asked among the `needs`, so that a target without it is refused by name",
+        )
     want(bool(proposals.seen), NOTHING, "something")
     for got, wanted in proposals.excess:
         want(False, got, wanted)

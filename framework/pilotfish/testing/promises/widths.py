@@ -14,7 +14,7 @@ from pilotfish.layers.claims import Claims
 from pilotfish.layers.own_operations import same_bits
 from pilotfish.layers.whole_pass import probe_passes, text_logits
 from pilotfish.protocols import PipelineModel
-from pilotfish.testing.promise import Broken
+from pilotfish.testing.promise import Broken, NotKnown
 from pilotfish.testing.subject import Subject
 
 THREADS = (3, 1, 2)
@@ -37,18 +37,22 @@ def rows_are_their_own_at_real_widths(subject: Subject) -> None:
 
 def _want_own_rows(subject: Subject, dtype: str) -> None:
     prepared, model = subject.prepared(dtype), subject.load(dtype)
-    says_so = bool(getattr(model, "keeps_bits", False))
-    believed = model.is_believed if isinstance(model, Claims) else says_so
-    found = probe_passes(model, prepared.vocab_size, believed=believed)
-    why_not = found.why_not_invariant
-    if not why_not and isinstance(model, Claims):
-        why_not = model.why_not_invariant
-    if why_not:
+    silent: tuple[str, ...] = ()
+    if not getattr(model, "keeps_bits", False):
+        silent = (type(model).__qualname__,)
+    if isinstance(model, Claims):
+        silent = model.silent_parts
+    found = probe_passes(model, prepared.vocab_size, believed=not silent, silent=silent)
+    differs = found.differs
+    if not found.why_not_invariant and isinstance(model, Claims):
+        differs = model.why_not_invariant
+    if differs:
         raise Broken(
-            f"{subject.name}, {dtype}: {why_not}",
-            "the same bits in every row: compute it with `pilotfish.kernels`, or, where you know "
-            "better than can be tried, say `keeps_bits` in its class",
+            f"{subject.name}, {dtype}: {differs}",
+            "the same bits in every row: compute it with `pilotfish.kernels`",
         )
+    if found.untried:
+        raise NotKnown(f"{subject.name}, {dtype}: {found.untried}")
 
 
 def _want_same_with_any_threads(subject: Subject, dtype: str) -> None:

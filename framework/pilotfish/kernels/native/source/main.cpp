@@ -27,7 +27,6 @@ struct InstructionSet {
 // Best first.
 const InstructionSet SETS[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16", pf_table_avx512_bf16, [] { return Processor().has_avx512_bf16(); }},
     {"avx512", pf_table_avx512, [] { return Processor().has_avx512(); }},
     {"avx2", pf_table_avx2, [] { return Processor().has_avx2(); }},
 #else

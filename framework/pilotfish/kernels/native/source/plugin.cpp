@@ -10,7 +10,6 @@ struct InstructionSet {
 };
 const InstructionSet SETS[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16", pf_table_avx512_bf16},
     {"avx512", pf_table_avx512},
     {"avx2", pf_table_avx2},
 #else

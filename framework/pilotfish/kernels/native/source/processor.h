@@ -20,11 +20,7 @@ class Processor {
       asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
       saved_ = low;
     }
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
-      ebx_7_ = b;
-      ecx_7_ = c;
-    }
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) eax_7_1_ = a;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) ebx_7_ = b;
     if (__get_cpuid(0x80000001, &a, &b, &c, &d)) ecx_extended_ = c;
   }
   // Each is all that building.py lets the compiler use for that instruction set.
@@ -37,20 +33,17 @@ class Processor {
     return has_avx2() && (saved_ & ZMM) == ZMM && has(ebx_7_, AVX512F) && has(ebx_7_, AVX512DQ) &&
            has(ebx_7_, AVX512BW) && has(ebx_7_, AVX512VL);
   }
-  bool has_avx512_bf16() const { return has_avx512() && has(ecx_7_, AVX512VNNI) && has(eax_7_1_, AVX512BF16); }
 
  private:
   enum Bit {
     FMA = 12, POPCNT = 23, OSXSAVE = 27, AVX = 28, F16C = 29,                                 // leaf 1, ecx
     BMI1 = 3, AVX2 = 5, BMI2 = 8, AVX512F = 16, AVX512DQ = 17, AVX512BW = 30, AVX512VL = 31,  // leaf 7, ebx
-    AVX512VNNI = 11,                                                                          // leaf 7, ecx
-    AVX512BF16 = 5,                                                                           // leaf 7.1, eax
     LZCNT = 5,                                                                                // leaf 0x80000001, ecx
   };
   // Registers that the operating system saves when it switches threads.
   static constexpr unsigned YMM = 0x06, ZMM = 0xe6;
   static bool has(unsigned word, Bit bit) { return word >> bit & 1; }
-  unsigned saved_ = 0, ecx_1_ = 0, ebx_7_ = 0, ecx_7_ = 0, eax_7_1_ = 0, ecx_extended_ = 0;
+  unsigned saved_ = 0, ecx_1_ = 0, ebx_7_ = 0, ecx_extended_ = 0;
 };
 
 #endif

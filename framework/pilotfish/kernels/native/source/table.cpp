@@ -16,11 +16,8 @@
 #define PF_LEVEL_neon 0
 #define PF_LEVEL_avx2 1
 #define PF_LEVEL_avx512 2
-#define PF_LEVEL_avx512_bf16 3
-#if defined(__ARM_FEATURE_SVE)
+#if defined(__ARM_FEATURE_SVE) || defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 #define PF_LEVEL -1
-#elif defined(__AVX512BF16__)
-#define PF_LEVEL 3
 #elif defined(__AVX512F__)
 #define PF_LEVEL 2
 #elif defined(__AVX2__)

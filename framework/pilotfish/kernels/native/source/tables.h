@@ -18,7 +18,6 @@ extern "C" {
 #if defined(__x86_64__)
 extern const pf_named_function pf_table_avx2[];
 extern const pf_named_function pf_table_avx512[];
-extern const pf_named_function pf_table_avx512_bf16[];
 #else
 extern const pf_named_function pf_table_neon[];
 #endif

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <thread>
 
 #if defined(__x86_64__)
@@ -31,6 +32,34 @@ inline void pause_again(int times) {
   else std::this_thread::yield();
 }
 
+// Kernels compute as IEEE 754 has it: rounded to nearest, subnormal numbers kept. A thread may have been told otherwise
+// (torch.set_flush_denormal, fesetround), and the others of its team not; it has its own modes again when this ends.
+class UsualArithmetic {
+ public:
+#if defined(__x86_64__)
+  UsualArithmetic() : modes_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~UsualArithmetic() { _mm_setcsr(modes_); }
+
+ private:
+  const unsigned modes_;
+#elif defined(__aarch64__)
+  UsualArithmetic() {
+    asm volatile("mrs %0, fpcr" : "=r"(modes_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}) : "memory");
+  }
+  ~UsualArithmetic() { asm volatile("msr fpcr, %0" : : "r"(modes_) : "memory"); }
+
+ private:
+  uint64_t modes_;
+#endif
+};
+
+[[noreturn]] inline void end_without_memory(size_t bytes) {
+  // Nobody above a kernel could go on without its result.
+  fprintf(stderr, "pilotfish: no memory for %zu bytes of a kernel's scratch\n", bytes);
+  abort();
+}
+
 // Pieces of 64-byte aligned memory, each kept until a larger one is wanted in its place.
 class Kept {
  public:
@@ -39,11 +68,7 @@ class Kept {
       release(memory_[slot]);
       size_[slot] = (bytes + bytes / 4 + 4095) / 4096 * 4096;
       memory_[slot] = aligned(size_[slot]);
-      if (!memory_[slot]) {
-        // Nobody above a kernel could go on without its result.
-        fprintf(stderr, "pilotfish: no memory for %zu bytes of a kernel's scratch\n", size_[slot]);
-        abort();
-      }
+      if (!memory_[slot]) end_without_memory(size_[slot]);
     }
     return memory_[slot];
   }
@@ -81,9 +106,11 @@ class Run {
 
   // Does one thread's part of every call. All of 0 to count - 1 must be running at once.
   void as(int32_t index, int32_t count) {
+    const UsualArithmetic modes;
     Memory* outer = memory_in_use;
     // A run inside a run leaves the outer one's memory alone. Only a leader can be in one.
-    if (outer && !inner_) inner_.reset(new Memory);
+    if (outer && !inner_) inner_.reset(new (std::nothrow) Memory);
+    if (outer && !inner_) end_without_memory(sizeof(Memory));
     memory_in_use = outer ? inner_.get() : &kept_memory;
     pf_team team = {index, count, wait, scratch, shared, this};
     for (int64_t i = 0; i < num_calls_; i++) {

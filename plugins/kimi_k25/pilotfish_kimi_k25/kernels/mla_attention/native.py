@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.kernels.native.buffers import Buffer, Pointer
 from pilotfish.kernels.native.numbers import dtype_code
-from pilotfish.kernels.native.plan import Buffer, Plan, Pointer
+from pilotfish.kernels.native.plan import Plan
 from pilotfish.kernels.paged_attention.native import Arguments
 
 

@@ -16,7 +16,7 @@
 #endif
 
 #ifndef PF_ISA
-#error "PF_ISA names the namespace of this instruction set: avx2, avx512, avx512_bf16 or neon"
+#error "PF_ISA names the namespace of this instruction set: avx2, avx512 or neon"
 #endif
 
 #define PF_INLINE static inline __attribute__((always_inline))
@@ -235,6 +235,10 @@ PF_INLINE float tree_sum(Floats x) {
 #endif
 // clang-format on
 
+// The lanes in an order in which each can be added to those that `tree_sum` adds it to as soon as they are there. Its
+// own inverse.
+constexpr int LANE_ORDER[LANES] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+
 PF_INLINE Floats negative(Floats x) { return bits_as_floats(bits_as_ints(x) ^ all_ints(INT32_MIN)); }
 PF_INLINE Floats magnitude(Floats x) { return bits_as_floats(bits_as_ints(x) & all_ints(INT32_MAX)); }
 
@@ -321,20 +325,6 @@ PF_INLINE void widen_four_halves(const void* from, float* to) {
 #else
   _mm_storeu_ps(to, _mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)from)));
 #endif
-}
-
-// The first n lanes of memory (n may be 16 or more); the other lanes are zero and their memory is not touched.
-PF_INLINE Floats load_some(const float* p, int64_t n) {
-  if (n >= LANES) return load(p);
-  float part[LANES] = {};
-  memcpy(part, p, sizeof(float) * (size_t)n);
-  return load(part);
-}
-PF_INLINE void store_some(float* p, Floats x, int64_t n) {
-  if (n >= LANES) return store(p, x);
-  float part[LANES];
-  store(part, x);
-  memcpy(p, part, sizeof(float) * (size_t)n);
 }
 
 }  // namespace PF_ISA

@@ -1,0 +1,128 @@
+"""Options by other engines' names: those that mean the same work, the others say what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from core.toy_model import toy_registry, write_toy_checkpoint
+from pilotfish import LLM, SamplingParams
+from pilotfish.config.peers import CALL, LOADING, SAMPLING
+from pilotfish.errors import ConfigError, RequestError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_toy_checkpoint(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture(scope="module")
+def llm(folder: str) -> Iterator[LLM]:
+    with LLM(folder, registry=toy_registry()) as made:
+        yield made
+
+
+def params(**given: Any) -> SamplingParams:
+    return SamplingParams(**given)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"max_new_tokens": 7}, {"max_tokens": 7}),
+        ({"num_predict": 7}, {"max_tokens": 7}),
+        ({"do_sample": False}, {"temperature": 0}),
+        ({"do_sample": True, "temperature": 0.5}, {"temperature": 0.5}),
+        ({"num_return_sequences": 3}, {"n": 3}),
+        ({"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"top_k": 0}, {}),
+        ({"stop": None}, {}),
+        ({"num_beams": 1, "use_cache": True, "best_of": None}, {}),
+    ],
+)
+def test_sampling_by_their_names(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    assert params(**theirs) == params(**ours)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"best_of": 4}, "SamplingParams got best_of=4: best_of is not served: ask for n answers"),
+        ({"num_beams": 4}, "num_beams=4: beam search is not served"),
+        ({"use_beam_search": True}, "beam search is not served"),
+        ({"structured_outputs": {"json": {}}}, "grammars and schemas are not served"),
+        ({"do_sample": "yes"}, "do_sample='yes': wanted True, or False"),
+        ({"max_new_tokens": 3, "max_tokens": 4}, "got max_new_tokens and max_tokens; wanted one"),
+        ({"max_new_tokens": 0}, "max_tokens is 0; wanted"),
+        (
+            {"max_tokenz": 3},
+            r"no option 'max_tokenz' \(did you mean max_tokens\?\); there",
+        ),
+        ({"heat": 3}, "SamplingParams has no option 'heat'; there are max_tokens, min_tokens, "),
+        ({"num_beams": True}, "num_beams=True: beam search"),
+    ],
+)
+def test_what_sampling_has_not(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        params(**given)
+
+
+def test_params_are_replaced_in_part() -> None:
+    assert GREEDY.replace(max_tokens=9, seed=3) == attrs.evolve(GREEDY, max_tokens=9, seed=3)
+    with pytest.raises(RequestError, match="did you mean temperature"):
+        GREEDY.replace(temprature=1)
+
+
+def test_a_model_by_their_names(folder: str) -> None:
+    theirs: dict[str, Any] = {
+        **{"max_model_len": 64, "max_num_seqs": 2, "max_num_batched_tokens": 8},
+        **{"dtype": torch.float32, "tensor_parallel_size": 1, "trust_remote_code": False},
+        **{"enforce_eager": True, "enable_prefix_caching": True},
+    }
+    with LLM(folder, registry=toy_registry(), **theirs) as made:
+        runtime = made.pipeline_config.runtime
+        assert (made.max_seq_len, made.dtype) == (64, "float32")
+        assert (runtime.max_batch_size, runtime.max_batch_tokens) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tensor_parallel_size": 2}, "LLM got tensor_parallel_size=2: several devices are not"),
+        ({"trust_remote_code": True}, "code in a checkpoint is never run"),
+        ({"gpu_memory_utilization": 0.9}, "the plan takes what fits"),
+        ({"seed": 1}, "a seed belongs to a request"),
+        ({"max_model_len": 64, "max_length": 64}, "got max_model_len and max_length"),
+        ({"max_lenght": 64}, r"no option 'max_lenght' \(did you mean max_length\?\)"),
+        ({"dtype": torch.int8}, "dtype is 'int8'; wanted"),
+    ],
+)
+def test_what_a_model_has_not(folder: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        LLM(folder, registry=toy_registry(), **given)
+
+
+def test_calls_by_their_names(llm: LLM) -> None:
+    call: dict[str, Any] = {"sampling_params": GREEDY, "use_tqdm": False}
+    assert llm.generate([[97]], **call)[0].token_ids == llm.generate([[97]], GREEDY)[0].token_ids
+    with pytest.raises(RequestError, match="generate got sampling_params and params; wanted one"):
+        llm.generate([[97]], params=GREEDY, **call)
+    with pytest.raises(RequestError, match="lora_request='x': adapters are not served yet"):
+        llm.generate([[97]], **{"lora_request": "x"})  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="has no option 'temperature'; there are prompts, par"):
+        llm.generate([[97]], **{"temperature": 0})  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="stream takes one prompt and got a list of 2 texts"):
+        llm.stream(["a", "b"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("names", "of"), [(SAMPLING, SamplingParams), (LOADING, LLM), (CALL, LLM)])
+def test_no_name_of_ours_is_answered_as_a_peers(names: dict[str, Any], of: type) -> None:
+    functions = [of.__init__] if names is not CALL else [LLM.generate, LLM.stream, LLM.chat]
+    for function in functions:
+        assert not names.keys() & set(function.__wrapped__.__code__.co_varnames)

@@ -1,0 +1,53 @@
+"""The tables of docs/coming-from.md, from `pilotfish.config.peers`.
+
+`python tests/docs/peers_page.py --write` writes them anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pilotfish.config.peers import CALL, LOADING, NOTHING, SAMPLING, Answer
+
+PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
+TABLES = {"SamplingParams": SAMPLING, "LLM": LOADING, "calls": CALL}
+
+
+def written(page: str) -> str:
+    """The page with its tables as they should be."""
+    for name, answers in TABLES.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(end)
+        page = before + begin + table(answers) + end + after
+    return page
+
+
+def table(answers: Mapping[str, Answer]) -> str:
+    """One row a name."""
+    rows = "".join(f"| `{name}` | {here(answer)} |\n" for name, answer in sorted(answers.items()))
+    return "| there | here |\n|---|---|\n" + rows
+
+
+def here(answer: Answer) -> str:
+    """What a name is here, in words."""
+    if answer.ours == NOTHING:
+        return f"taken, changes nothing: {answer.says}"
+    if answer.ours:
+        return f"taken as `{answer.ours}`"
+    taken = [
+        f"`{value!r}`" + "".join(f" is `{name}={ours!r}`" for name, ours in options.items())
+        for value, options in answer.means
+        if value is not None
+    ]
+    return "; ".join([f"taken: {', '.join(taken)}", answer.says] if taken else [answer.says])
+
+
+if __name__ == "__main__":
+    text = written(PAGE.read_text())
+    if "--write" in sys.argv:
+        PAGE.write_text(text)
+    else:
+        print(text)
