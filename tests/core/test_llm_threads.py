@@ -1,4 +1,4 @@
-"""One LLM for several threads: their calls wait for one another, and every text is right."""
+"""One LLM for several threads: what they ask at once runs in one batch, and every text is right."""
 
 from __future__ import annotations
 
