@@ -137,6 +137,16 @@ def test_an_evening_at_the_terminal(folder: Path, tmp_path: Path) -> None:
         assert t.end() == 130
         assert "Traceback" not in t.raw
 
+    kept = history.read_bytes()
+    with chat(folder, tmp_path / "state", "--no-history") as t:
+        t.wait(lambda t: t.line == ">")
+        t.type("\x1b[Ahi")
+        t.wait(lambda t: t.line == "> hi")
+        ask(t, ".\r")
+        t.type("\x04")
+        assert t.end() == 0
+    assert history.read_bytes() == kept
+
 
 def test_a_dumb_terminal(folder: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"

@@ -11,6 +11,7 @@ import pytest
 from core.toy_model import toy_registry, write_toy_checkpoint
 from pilotfish import LLM, RequestOutput, SamplingParams
 from pilotfish.engine import progress as progress_module
+from pilotfish.weights import open_checkpoint
 
 
 def output(**fields: object) -> RequestOutput:
@@ -97,16 +98,33 @@ def test_the_bar_says_how_much_of_the_prompts_is_read(
     assert said.rstrip(" ").endswith("\r"), "nothing is left behind"
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_counts_the_weights_that_are_read(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_module, "SILENT_S", 0.0)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    updates: list[int] = []
+    monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n=1: updates.append(n))
+    LLM("demo", draft="demo", speculative="small_model", max_length=64).close()
+    sizes = [info.num_bytes for info in open_checkpoint("demo").weights().infos.values()]
+    assert sorted(updates) == sorted(sizes * 2 * is_terminal)
+    said = capsys.readouterr().err
+    assert ("loading:   0%" in said) == is_terminal
+    assert said == "" or said.rstrip(" ").endswith("\r"), "nothing is left behind"
+
+
 def test_a_notebook_gets_a_bar(tmp_path: Path) -> None:
     """As Jupyter runs code: stderr is no terminal, and IPython is there."""
     program = """
 import sys, types
 shell = type("ZMQInteractiveShell", (), {})()
 sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
-from pilotfish.engine.progress import Progress
-print(Progress([])._shown)
+from pilotfish.engine.progress import open_bar
+print(open_bar(total=1) is not None)
 del sys.modules["IPython"]
-print(Progress([])._shown)
+print(open_bar(total=1) is not None)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

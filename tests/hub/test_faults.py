@@ -168,6 +168,27 @@ def test_a_fault_of_the_network_is_said_once_without_addresses(
     assert line.count("refused") == 1
 
 
+@pytest.mark.parametrize("kind", ["pointer", "page", "cut", "flipped"])
+def test_a_broken_torch_file_on_the_hub(
+    hub: LocalHub, tiny: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    repo = hub.folder / "org/broken"
+    shutil.copytree(tiny, repo, ignore=shutil.ignore_patterns(WEIGHTS))
+    file = repo / "pytorch_model.bin"
+    torch.save(load_file(tiny / WEIGHTS), file)
+    data = bytearray(file.read_bytes())
+    for at in range(0, 4000, 7):
+        data[at] ^= 255
+    file.write_bytes(data if kind == "flipped" else BROKEN[kind][0](file.read_bytes()))
+    assert main(["inspect", "org/broken"]) == 2
+    error = capsys.readouterr().err
+    assert "pytorch_model.bin: " in error
+    assert "it is so on the hub: take another repository" in error
+
+
 @pytest.mark.parametrize("kind", ["pointer", "page"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
 def test_inspect_refuses_small_files_that_cannot_be_read(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import Parameter
 
 from hub.local_hub import COMMIT, LocalHub
 from hub.repositories import WEIGHTS
@@ -44,12 +49,44 @@ def test_inspect_reads_headers_alone(
     assert ours["memory"]["weights_bytes"] == plain["memory"]["weights_bytes"]
 
 
+@pytest.mark.parametrize("kind", ["zip", "parameters", "shards", "old"])
+def test_of_torch_files_the_pickle_is_read_and_the_rest_fetched_for_the_first_tensor(
+    hub: LocalHub, tiny: Path, kind: str
+) -> None:
+    """The old format, without an archive, is fetched whole."""
+    tensors: dict[str, torch.Tensor] = load_file(tiny / WEIGHTS)
+    names = sorted(tensors)
+    tensors |= {"half": torch.zeros(3, 5).half().t(), "none": torch.zeros(0, 2)}
+    for dtype in (torch.int64, torch.uint8, torch.bool, torch.bfloat16):
+        tensors[str(dtype)] = torch.zeros(400_000, dtype=dtype)[5:].view(5, -1)
+    extra = tensors.keys() - names
+    repo = hub.folder / "org/bin"
+    shutil.copytree(tiny, repo, ignore=shutil.ignore_patterns(WEIGHTS))
+    files: dict[str, Any] = {"pytorch_model.bin": tensors}
+    if kind == "parameters":
+        held = OrderedDict((n, Parameter(one, requires_grad=False)) for n, one in tensors.items())
+        held._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]  # as of a Module
+        files = {"pytorch_model.bin": held}
+    if kind == "shards":
+        first, second = ({name: tensors[name] for name in half} for half in (names, extra))
+        files = {"a.bin": first, "b.bin": second}
+        weight_map = {name: file for file, held in files.items() for name in held}
+        index = repo / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for file, held in files.items():
+        torch.save(held, repo / file, _use_new_zipfile_serialization=kind != "old")
+    wanted = open_checkpoint(str(repo)).weights()
+    source = open_checkpoint("org/bin").weights()
+    assert dict(source.infos) == dict(wanted.infos)
+    size = sum((repo / file).stat().st_size for file in files)
+    assert (sum(hub.bodies[file] for file in files) < size / 2) == (kind != "old")
+    for name in source:
+        assert source.load(name).equal(wanted.load(name))
+
+
 def test_inspect_names_the_format_of_the_files(
     hub: LocalHub, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import torch
-    from safetensors.torch import load_file
-
     repo = hub.folder / "org/bin"
     shutil.copytree(tiny, repo, ignore=shutil.ignore_patterns(WEIGHTS))
     torch.save(load_file(tiny / WEIGHTS), repo / "pytorch_model.bin")
@@ -59,7 +96,7 @@ def test_inspect_names_the_format_of_the_files(
 
 
 def test_a_sharded_repository_is_known_before_it_is_fetched(hub: LocalHub, tiny: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     tensors = load_file(tiny / WEIGHTS)
     repo = hub.folder / "org/sharded"

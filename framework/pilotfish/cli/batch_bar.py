@@ -5,14 +5,11 @@ Knows: outputs that are done, and the engine's requests. Does not know: who aske
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from pilotfish.engine import LLM, RequestOutput
-
-_SILENT_S = 1.0
 
 
 class BatchBar:
@@ -28,17 +25,9 @@ class BatchBar:
         self._num_read = self._num_made = 0
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        from pilotfish.engine.progress import open_bar
 
-            self._bar = tqdm(
-                total=self._total,
-                unit=" requests",
-                file=sys.stderr,
-                delay=_SILENT_S,
-                leave=False,
-                dynamic_ncols=True,
-            )
+        self._bar = open_bar(total=self._total, unit=" requests")
         return self
 
     def __exit__(
@@ -70,5 +59,5 @@ class BatchBar:
             f"{self._num_read + read} tokens read, {self._num_made + made} made", refresh=False
         )
         self._bar.update(0)
-        if self._bar.format_dict["elapsed"] >= _SILENT_S:
+        if self._bar.format_dict["elapsed"] >= self._bar.delay:
             self._bar.refresh()

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pilotfish.cli.chat_commands import NAMES, is_command, run_command, unquoted
-from pilotfish.cli.chat_keys import Meanwhile, TypedKeys
+from pilotfish.cli.chat_keys import TypedKeys
 from pilotfish.cli.chat_options import add_chat_flags, given_by_flags
 from pilotfish.cli.chat_prompt import PipedLines, Reader, has_keyboard, open_reader
 from pilotfish.cli.chat_talk import NO_LIMIT, Talk
 from pilotfish.cli.deltas import check_show_draft, tell_of_other_text
+from pilotfish.cli.loading import load_llm
 from pilotfish.cli.options import (
     add_model,
     add_model_flags,
     add_sampling_flags,
     flag_of_ours,
-    load_llm,
     sampling_params,
     tell_of_defaults,
     with_flags,
@@ -85,24 +85,22 @@ def run(args: argparse.Namespace) -> int:
         llm.chat_prompt(first, **options)
         llm.default_sampling_params()
 
-    with TypedKeys(sys.stdin.fileno() if has_keyboard() else None) as keys:
-        with Meanwhile(keys, lambda: None):
-            llm = load_llm(args, check)
-        with llm:
-            defaults = attrs.evolve(llm.default_sampling_params(), max_tokens=NO_LIMIT)
-            talk = Talk(
-                llm=llm,
-                keys=keys,
-                params=sampling_params(args, defaults),
-                options=options,
-                shows_drafts=args.show_draft,
-                shows_stats=args.stats,
-            )
-            talk.system = args.system
-            tell_of_defaults(args, llm.default_sampling_params())
-            print(_HINT, file=sys.stderr)
-            tell_of_other_text(args)
-            _converse(talk, open_reader(keys, keeps_history=not args.no_history, commands=NAMES))
+    fd = sys.stdin.fileno() if has_keyboard() else None
+    with TypedKeys(fd) as keys, load_llm(args, check, keys) as llm:
+        defaults = attrs.evolve(llm.default_sampling_params(), max_tokens=NO_LIMIT)
+        talk = Talk(
+            llm=llm,
+            keys=keys,
+            params=sampling_params(args, defaults),
+            options=options,
+            shows_drafts=args.show_draft,
+            shows_stats=args.stats,
+        )
+        talk.system = args.system
+        tell_of_defaults(args, llm.default_sampling_params())
+        print(_HINT, file=sys.stderr)
+        tell_of_other_text(args)
+        _converse(talk, open_reader(keys, keeps_history=not args.no_history, commands=NAMES))
     return 0
 
 

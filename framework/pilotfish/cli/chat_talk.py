@@ -14,8 +14,8 @@ import attrs
 from pilotfish.cli.chat_keys import Meanwhile, TypedKeys
 from pilotfish.cli.deltas import draft_colors, plain_text, say_if_cut
 from pilotfish.cli.interrupts import Interrupts, interrupts_of_an_answer
-from pilotfish.cli.reading import ReadingLine
 from pilotfish.cli.standard_streams import no_text
+from pilotfish.cli.status_line import StatusLine, reading_line
 from pilotfish.cli.terminal import say_dim
 from pilotfish.errors import RequestError
 
@@ -136,7 +136,7 @@ class Talk:
 
     def _answer(self) -> bool:
         """Prints an answer and keeps it; False where Ctrl-C came before its first word."""
-        reading, answer, is_cut = ReadingLine(self.llm), None, False
+        reading, answer, is_cut = reading_line(self.llm), None, False
         with interrupts_of_an_answer() as interrupts, Meanwhile(self.keys, reading.look):
             try:
                 prompt = self.llm.chat_prompt(self.messages, **self.options)
@@ -161,7 +161,7 @@ class Talk:
         return True
 
     def _print(
-        self, prompt: list[int], answer: Answer, reading: ReadingLine, interrupts: Interrupts
+        self, prompt: list[int], answer: Answer, reading: StatusLine, interrupts: Interrupts
     ) -> bool:
         """Prints the answer as it comes; whether Ctrl-C cut it between two pieces."""
         show = draft_colors(self.llm) if self.shows_drafts else plain_text

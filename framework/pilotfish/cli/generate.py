@@ -26,6 +26,7 @@ from pilotfish.cli.deltas import (
     tell_of_other_text,
 )
 from pilotfish.cli.lines import Lines
+from pilotfish.cli.loading import load_llm
 from pilotfish.cli.options import (
     add_answer_flags,
     add_model,
@@ -34,15 +35,14 @@ from pilotfish.cli.options import (
     check_sampling,
     engine_options,
     flag_of_ours,
-    load_llm,
     sampling_fields,
     tell_of_defaults,
     with_flags,
 )
 from pilotfish.cli.parser import Parser, UsageError, add_flag
-from pilotfish.cli.reading import ReadingLine
 from pilotfish.cli.requests import FileRequest, Reading, with_system
 from pilotfish.cli.standard_streams import print_json, read_input
+from pilotfish.cli.status_line import reading_line
 from pilotfish.cli.terminal import say_dim
 from pilotfish.errors import RequestError, UserError
 
@@ -268,7 +268,7 @@ def _stream(llm: LLM, request: FileRequest, *, show_draft: bool) -> int:
     output: RequestOutput | None = None
     show = draft_colors(llm, request.prompt) if show_draft else plain_text
     params = request.params(llm.default_sampling_params())
-    reading = ReadingLine(llm)
+    reading = reading_line(llm)
     with Meanwhile(TypedKeys(None), reading.look):
         try:
             for delta in llm.stream(prompt_of(llm, request), params):

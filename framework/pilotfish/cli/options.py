@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
     from pilotfish.config import SamplingParams, SpeculativeConfig
-    from pilotfish.engine import LLM
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
@@ -36,18 +34,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_speculation_flags(parser)
     add = partial(add_flag, parser.add_argument_group("how the model runs"), variable=True)
     add("--dtype", f"one of {', '.join(DTYPES)} (default: auto)", known=DTYPES, default="auto")
-    add(
-        "--device",
-        f"one of {', '.join(DEVICES)} (default: auto)",
-        known=DEVICES[:-1],
-        default="auto",
-    )
-    add(
-        "--backend",
-        f"kernels: one of {', '.join(BACKENDS)} (default: auto)",
-        known=BACKENDS,
-        default="auto",
-    )
+    add_place_flags(add)
     add(
         "--arithmetic",
         "invariant: bits of a row are its own; portable: on any processor too; fastest: neither "
@@ -70,6 +57,22 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     memory.add_argument(
         "--no-prefix-caching", action="store_true", help="compute every prompt anew"
+    )
+
+
+def add_place_flags(add: Callable[..., None]) -> None:
+    """Where it runs, and on which kernels. add: `add_flag` of a group."""
+    add(
+        "--device",
+        f"one of {', '.join(DEVICES)} (default: auto)",
+        known=DEVICES[:-1],
+        default="auto",
+    )
+    add(
+        "--backend",
+        f"kernels: one of {', '.join(BACKENDS)} (default: auto)",
+        known=BACKENDS,
+        default="auto",
     )
 
 
@@ -371,24 +374,3 @@ def _pair(text: str) -> tuple[int, ...]:
         raise ConfigError(
             f"--thinking-tokens is {text!r}; wanted two token ids with a comma: START,END"
         ) from None
-
-
-def load_llm(args: argparse.Namespace, check: Callable[[LLM], object] | None = None) -> LLM:
-    """The model that the flags describe, ready to generate.
-
-    check: what raises where that cannot be, before weights are fetched and read.
-    """
-    from pilotfish.engine import LLM
-    from pilotfish.engine.planning import NOTE
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", NOTE)  # it is said here, on one line
-        llm = LLM(
-            args.model,
-            generation_config=args.generation_config,
-            before_weights=check,
-            **engine_options(args),
-        )
-    if llm.memory_plan.note:
-        print(f"pilotfish: {llm.memory_plan.note}", file=sys.stderr)
-    return llm

@@ -16,9 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.cli.options import (
-    BACKENDS,
-    DEVICES,
     DTYPES,
+    add_place_flags,
     add_speculation_flags,
     speculative_config,
 )
@@ -66,18 +65,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         action="append",
         default=[],
     )
-    add(
-        "--device",
-        f"one of {', '.join(DEVICES)} (default: auto)",
-        known=DEVICES[:-1],
-        default="auto",
-    )
-    add(
-        "--backend",
-        f"kernels: one of {', '.join(BACKENDS)} (default: auto)",
-        known=BACKENDS,
-        default="auto",
-    )
+    add_place_flags(add)
     group = parser.add_argument_group("what is printed")
     group.add_argument("--json", action="store_true", help="one object a promise")
     group.add_argument("--list", action="store_true", help="list the promises and check none")

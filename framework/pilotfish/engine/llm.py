@@ -33,6 +33,7 @@ from pilotfish.engine.engine import Engine
 from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.loading_bar import LoadingBar
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.prompt import (
@@ -147,9 +148,10 @@ class LLM:
         self._device = str(prepared.device)
         if before_weights is not None:
             before_weights(self)
-        self._state: StateManager | None = prepared.load()
+        with LoadingBar(*prepared.sources) as bar:
+            self._state: StateManager | None = prepared.load(bar.counted)
+            self.proposer: Proposer | None = prepared.load_proposer(registry, bar.counted)
         unproved = [] if arithmetic == "fastest" else [prepared]
-        self.proposer: Proposer | None = prepared.load_proposer(registry)
         engine = make_engine(prepared, self._state, self.proposer)
         # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
         self._warn = partial(warn_once, unproved)

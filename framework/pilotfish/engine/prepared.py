@@ -5,7 +5,7 @@ Knows: how its model gets its weights and its state. Does not know: how it was d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
@@ -30,6 +30,10 @@ from pilotfish.weights.int4 import num_parameters
 
 if TYPE_CHECKING:
     import torch
+
+
+def _as_it_is(weights: WeightSource) -> WeightSource:
+    return weights
 
 
 @attrs.frozen(kw_only=True)
@@ -85,7 +89,15 @@ class Prepared:
         drafter = () if self.draft is None else self.draft.config.get_state_specs()
         return (*self.model.state, *drafter)
 
-    def load_proposer(self, registry: Registry) -> Proposer | None:
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The weights that `load` and `load_proposer` read."""
+        drafts = None if self.draft is None else self.draft.weights
+        return (self.weights,) if drafts is None else (self.weights, drafts)
+
+    def load_proposer(
+        self, registry: Registry, counted: Callable[[WeightSource], WeightSource] = _as_it_is
+    ) -> Proposer | None:
         """The drafter with its weights, after `load`; None without one. Raises WeightsError."""
         proposer = self.make_proposer(registry)
         if proposer is None or self.draft is None:
@@ -93,7 +105,8 @@ class Prepared:
         from pilotfish.kernels.device import current_device
 
         with current_device(self.device):
-            proposer.load_model(self.draft.weights)
+            weights = self.draft.weights
+            proposer.load_model(None if weights is None else counted(weights))
         return proposer
 
     def make_proposer(self, registry: Registry) -> Proposer | None:
@@ -111,15 +124,16 @@ class Prepared:
             )
         )
 
-    def load(self) -> StateManager:
+    def load(self, counted: Callable[[WeightSource], WeightSource] = _as_it_is) -> StateManager:
         """Reads the weights into `model` and allocates its state.
 
+        counted: makes of the checkpoint's weights those that are read (`LoadingBar.counted`).
         Raises WeightsError naming tensors that do not fit.
         """
         from pilotfish.kernels.device import current_device
 
         with current_device(self.device):
-            self.model.load_model(self.weights)
+            self.model.load_model(counted(self.weights))
             return self.allocate()
 
     def allocate(self, *, poison: bool = False) -> StateManager:

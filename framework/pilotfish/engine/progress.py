@@ -1,4 +1,4 @@
-"""Progress: a bar on the terminal while many tokens are made.
+"""Progress: a bar on the terminal while many tokens are made, and how any bar is opened.
 
 Knows: how far a list of requests is. Does not know: how they run.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,36 +17,36 @@ SILENT_S = 1.0
 """Work that ends within this time shows no bar."""
 
 
+def open_bar(shown: bool | None = None, **options: Any) -> Any:
+    """A tqdm bar on stderr, due after a second, that leaves nothing behind; None for none.
+
+    shown: None shows it only on a terminal, and in a notebook, as a widget where it has those.
+    options: of tqdm.
+    """
+    is_notebook = _in_notebook()
+    if not (sys.stderr.isatty() or is_notebook if shown is None else shown):
+        return None
+    tqdm: Any = import_module("tqdm.auto" if is_notebook else "tqdm").tqdm
+    return tqdm(file=sys.stderr, delay=SILENT_S, leave=False, dynamic_ncols=True, **options)
+
+
 class Progress:
     """Counts finished requests and generated tokens on stderr, and leaves nothing behind.
 
-    While no answer has begun it says how much of the prompts is read.
-    shown: None shows the bar only on a terminal, and in a notebook, as a widget where it has those.
+    While no answer has begun it says how much of the prompts is read. shown: as of `open_bar`.
     """
 
     def __init__(self, requests: Sequence[Request], shown: bool | None = None) -> None:
         self._requests = requests
-        self._shown = sys.stderr.isatty() or _in_notebook() if shown is None else shown
+        self._shown = shown
         self._bar: Any = None
         self._running = list(requests)
         self._num_ended_tokens = 0
 
     def __enter__(self) -> Self:
-        if self._shown and self._requests:
-            from tqdm import tqdm as terminal_bar
-
-            tqdm: Any = terminal_bar
-            if _in_notebook():
-                from tqdm.auto import tqdm
-
-            self._bar = tqdm(
-                total=sum(r.rules.max_total_tokens - r.num_prompt_tokens for r in self._requests),
-                unit="tok",
-                file=sys.stderr,
-                delay=SILENT_S,
-                leave=False,
-                dynamic_ncols=True,
-            )
+        if self._requests:
+            total = sum(r.rules.max_total_tokens - r.num_prompt_tokens for r in self._requests)
+            self._bar = open_bar(self._shown, total=total, unit="tok")
         return self
 
     def __exit__(

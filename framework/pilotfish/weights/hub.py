@@ -6,12 +6,12 @@ Knows: hub ids, the local cache, and what may go wrong. Does not know: what conf
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -37,9 +37,13 @@ from pilotfish.weights.safetensors import (
     weight_map_in,
 )
 from pilotfish.weights.source import TensorInfo, WeightSource
+from pilotfish.weights.torch_headers import torch_infos
 
 if TYPE_CHECKING:
     import torch
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?"
@@ -138,18 +142,30 @@ class HubSource:
 
     @cached_property
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor, from the files' first bytes; torch files have no such, and are fetched."""
+        """Every tensor, from a few bytes of the files; torch's old format is fetched whole."""
         name = self._main_file
         if name not in _SAFETENSORS:
-            return self._local.infos
+            of_torch = self._of_torch_files()
+            return self._local.infos if of_torch is None else of_torch
         if name == SINGLE_FILE:
             return {tensor: place.info for tensor, place in self._header(name).items()}
         weight_map = weight_map_in(self._snapshot.path / name)
         shards = sorted(set(weight_map.values()))
-        with ThreadPool(_AT_ONCE) as pool:  # its threads keep nobody waiting who leaves early
-            headers = dict(zip(shards, pool.map(self._header, shards, chunksize=1), strict=True))
+        headers = dict(zip(shards, _at_once(self._header, shards), strict=True))
         found = joined(self._snapshot.path / name, weight_map, headers)
         return {tensor: place.info for tensor, (_, place) in found.items()}
+
+    def _of_torch_files(self) -> Mapping[str, TensorInfo] | None:
+        """None where it takes torch to read them."""
+        name = self._main_file
+        index = self._snapshot.path / name
+        files = sorted(set(weight_map_in(index).values())) if name in INDEX_FILES else [name]
+        infos: dict[str, TensorInfo] = {}
+        for found in _at_once(torch_infos, [self._snapshot.remote(file) for file in files]):
+            if found is None or infos.keys() & found.keys():
+                return None
+            infos |= found
+        return infos
 
     def _header(self, name: str) -> dict[str, Place]:
         file = self._snapshot.remote(name)
@@ -191,6 +207,12 @@ class HubSource:
         snapshot = self._snapshot
         fetch(remote_commit(snapshot.repo, snapshot.commit), wanted, snapshot.commit)
         return open_directory(self._snapshot.path)
+
+
+def _at_once(read: Callable[[S], T], files: list[S]) -> list[T]:
+    """Of each file, in their order; the threads keep nobody waiting who leaves early."""
+    with ThreadPool(_AT_ONCE) as pool:
+        return pool.map(read, files, chunksize=1)
 
 
 def fetch_small_files(model: HubId) -> HubSnapshot:

@@ -78,8 +78,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: not only tensors, or corrupt; pickled code is never run: "
-            "convert it to safetensors"
+            f"{path}: not only tensors, or corrupt; pickled code is never run: convert it to "
+            f"safetensors; or {get_again(path)}"
         ) from error
     except Exception as error:  # bytes that are none of its own make torch raise anything
         said = " ".join(str(error).split())

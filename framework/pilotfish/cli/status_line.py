@@ -1,12 +1,13 @@
-"""How much of a long prompt has been read: a line on the terminal, gone when the answer comes.
+"""What the program is busy with: a line on the terminal, gone when that is done.
 
-Knows: the engine's requests and the line. Does not know: who asked.
+Knows: the line, and when it is due. Does not know: who works, or on what.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 _SILENT_S = 1.0
 
 
-class ReadingLine:
-    """`reading the prompt: 512 of 2000 tokens` on stderr, after a second; none in a pipe."""
+class StatusLine:
+    """A line on stderr, after a second; none in a pipe. say: its text; "" while there is none."""
 
-    def __init__(self, llm: LLM) -> None:
-        self._llm = llm
+    def __init__(self, say: Callable[[], str]) -> None:
+        self._say = say
         self._lock = Lock()
         self._due = perf_counter() + _SILENT_S
         self._is_over = not sys.stderr.isatty()
@@ -30,12 +31,8 @@ class ReadingLine:
     def look(self) -> None:
         """Writes the line anew. From any thread."""
         with self._lock:
-            if self._is_over or perf_counter() < self._due:
-                return
-            for request in self._llm.engine.scheduler.requests[:1]:
-                whole = request.num_prompt_tokens
-                read = min(request.context.num_computed, whole)
-                self._write(f"reading the prompt: {read} of {whole} tokens")
+            if not self._is_over and perf_counter() >= self._due and (text := self._say()):
+                self._write(text)
 
     def end(self) -> None:
         """Takes the line away, for good."""
@@ -50,3 +47,16 @@ class ReadingLine:
         sys.stderr.write(f"\r{' ' * self._width}\r{text}")
         sys.stderr.flush()
         self._width = len(text)
+
+
+def reading_line(llm: LLM) -> StatusLine:
+    """`reading the prompt: 512 of 2000 tokens`, of the first request that runs."""
+
+    def say() -> str:
+        for request in llm.engine.scheduler.requests[:1]:
+            whole = request.num_prompt_tokens
+            read = min(request.context.num_computed, whole)
+            return f"reading the prompt: {read} of {whole} tokens"
+        return ""
+
+    return StatusLine(say)
