@@ -1,8 +1,9 @@
-"""Shared set-up: options, hypothesis' profile, Triton's interpreter without a GPU, one thread."""
+"""Shared set-up: options, hypothesis, Triton's interpreter without a GPU, one thread, Ctrl-C."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with torch: tests share their cores
 
@@ -16,6 +17,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 ask_for_strict_products()  # as an LLM does, and before any test multiplies
 torch.set_num_threads(1)  # toy sizes: a second thread costs more than it gives
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's jobs in the background get none
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "pilotfish",
