@@ -28,6 +28,8 @@ WANTED = {
 }
 """Pitfalls that an architecture, or a drafter of the kit's own, can show. Those of one format of
 drafts (16, 21, 29 to 37) are planted in the tests of the drafters."""
+LONGEST = 500
+"""Characters of what is said: all texts and log probabilities of a run are no help."""
 
 MakeSubject = Callable[[tuple[str, str]], Subject]
 
@@ -87,6 +89,7 @@ def test_a_planted_bug_is_noticed(
     assert broken.said.startswith("got ")
     crashed = broken.said.endswith("wanted none") or "cannot be run" in broken.said
     assert not crashed, "noticed by accident: something crashed"
+    assert len(broken.said) <= LONGEST
     print(f"{planted.what}: {broken.said}")
 
 

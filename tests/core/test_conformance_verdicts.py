@@ -192,6 +192,13 @@ def test_an_oracle_that_contradicts_itself_is_no_measure(
     assert check(promise_named(promise), fine).status == "ok"
 
 
+def test_an_oracle_that_does_not_answer_is_named(llama: Subject) -> None:
+    silent = asking(llama, Contrary(llama.oracle, ""))
+    result = check(promise_named("boundaries are the oracle's"), silent)
+    said = "the `hidden_states` of the oracle, Contrary, gives none"
+    assert (result.status, result.said) == ("not known", said)
+
+
 def test_a_wrong_model_is_told_from_a_wrong_option(
     llama: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from kernels.native_cases import NATIVE, needs_library
 from kernels.planned_passes import called_one_by_one
 from kernels.test_rope import angles
 from pilotfish import load_registry
+from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.rope import apply_rope
 from pilotfish.layers.attention import Attention, HeadNorm
 from pilotfish.layers.block import PreNormBlock
@@ -108,6 +109,13 @@ def own_attention(multiple: int) -> Plant:
     return plant
 
 
+class NewHeads(HeadNorm):
+    """Leaves the heads that it gets alone."""
+
+    def __call__(self, heads: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+        return super().__call__(heads.clone(), backend)
+
+
 class Swapped(Rotary):
     """Two views of one tensor, sines first."""
 
@@ -149,6 +157,16 @@ def test_a_part_of_ones_own_computes_in_planned_passes(
         with called_one_by_one():
             assert all(map(torch.equal, found, passes(one, "bfloat16", model)))
     assert not all(map(torch.equal, found, plain))
+
+
+def test_a_norm_of_heads_may_return_new_ones() -> None:
+    with subject(LFM2) as one:
+        plain, model = passes(one, "bfloat16", load(one)), load(one)
+        for norm in of_kind(model, HeadNorm):
+            norm.__class__ = NewHeads
+        assert all(map(torch.equal, passes(one, "bfloat16", model), plain))
+        with called_one_by_one():
+            assert all(map(torch.equal, passes(one, "bfloat16", model), plain))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,13 @@ class HeadNorm(Layer):
         plan_norm_heads(run.plan, x, self.weight, self.eps)
 
 
+def _norm_in_place(norm: HeadNorm, heads: torch.Tensor, backend: KernelBackend) -> None:
+    """Also where an own norm returns new heads."""
+    normed = norm(heads, backend)
+    if normed is not heads:
+        heads.copy_(normed)
+
+
 class Attention(PagedAttentionLayer):
     """One layer's attention.
 
@@ -125,7 +132,7 @@ class Attention(PagedAttentionLayer):
         turning = heads[:, : self.num_turning]
         q = heads[:, : self.num_heads]
         if self.head_norm is not None:
-            self.head_norm(turning, backend)
+            _norm_in_place(self.head_norm, turning, backend)
         if self.rope:
             apply_rope(turning, run.cos, run.sin, interleaved=self.interleaved, backend=backend)
         cache = run.caches[self.layer]
@@ -153,7 +160,9 @@ class Attention(PagedAttentionLayer):
             norm.plan(run, qkv)
         elif norm is not None:
             plan.torch(
-                lambda rows: norm(rows.view(self.heads_shape)[:, : self.num_turning], run.backend),
+                lambda rows: _norm_in_place(
+                    norm, rows.view(self.heads_shape)[:, : self.num_turning], run.backend
+                ),
                 qkv,
             )
         if self.rope:

@@ -6,6 +6,8 @@ Axis letters: T rows, V columns.
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 
 from pilotfish.engine.outputs import RequestOutput
@@ -35,16 +37,22 @@ def want_same_bits(got: torch.Tensor, wanted: torch.Tensor, where: str) -> None:
 
 
 def want_same_answer(ours: RequestOutput, theirs: RequestOutput, where: str, when: str) -> None:
-    """Raises Broken naming the tokens, or the first log probability, in which two answers part.
+    """Raises Broken naming what two answers part in: tokens, an end, the first log probability.
 
     where, when: in words, what gave ours and what gave theirs.
     """
     got, wanted = list(ours.token_ids), list(theirs.token_ids)
     want(got == wanted, f"{where}: {got}", f"{wanted}, {when}")
-    pairs = zip(ours.logprobs or (), theirs.logprobs or (), strict=True)
-    for place, (mine, other) in enumerate(pairs):
-        same = f"log probabilities {other} of token {place}, {when}"
-        want(mine == other, f"{where}, with the same tokens: {mine}", same)
+    where = f"{where}, with the same tokens"
+    ends = ours.finish_reason, theirs.finish_reason
+    want(ends[0] == ends[1], f"{where}: {ends[0]!r}", f"the end {ends[1]!r}, {when}")
+    for kind, mine, others in (
+        ("token", ours.logprobs, theirs.logprobs),
+        ("prompt token", ours.prompt_logprobs, theirs.prompt_logprobs),
+    ):
+        for place, (one, other) in enumerate(zip_longest(mine or (), others or ())):
+            same = f"log probabilities {other} of {kind} {place}, {when}"
+            want(one == other, f"{where}: {one}", same)
 
 
 def want_finite(got: torch.Tensor, where: str) -> None:

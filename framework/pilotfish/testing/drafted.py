@@ -16,6 +16,7 @@ from pilotfish.engine import LLM, RequestOutput
 from pilotfish.errors import StateError
 from pilotfish.registry import Registry
 from pilotfish.testing import drafters
+from pilotfish.testing.compare import want_same_answer
 from pilotfish.testing.promise import Broken, NotApplicable, want
 from pilotfish.testing.subject import PAGE_SIZE, Subject
 
@@ -84,13 +85,18 @@ def all_kinds(subject: Subject) -> tuple[list[list[int]], list[SamplingParams]]:
 
 def answers(
     llm: LLM, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
-) -> list[tuple[list[int], str, Any]]:
-    """Tokens, why they end, and log probabilities, of each request."""
-    outputs: list[RequestOutput] = llm.generate(list(prompts), params)
-    return [
-        (list(out.token_ids), out.finish_reason, (out.logprobs, out.prompt_logprobs))
-        for out in outputs
-    ]
+) -> list[RequestOutput]:
+    """Of each request by itself."""
+    found: list[RequestOutput] = llm.generate(list(prompts), params)
+    return found
+
+
+def want_same_answers(
+    got: Sequence[RequestOutput], wanted: Sequence[RequestOutput], where: str
+) -> None:
+    """Raises Broken naming the first request whose answer is not that of plain decoding."""
+    for number, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        want_same_answer(ours, theirs, f"request {number} {where}", "as without a draft")
 
 
 def want_idle(llm: LLM, where: str) -> None:

@@ -24,6 +24,8 @@ from pilotfish.testing.promise import Broken
 
 ASKED = ("embed", "lm_head")
 """What a drafter may call of its target."""
+Heard = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens so far, and what was drafted after them."""
 
 
 class FaultyOnce:
@@ -70,7 +72,7 @@ class Proposals:
 
     def clear(self) -> None:
         """Forgets what was heard."""
-        self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.seen: list[Heard] = []
         self.num_rows = 0
         self.excess: list[tuple[str, str]] = []
 

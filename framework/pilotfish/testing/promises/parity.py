@@ -109,9 +109,10 @@ def boundaries_are_the_oracles(subject: Subject) -> None:
     if "taps" not in subject.capabilities:
         raise NotApplicable("the spec does not offer 'taps'")
     tokens = subject.tokens(9)
-    exact = subject.oracle.hidden_states(tokens, "float32")
+    oracle = subject.oracle
+    exact = oracle.hidden_states(tokens, "float32")
     if not exact:
-        raise NotKnown("the oracle knows no hidden states")
+        raise NotKnown(f"the `hidden_states` of the oracle, {type(oracle).__name__}, gives none")
     last = len(exact) - 1
     asked = [last, 0, last - 1, 0]
     model = subject.load("float32", hidden=ReturnHiddenStates.SELECTED, boundaries=asked)

@@ -7,6 +7,7 @@ how drafts are verified.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pilotfish.config import SamplingParams
@@ -24,7 +25,9 @@ from pilotfish.testing.drafted import (
     under_test,
     want_idle,
     want_own_drafts,
+    want_same_answers,
 )
+from pilotfish.testing.listeners import Heard
 from pilotfish.testing.promise import NotKnown, want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
@@ -38,7 +41,7 @@ def no_drafter_changes_a_text(subject: Subject) -> None:
     for dtype in subject.dtypes:
         plain = answers(subject.llm(dtype), prompts, params)
         right = drafters.known_texts(
-            [[*prompt, *tokens] for prompt, (tokens, *_) in zip(prompts, plain, strict=True)]
+            [[*prompt, *out.token_ids] for prompt, out in zip(prompts, plain, strict=True)]
         )
         scripts = {
             "silent": drafters.silent,
@@ -53,12 +56,7 @@ def no_drafter_changes_a_text(subject: Subject) -> None:
         for name, script in scripts.items():
             drafters.play(llm, script)
             got = answers(llm, prompts, params)
-            for number, (mine, wanted) in enumerate(zip(got, plain, strict=True)):
-                want(
-                    mine == wanted,
-                    f"{dtype}, request {number} with the drafter {name!r}: {mine}",
-                    f"{wanted}, as without a draft",
-                )
+            want_same_answers(got, plain, f"in {dtype} with the drafter {name!r}")
 
 
 def right_drafts_count_and_wrong_ones_do_not(subject: Subject) -> None:
@@ -98,11 +96,8 @@ def a_failing_drafter_loses_nothing(subject: Subject) -> None:
             raised = True
         want(raised, f"no exception from draft call {at}", "the drafter's own")
         want_idle(llm, f"after an exception in draft call {at}")
-        want(
-            answers(llm, prompts, params) == plain,
-            f"other texts after an exception in draft call {at}",
-            "those of plain decoding",
-        )
+        again = answers(llm, prompts, params)
+        want_same_answers(again, plain, f"after an exception in draft call {at}")
 
 
 def the_draft_changes_no_text(subject: Subject) -> None:
@@ -115,8 +110,7 @@ def the_draft_changes_no_text(subject: Subject) -> None:
             proposals = listeners.Proposals(llm)
             got = answers(llm, prompts, params)
             want(bool(proposals.seen), f"{dtype}, {options}: {NOTHING}", "something")
-            for number, (mine, wanted) in enumerate(zip(got, plain, strict=True)):
-                want(mine == wanted, f"{dtype}, {options}, request {number}: {mine}", f"{wanted}")
+            want_same_answers(got, plain, f"in {dtype} with the drafter, {options or 'much room'}")
             want_idle(llm, f"{dtype}, {options}")
 
 
@@ -193,13 +187,21 @@ def _want_warm_as_cold(llm: LLM, work: Work, before: Work, where: str) -> int:
         proposals.stop()
     want(rows[1] < rows[0], f"{where}: {rows[1]} rows computed warm", f"less than {rows[0]}")
     want(got[1] == got[0], f"{where}, warm: {got[1]}", f"{got[0]}")
-    want(
-        drafts[1] == drafts[0],
-        f"{where}, warm: drafts {drafts[1]}",
-        f"{drafts[0]}, as cold: where a draft's row depends on the next token its config says "
-        f"`lookahead` 1{LEARNS}",
-    )
+    for warm, cold in zip_longest(*reversed(drafts)):
+        want(
+            warm == cold,
+            f"{where}, warm: {_said(warm)}",
+            f"{_said(cold)}, as cold: where a draft's row depends on the next token its config "
+            f"says `lookahead` 1{LEARNS}",
+        )
     return len(drafts[0])
+
+
+def _said(heard: Heard | None) -> str:
+    """A proposal in words."""
+    if heard is None:
+        return "no more drafts"
+    return f"{list(heard[1])} drafted after {len(heard[0])} tokens"
 
 
 def a_draft_batch_equals_singles(subject: Subject) -> None:
@@ -218,12 +220,9 @@ def a_draft_batch_equals_singles(subject: Subject) -> None:
         proposals.clear()
         llm.generate(prompt, options)
         alone = set(proposals.seen)
-        odd = sorted(alone - together)[:2]
-        want(
-            not odd,
-            f"request {number} alone: {odd} drafted",
-            f"only what is drafted in a batch{LEARNS}",
-        )
+        for odd in sorted(alone - together):
+            said = f"request {number} alone: {_said(odd)}"
+            want(False, said, f"only what is drafted in a batch{LEARNS}")
 
 
 def an_exception_leaves_target_and_draft_equal(subject: Subject) -> None:
@@ -245,10 +244,10 @@ def an_exception_leaves_target_and_draft_equal(subject: Subject) -> None:
                         got[number] += delta.token_ids
                 except drafters.DrafterFailedError:
                     broken += 1
-                    got[number] = plain[number][0]
+                    got[number] = list(plain[number].token_ids)
             want(broken == 1, f"{broken} streams that raised after {where}", "the one that stepped")
             want(
-                got == [tokens for tokens, *_ in plain],
+                got == [list(output.token_ids) for output in plain],
                 f"other texts after {where}",
                 "those of plain decoding",
             )
