@@ -3,7 +3,7 @@
 Knows: GNU OpenMP's environment variable. Does not know: torch, which reads it at its import.
 
 Spinning long makes a pass several times as slow beside a busy neighbour; sleeping at once makes
-every small product wait until its threads are awake. docs/command-line.md has the figures.
+every small product wait until its threads are awake. docs/tuning.md has the figures.
 """
 
 from __future__ import annotations

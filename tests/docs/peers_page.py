@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 from pilotfish.config.peers import CALL, LOADING, NOTHING, SAMPLING, Answer
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
+LONGEST = 149
+"""Characters of a line."""
 TABLES = {"SamplingParams": SAMPLING, "LLM": LOADING, "calls": CALL}
 
 
@@ -27,8 +30,15 @@ def written(page: str) -> str:
 
 def table(answers: Mapping[str, Answer]) -> str:
     """One row a name."""
-    rows = "".join(f"| `{name}` | {here(answer)} |\n" for name, answer in sorted(answers.items()))
+    rows = "".join(row(name, here(answer)) for name, answer in sorted(answers.items()))
     return "| there | here |\n|---|---|\n" + rows
+
+
+def row(name: str, said: str) -> str:
+    """A row; one that would be too long goes on in the next, which names nothing."""
+    width = LONGEST - len(f"| `{name}` |  |")
+    first, *others = textwrap.wrap(said, width if len(said) <= width else width * 2 // 3)
+    return f"| `{name}` | {first} |\n" + "".join(f"| | {other} |\n" for other in others)
 
 
 def here(answer: Answer) -> str:

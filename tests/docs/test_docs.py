@@ -1,4 +1,7 @@
-"""Every page of the documentation: its blocks run, its links lead somewhere, its hooks are true."""
+"""Every page of the documentation: its blocks run, and what it lists is what there is.
+
+Knows: which page lists what. Does not know: how pages are written (test_page_form.py).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,12 @@ from pathlib import Path
 import attrs
 import pytest
 
+from pilotfish import LLM, SamplingParams, SpeculativeConfig
+from pilotfish.cli.chat_commands import NAMES
 from pilotfish.hookspecs import PilotfishHooks
 from pilotfish.registry import ArchitectureSpec, SpeculatorSpec
+from pilotfish.weights.gguf_blocks import BLOCK_TYPES, TYPE_NAMES
+from pilotfish.weights.stored_rows import PACKED_KINDS
 
 from . import peers_page
 from .page import Block, blocks, check_console
@@ -60,6 +67,7 @@ def run_page(page: Path, folder: Path, site: Path) -> subprocess.CompletedProces
             "PYTHONPATH": str(site),
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",  # as in the tests: their cores are shared
         },
         capture_output=True,
         text=True,
@@ -103,15 +111,6 @@ def test_blocks_of_a_page_share_their_names_and_consoles_match_with_dots(tmp_pat
     check_console(Block("console", "$ echo a b\na ...\n", 1))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
-    broken = [
-        target for target in targets if "://" not in target and not (page.parent / target).exists()
-    ]
-    assert broken == []
-
-
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_section_with_its_signature_and_its_test(hook: str) -> None:
     section = (DOCS / "hooks.md").read_text().split(f"\n## `{hook}`\n")[1].split("\n## ")[0]
@@ -142,6 +141,53 @@ def test_every_field_of_a_spec_is_described(spec: type) -> None:
     cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     described = set(re.findall(r"`(\w+)`", " ".join(cells)))
     assert described == {field.name for field in attrs.fields(spec)}
+
+
+def test_the_kinds_of_gguf_tensors_are_those_that_are_read() -> None:
+    section = (DOCS / "models.md").read_text().split("\n## GGUF files\n")[1].split("\n## ")[0]
+    packed, plain, refused = re.findall(r"^\| (`.*) \| .* \|$", section, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", packed)) == set(PACKED_KINDS)
+    read = {kind.name for kind in BLOCK_TYPES.values()}
+    assert set(re.findall(r"`(\w+)`", f"{packed} {plain}")) == read
+    assert not set(re.findall(r"`(\w+)`", refused)) - set(TYPE_NAMES.values())
+
+
+def test_the_table_of_sampling_has_every_field_with_its_default() -> None:
+    table = (DOCS / "sampling.md").read_text().split("| field | default | |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.MULTILINE)
+    found = {
+        name: default
+        for names, defaults in rows
+        for name, default in zip(
+            re.findall(r"`(\w+)`", names), defaults.split(", ") * 3, strict=False
+        )
+    }
+    empty = {"none": (None, (), {}), "drawn": (None,), "false": (False,)}
+    for name, default in attrs.asdict(SamplingParams()).items():
+        wanted = empty.get(found[name]) or (float(found[name]),)
+        assert default in wanted, name
+    assert len(found) == len(attrs.fields(SamplingParams))
+
+
+def column(page: str, head: str) -> list[str]:
+    """The names of options and the like in the first column of the table with this head."""
+    rows = (DOCS / page).read_text().split(f"\n{head}\n")[1].split("\n\n")[0].splitlines()[1:]
+    return re.findall(r"`(.+?)`", " ".join(row.split("|")[1] for row in rows))
+
+
+def test_the_table_of_llm_has_every_argument() -> None:
+    arguments = [name for name in inspect.signature(LLM.__init__).parameters if name != "self"]
+    assert sorted(column("python.md", "| argument | default | |")) == sorted(arguments)
+
+
+def test_the_table_of_speculative_config_has_every_field() -> None:
+    fields = [field.name for field in attrs.fields(SpeculativeConfig)]
+    assert sorted(column("python.md", "| field | default | |")) == sorted(fields)
+
+
+def test_the_table_of_chat_has_every_command() -> None:
+    named = {name.split()[0] for name in column("command-line.md", "| command | |")}
+    assert named == set(NAMES)
 
 
 def test_names_of_other_engines_are_those_that_are_answered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -61,6 +62,17 @@ def test_the_server_answers_several_at_once(server: str) -> None:
         assert "".join(piece["text"] for piece in pieces) == output.text
         assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == ["length"]
         assert len(pieces) > 2, "it comes piece by piece"
+
+
+def test_the_commands_of_the_recipe_are_answered(server: str) -> None:
+    """Each `curl` of docs/recipes.md, and of the program itself, with its body as it is."""
+    page = (EXAMPLES.parent / "docs" / "recipes.md").read_text()
+    program = (EXAMPLES / "server.py").read_text()
+    bodies = re.findall(r"^ *curl -N localhost:8000/generate -d '(.*)'$", page + program, re.M)
+    assert len(bodies) == 3
+    for body in bodies:
+        (*_, last) = post(server, **json.loads(body))
+        assert last["finish_reason"] in ("length", "stop")
 
 
 def test_the_server_refuses_what_cannot_be_meant(server: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +97,18 @@ def test_a_block_draft_on_cached_prefixes(shelf: Shelf, target: tuple[str, str])
 
 
 def table() -> str:
-    """The table of docs/speculation.md: a cell for every pair that the test above runs."""
+    """The table of docs/speculation.md: every pair that the test above runs."""
     lines = [
-        "| target | " + " | ".join(DRAFTERS) + " |",
-        "|---|" + "---|" * len(DRAFTERS),
+        textwrap.fill(f"Drafters: {', '.join(DRAFTERS)}.", 120),
+        "",
+        f"| target | texts equal, of {len(DRAFTERS)} drafters |",
+        "|---|---:|",
     ]
     for architecture, example in TARGETS:
-        lines.append(f"| `{architecture}` ({example}) |" + " equal |" * len(DRAFTERS))
+        lines.append(f"| `{architecture}` ({example}) | {len(DRAFTERS)} |")
     return "\n".join(lines)
 
 
 def test_the_table_of_the_docs_is_of_this_run() -> None:
-    """Every cell is a test above, so the page can only claim what was run."""
+    """Every pair is a test above, so the page can only claim what was run."""
     assert table() in PAGE.read_text(), f"put this table into {PAGE.name}:\n{table()}"

@@ -48,7 +48,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-length", "tokens of a context (default: the model's own, or what fits)", **whole)
     add("--max-batch-size", "requests run at once (default: 16, or what fits)", **whole)
     add("--max-batch-tokens", "rows of one pass (default: 512)", **whole)
-    add("--num-pages", "pages in the cache (default: what fits; docs/command-line.md)", **whole)
+    add("--num-pages", "pages in the cache (default: what fits; docs/tuning.md)", **whole)
     add("--page-size", "tokens in a page (default: 16)", **whole)
     add(
         "--cache-dtype",

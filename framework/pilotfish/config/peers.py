@@ -144,7 +144,7 @@ LOADING: Mapping[str, Answer] = {
     "speculative_model": _refused("wanted draft=, and speculative= for the method"),
     "seed": _refused("a seed belongs to a request: SamplingParams(seed=...)"),
     "tokenizer": _refused("the checkpoint's own is used; prompts may be token ids"),
-    "revision": _refused("wanted the folder of that revision, as huggingface_hub downloads it"),
+    "revision": _refused("wanted it behind the hub id: organisation/name@revision"),
     "attn_implementation": _refused("wanted backend='native', 'torch' or 'triton'"),
     "enable_lora": _only(
         False, None, says="adapters are not served yet; merge it into the weights"

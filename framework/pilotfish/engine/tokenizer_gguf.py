@@ -43,7 +43,7 @@ def build_backend(
     else:
         raise CheckpointError(
             f"the GGUF file has a tokenizer of model {model!r}; read: byte-level merges ('gpt2'), "
-            "and SentencePiece pieces with byte tokens: pass token ids"
+            "and SentencePiece pieces with byte tokens: take the model's safetensors"
         )
     _add_special(backend, tokens, metadata.get(_KEY + "token_type") or ())
     _add_ends(backend, metadata, add_bos)
@@ -88,7 +88,8 @@ def _split_of(
     if name not in pretokenizers:
         raise CheckpointError(
             f"the GGUF file's {_KEY}pre is {name!r}; read: {', '.join(sorted(pretokenizers))}. "
-            "Cutting text in another way would give the model other tokens: pass token ids"
+            "Cutting text in another way would give the model other tokens: take its safetensors, "
+            "or a plugin whose spec has this one in `gguf_pretokenizers`"
         )
     return pretokenizers[name]
 

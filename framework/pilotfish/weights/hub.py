@@ -26,6 +26,7 @@ from pilotfish.weights.directory import (
 from pilotfish.weights.hub_access import RemoteFile, cached_commit, remote_commit
 from pilotfish.weights.hub_download import LAST, fetch
 from pilotfish.weights.hub_reasons import is_refusal
+from pilotfish.weights.names import shortened
 from pilotfish.weights.safetensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -195,7 +196,7 @@ class HubSource:
             if absent:
                 raise CheckpointError(
                     f"{repo}: {name} names files that the repository does not have: "
-                    f"{', '.join(absent)}; its upload is not complete: take another"
+                    f"{', '.join(shortened(absent))}; its upload is not complete: take another"
                 )
         return name
 

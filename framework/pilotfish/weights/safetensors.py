@@ -123,8 +123,8 @@ def read_weight_map(path: Path) -> dict[str, str]:
     missing = sorted({s for s in weight_map.values() if not (path.parent / s).is_file()})
     if missing:
         raise CheckpointError(
-            f"{path.parent}: the index names files that are not there: {', '.join(missing)}; "
-            "download the whole checkpoint"
+            f"{path.parent}: the index names files that are not there: "
+            f"{', '.join(shortened(missing))}; download the whole checkpoint"
         )
     return weight_map
 
