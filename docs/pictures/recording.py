@@ -20,7 +20,7 @@ from core.screens import Terminal
 
 FLAGS = ("--speculative", "ngram", "--show-draft", "--width", "4", "--temperature", "0")
 """A width of its own: the adaptive one follows the clock."""
-TYPED = ("What is a pilot fish? Answer in one sentence.", "Say it again, word for word.")
+TYPED = ("Write a haiku about the sea.", "Say it again, word for word.")
 SETTINGS = {
     "NO_COLOR": None,
     "TERM": "xterm-256color",

@@ -7,6 +7,7 @@ no torch.
 from __future__ import annotations
 
 from importlib import import_module
+from sys import _getframe
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,8 +71,20 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise _unknown(name, is_imported=_getframe(1).f_code.co_name == "_handle_fromlist")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def _unknown(name: str, *, is_imported: bool) -> Exception:
+    """is_imported: by `from pilotfish import name`, which drops the text of an AttributeError."""
+    if name[:1].isupper():
+        from pilotfish.config.peer_attributes import OF_PACKAGE, said_of
+
+        if name in OF_PACKAGE:
+            return (ImportError if is_imported else AttributeError)(
+                said_of(__name__, name, OF_PACKAGE)
+            )
+    return AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -9,16 +9,23 @@ import difflib
 import re
 from collections.abc import Iterable
 
+_BEGINNING = 3
+"""Letters of a name that somebody has begun, and not misspelt."""
+
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The known names most like `name`, likest first; upper and lower case count as equal.
 
-    Those far behind the likest are left out: beside "image", "page-size" is no help for "images".
+    Those that it is the beginning of come alone; else those far behind the likest are left out:
+    beside "image", "page-size" is no help for "images".
     """
     by_folded: dict[str, str] = {}
     for candidate in known:
         by_folded.setdefault(candidate.casefold(), candidate)
     word = name.casefold()
+    begun = [known for folded, known in by_folded.items() if folded.startswith(word)]
+    if len(word.strip("-/_")) >= _BEGINNING and 0 < len(begun) <= limit:
+        return begun
     found = difflib.get_close_matches(word, by_folded, n=limit, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, folded, word).ratio() for folded in found]
     return [

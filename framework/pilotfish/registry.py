@@ -157,7 +157,8 @@ class Registry:
                 f"no plugin serves the architecture {hf_architecture!r}"
                 f"{self._as_draft(hf_architecture)}"
                 f"{did_you_mean_model(hf_architecture, self._targets)}",
-                f"served: {_listed(self._targets)}",
+                f"served: {_listed(self._targets)}; docs/write-a-plugin.md writes one, "
+                "and `pilotfish plugins` lists plugins that failed to import",
             )
         spec, plugin = self._targets[hf_architecture]
         route = Route(hf_architecture=hf_architecture, architecture=spec, plugin=plugin)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import core.planted_caches
 import core.planted_drafts
 import core.planted_images
 import core.planted_maths
 import core.planted_state
-import core.planted_texts  # noqa: F401 - listing the bugs is what these five do
+import core.planted_texts  # noqa: F401 - listing the bugs is what these six do
 from core.planted_bugs import BUGS
 from pilotfish.testing import PROMISES
 

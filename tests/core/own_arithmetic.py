@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -22,6 +22,8 @@ from pilotfish_llama3 import pilotfish_architectures
 from pilotfish_llama3.model import Llama3Model
 
 FEW, FEWER = 16, 66
+Gate = Callable[[torch.Tensor], torch.Tensor]
+"""[T, D] -> [T, 1], which a feed-forward is multiplied with."""
 
 
 class HandMade(GatedMLP):
@@ -107,7 +109,7 @@ def tried(calls: Callable[[int], object]) -> OwnOperations:
 
 
 def registry_of(model: type[HandMadeModel]) -> Registry:
-    (spec,) = pilotfish_architectures()
+    spec = pilotfish_architectures()[0]
     spec = attrs.evolve(spec, model=f"core.own_arithmetic:{model.__name__}")
     return Registry(plugins=(Plugin(name="handmade", architectures=(spec,)),))
 
@@ -127,3 +129,30 @@ def write_checkpoint(folder: Path, *, width: int = 1024, layers: int = 3) -> str
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+def gated(gate: Gate, base: type[GatedMLP] = GatedMLP, **attributes: Any) -> type[GatedMLP]:
+    def call(self: Any, x: torch.Tensor, run: Any) -> torch.Tensor:
+        return GatedMLP.__call__(self, x, run) * gate(x).to(x.dtype)
+
+    return type("Own", (base,), {"__call__": call, **attributes})
+
+
+def with_feed_forward(kind: type[GatedMLP]) -> type[Llama3Model]:
+    def change(network: Any) -> None:
+        for block in network.layers:
+            block.mlp.__class__ = kind
+
+    return model_with(change)
+
+
+def model_with(change: Callable[[Any], None]) -> type[Llama3Model]:
+    """A model whose network is changed when it is built."""
+
+    class Changed(Llama3Model):
+        def build_network(self) -> Any:
+            network = super().build_network()
+            change(network)
+            return network
+
+    return Changed

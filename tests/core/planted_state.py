@@ -8,7 +8,6 @@ import attrs
 import torch
 
 from core.planted_bugs import (
-    BUGS,
     CHUNKS,
     CONV,
     HISTORY,
@@ -16,11 +15,8 @@ from core.planted_bugs import (
     MISTRAL,
     MODEL,
     WARM,
-    Bug,
-    Patch,
     bug,
 )
-from pilotfish_lfm2.cache import ConvStateCache
 
 
 @bug(
@@ -305,57 +301,3 @@ def _(real: Any) -> Any:
         return attrs.evolve(outputs, logits=outputs.logits * 2) if fresh and late else outputs
 
     return execute
-
-
-ATTACHED = "attached caches keep their contract"
-CACHE = "pilotfish_lfm2.cache:ConvStateCache"
-
-
-@bug(0, "a cache without pages keeps all when it is cleared", ATTACHED, f"{CACHE}.clear", CONV)
-def _(real: Any) -> Any:
-    return lambda self: None
-
-
-@bug(0, "a cache without pages forgets no page", ATTACHED, f"{CACHE}.forget", CONV)
-def _(real: Any) -> Any:
-    return lambda self, page: None
-
-
-@bug(0, "rows of an earlier pass of the step are not skipped", ATTACHED, f"{CACHE}.inputs", CONV)
-def _(real: Any) -> Any:
-    return lambda self, leaf, names, counts, skip=None: real(self, leaf, names, counts)
-
-
-@bug(0, "no pass is given a view of a cache without pages", ATTACHED, f"{CACHE}.inputs", CONV)
-def _(real: Any) -> Any:
-    return lambda self, *args: None
-
-
-def _snapshots_are_views(patch: Patch) -> None:
-    cache: Any = ConvStateCache
-    keep, restore = cache.keep, cache.restore
-
-    def kept(self: Any, request_id: str, page: int, num_tokens: int) -> None:
-        keep(self, request_id, page, num_tokens)
-        request = self._request(request_id)
-        begin = num_tokens - request.num_committed + 1
-        views = vars(self).setdefault("views", {})
-        views[page] = self._columns(request, begin, self.width - 1)
-
-    def restored(self: Any, request_id: str, page: int, num_tokens: int) -> None:
-        self.kept[:, page] = self.views[page]
-        restore(self, request_id, page, num_tokens)
-
-    patch.setattr(cache, "keep", kept)
-    patch.setattr(cache, "restore", restored)
-
-
-BUGS.append(
-    Bug(
-        number=0,
-        what="a snapshot at a page's end is the slot itself",
-        promise=ATTACHED,
-        plant=_snapshots_are_views,
-        subject=CONV,
-    )
-)

@@ -52,7 +52,6 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "reasoning": [USER, {"role": "assistant", "content": "A", "reasoning": "R"}],
     "thinking": [USER, {"role": "assistant", "content": "A", "thinking": "R"}],
     "reasoning_content": [USER, {"role": "assistant", "content": "A ", "reasoning_content": "R"}],
-    "parts": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
 }
 
 
@@ -109,6 +108,47 @@ def test_renders_as_transformers_does(
             template.render(messages, **variables)
     else:
         assert template.render(messages, **variables) == want
+
+
+TEXTS = [{"type": "text", "text": "Hi <b> "}, {"text": "there"}]
+PARTS = [{"role": "system", "content": "S"}, {"role": "user", "content": TEXTS}]
+LISTS = """\
+{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}
+{%- else %}{% for p in m.content %}({{ p.text | trim }}){% endfor %}{% endif %}{{ '\\n' }}
+{%- endfor %}"""
+ONLY_LISTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+
+
+def test_lists_of_texts_are_rendered_as_transformers_does_where_a_template_takes_them() -> None:
+    want = theirs({"default": LISTS}).apply_chat_template(PARTS, tokenize=False)
+    assert want == "system: S\nuser: (Hi <b>)(there)\n"
+    assert ChatTemplate(LISTS).render(PARTS, add_generation_prompt=False) == want
+    shouted = ONLY_LISTS.replace("p.text", "p.text | upper")
+    assert ChatTemplate(shouted).render(PARTS[1:]) == "HI <B> THERE"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PLAIN,
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}"
+        "{% endif %}{{ '\\n' }}{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content.split('|')[0] }}\n{% endfor %}",
+    ],
+)
+def test_lists_of_texts_are_one_text_where_a_template_takes_none(template: str) -> None:
+    assert ChatTemplate(template).render(PARTS) == "system: S\nuser: Hi <b> \nthere\n"
+    assert PARTS[1]["content"] == TEXTS, "the caller's messages stay as they are"
+
+
+def test_a_list_that_is_not_of_texts_is_said_to_be_one() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ 'a' + m.content }}{% endfor %}")
+    with pytest.raises(RequestError, match="wanted text as content, where the template takes no l"):
+        template.render([{"role": "user", "content": [{"type": "image"}, *TEXTS]}])
+    with pytest.raises(RequestError, match=r"wanted dicts with 'role'"):
+        template.render([{"role": "user", "content": 7}])
 
 
 def test_null_fields_are_not_written() -> None:

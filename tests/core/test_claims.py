@@ -308,18 +308,6 @@ def test_a_layer_that_is_too_large_without_weights_is_not_claimed(
     assert claims_of(made).is_invariant
 
 
-@needs_library
-def test_portable_names_the_part_that_does_not_say_so(wide: str) -> None:
-    options = {"backend": "native", "arithmetic": "portable"}
-    described = probe_arithmetic(prepared(wide, SteadyModel, **options)).described
-    assert described.startswith("NOT portable: Steady computes in a way of its own")
-    (said,) = warnings_of(wide, SteadyModel, **options)
-    assert "does not say `keeps_bits`" in said
-    assert "between processors" in said
-    plain = prepare_from_options(wide, dtype="float32", **options)
-    assert probe_arithmetic(plain).described.startswith("portable")
-
-
 def test_every_launch_is_on_the_models_gpu(wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton launches on the thread's current GPU, wherever its arguments lie."""
     named = current_device(torch.device("cuda:1"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import enum
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,14 @@ from torch.nn import functional
 
 from core.own_arithmetic import (
     FEW,
+    Gate,
     HandMade,
     SteadyModel,
+    gated,
+    model_with,
     registry_of,
     tried,
+    with_feed_forward,
     write_checkpoint,
 )
 from kernels.native_cases import needs_library
@@ -31,12 +34,13 @@ from pilotfish.engine.prepared import Prepared
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.model import DecoderModel
+from pilotfish.layers.own_parts import own_part
+from pilotfish.layers.router import Router, Routing
 from pilotfish.layers.shallow import shallow
 from pilotfish.layers.whole_pass import TEXT, probe_passes
 from pilotfish.testing import Examples, promise_named, run, tiny_subjects
 from pilotfish_llama3.model import Llama3Model
 
-Gate = Callable[[torch.Tensor], torch.Tensor]
 WIDTH = 64
 
 
@@ -59,18 +63,6 @@ def described(path: str, model: Any, **options: Any) -> str:
     return probe_arithmetic(prepared(path, model, **options)).described
 
 
-def model_with(change: Callable[[Any], None]) -> type[Llama3Model]:
-    """A model whose network is changed when it is built."""
-
-    class Changed(Llama3Model):
-        def build_network(self) -> Any:
-            network = super().build_network()
-            change(network)
-            return network
-
-    return Changed
-
-
 def model_of(gate: Gate) -> type[Llama3Model]:
     return with_feed_forward(gated(gate))
 
@@ -81,6 +73,29 @@ def unsteady(x: torch.Tensor) -> torch.Tensor:
     if x.shape[0] > FEW:
         return terms.sum(-1, keepdim=True)
     return terms.unflatten(1, (2, -1)).sum(-1).sum(-1, keepdim=True)
+
+
+class Quiet(Routing):
+    """As the library's, and nobody answers for it."""
+
+    def __call__(self, *args: Any) -> Any:
+        return super().__call__(*args)
+
+
+class Answered(Routing):
+    keeps_bits = True
+
+    def __call__(self, *args: Any) -> Any:
+        return super().__call__(*args)
+
+
+def test_a_routing_of_ones_own_is_a_part_and_its_router_is_the_librarys() -> None:
+    for kind, keeps in ((Quiet, False), (Answered, True)):
+        router = Router(8, kind(num_experts=4, num_chosen=2))
+        assert own_part(router) is None
+        found = own_part(router.routing)
+        assert found is not None
+        assert (found.name, found.keeps_bits) == (kind.__name__, keeps)
 
 
 class OwnEmbedding(Embedding):
@@ -150,21 +165,6 @@ def test_a_call_that_cannot_be_tried_is_named(narrow: str, name: str) -> None:
     assert "could not be tried: " in said
 
 
-def gated(gate: Gate, base: type[GatedMLP] = GatedMLP, **attributes: Any) -> type[GatedMLP]:
-    def call(self: Any, x: torch.Tensor, run: Any) -> torch.Tensor:
-        return GatedMLP.__call__(self, x, run) * gate(x).to(x.dtype)
-
-    return type("Own", (base,), {"__call__": call, **attributes})
-
-
-def with_feed_forward(kind: type[GatedMLP]) -> type[Llama3Model]:
-    def change(network: Any) -> None:
-        for block in network.layers:
-            block.mlp.__class__ = kind
-
-    return model_with(change)
-
-
 def test_an_author_may_answer_for_what_cannot_be_tried(narrow: str) -> None:
     gate = silent(GATES["single rows"][0])
     believed = gated(gate, keeps_bits=True)
@@ -176,16 +176,6 @@ def test_an_author_may_answer_for_what_cannot_be_tried(narrow: str) -> None:
     assert described(narrow, with_feed_forward(patched)).startswith("NOT invariant: mv of")
     wrong = gated(lambda x: 1 + unsteady(x), keeps_bits=True)  # what can be tried, is
     assert described(narrow, with_feed_forward(wrong)).startswith("NOT invariant: rows differ")
-
-
-@needs_library
-def test_portable_is_an_authors_word(narrow: str) -> None:
-    options = {"backend": "native", "arithmetic": "portable"}
-    silent_one = with_feed_forward(gated(lambda x: x[:, :1]))
-    said = described(narrow, silent_one, **options)
-    assert said.startswith("NOT portable: Own computes in a way of its own")
-    speaking = with_feed_forward(gated(lambda x: x[:, :1], keeps_bits=True))
-    assert described(narrow, speaking, **options).startswith("portable")
 
 
 @torch.library.custom_op("pilotfish_tests::scores", mutates_args=())

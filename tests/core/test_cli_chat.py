@@ -53,7 +53,19 @@ def test_an_evening_at_the_terminal(folder: Path, tmp_path: Path) -> None:
         ask(t, "\r")
         asked.append(lines)
 
-        # Ctrl-C drops the line, and half an answer leaves the talk as it was.
+        # Ctrl-C drops the line, and leaves only where nothing was typed since.
+        t.type("abc")
+        t.wait(lambda t: t.line == "> abc")
+        ask(t, "\x03", "once more")
+        t.type("def")
+        t.wait(lambda t: t.line == "> def")
+        ask(t, "\x03", "once more")
+
+        # Ctrl-C right behind Enter is heard.
+        ask(t, "go!\r\x03", "once more")
+        assert ALPHABET not in t.raw
+
+        # Half an answer leaves the talk as it was.
         t.type("half a li")
         t.wait(lambda t: t.line == "> half a li")
         ask(t, "\x03", "once more leaves")

@@ -86,8 +86,18 @@ def test_every_command_is_in_the_help_and_the_nearest_is_named(chat: Chat) -> No
     shown = "\n".join(err)
     assert all(name in shown for name in NAMES if name != "/?")
     assert "Esc-Enter" in shown
-    assert "unknown command /regen (did you mean /regenerate or /reset?); /help" in err[-2]
+    assert "unknown command /regen (did you mean /regenerate?); /help" in err[-2]
     assert "unknown command /sistem (did you mean /system?)" in err[-1]
+
+
+def test_words_of_other_programs(chat: Chat) -> None:
+    lines = ("/set parameter temperature 0.5", "/set system Be brief.", "/system", "/show info")
+    out, err = chat(*lines, "/set verbose", "/bye", "never.")
+    assert out == []
+    assert err[0].split() == ["temperature", "0.5"]
+    assert err[1] == "Be brief."
+    assert "unknown command /show: /set shows" in err[2]
+    assert "--stats of each" in err[3]
 
 
 def test_what_is_a_command() -> None:

@@ -52,6 +52,20 @@ def test_what_is_typed_is_kept_without_an_echo(terminal: tuple[int, int]) -> Non
     assert echoes(program)
 
 
+def test_an_interrupt_that_came_too_early_for_a_signal(terminal: tuple[int, int]) -> None:
+    """Typed while an editor had the terminal, whose Ctrl-C is a key."""
+    keyboard, program = terminal
+    raw = termios.tcgetattr(program)
+    raw[3] &= ~termios.ISIG
+    termios.tcsetattr(program, termios.TCSANOW, raw)
+    with TypedKeys(program) as keys:
+        os.write(keyboard, b"abc\x03d")
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # a signal, which may come later
+            keys.keep()
+            time.sleep(1)
+        assert keys.take() == "d"
+
+
 def test_the_terminal_is_given_back_after_an_error(terminal: tuple[int, int]) -> None:
     with pytest.raises(KeyboardInterrupt), TypedKeys(terminal[1]):
         raise KeyboardInterrupt

@@ -44,6 +44,16 @@ def test_the_console_script_is_main() -> None:
         (("plugins", "here"), "unexpected argument 'here'; see pilotfish plugins --help"),
         (("--verison",), "unknown flag '--verison' (did you mean --version?)"),
         (("--json", "plugins"), "unknown flag '--json'"),
+        (("-m", "demo", "-p", "hi"), "got -m demo; wanted a verb: generate, chat"),
+        (("version",), "unknown verb 'version': wanted `pilotfish --version`"),
+        (("generate", "-m", "demo", "hi"), "unknown flag '-m': the model stands first"),
+        (("generate", "demo", "hi", "-n", "20"), "unknown flag '-n': wanted --max-tokens"),
+        (("generate", "demo", "hi", "--temp", "0"), "unknown flag '--temp' (did you mean --tempe"),
+        (
+            ("generate", "demo", "hi", "--gpu-memory-utilization", "1"),
+            "the plan takes what fits (pilotfish inspect shows it); wanted --num-pages",
+        ),
+        (("chat", "demo", "hi"), "unexpected argument 'hi': chat asks for messages itself"),
         (("plugins", "--json=1"), "--json: ignored explicit argument '1'"),
     ],
 )

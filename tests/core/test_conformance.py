@@ -199,6 +199,21 @@ def test_a_mistake_is_2_and_one_line(
     assert said in err.splitlines()[-1]
 
 
+def test_a_draft_that_does_not_fit_an_example_is_told_of_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"vocab_size": 50}
+    draft = save_tiny("LlamaForCausalLM", "plain", tmp_path, load_registry(), sizes)
+    flags = ["--architecture", "LlamaForCausalLM", "--speculative", "small_model"]
+    code, out, err = verify(capsys, *flags, "--draft", str(draft))
+    assert (code, out) == (2, "")
+    said = err.splitlines()[-1]
+    assert "has 50 token ids and the target" in said
+    assert (
+        "the tiny example 'plain': `pilotfish verify MODEL` tests a draft on a checkpoint" in said
+    )
+
+
 def test_the_promises_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = verify(capsys, "--list")
     assert code == 0
@@ -315,20 +330,6 @@ def test_an_architecture_that_nobody_can_write_is_refused_by_name() -> None:
         pass
     with pytest.raises(UserError, match="no promise is named"):
         promise_named("nothing")
-
-
-def test_an_example_that_its_plugin_refuses_is_the_users_mistake(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    examples = "pilotfish_llama3.examples:_CONFIGS"
-    module, _, name = examples.partition(":")
-    configs = {"LlamaForCausalLM": {"bad": {"hidden_act": "gelu"}}}
-    monkeypatch.setattr(f"{module}.{name}", configs)
-    with (
-        pytest.raises(ConfigError, match="hidden_act"),
-        tiny_subjects("LlamaForCausalLM", load_registry()),
-    ):
-        pass
 
 
 TOY = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+from pilotfish.errors import PluginError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.rms_norm import add_scaled
 from pilotfish.layers.attention import Attention
@@ -58,6 +61,22 @@ def test_tensors_reach_the_layer_that_declared_them() -> None:
 def test_a_tensor_nobody_declared_is_named(name: str) -> None:
     with pytest.raises(KeyError, match=name.rsplit(".", maxsplit=1)[-1]):
         Tower().assign(name, torch.zeros(8), BACKEND)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("conv.weight", "'conv_weight', or a Layer at 'conv' that declares 'weight'"),
+        ("conv.inner.weight", "'conv_inner_weight', or a Layer at 'conv.inner' that"),
+        (".weight", "wanted a name without dots: 'weight'"),
+        ("", "wanted a name without dots: 'weight'"),
+    ],
+)
+def test_a_tensor_whose_name_leads_into_no_layer_is_refused(name: str, wanted: str) -> None:
+    said = f"^Layer declares the tensor '{re.escape(name)}'"
+    with pytest.raises(PluginError, match=said) as told:
+        Layer().declare(name, (2,))
+    assert wanted in str(told.value)
 
 
 def test_a_bias_may_come_before_its_weight() -> None:

@@ -332,7 +332,7 @@ def test_wrong_options_are_refused_before_weights_are_read(
                 {"speculative": value},
                 "speculative is .*; wanted None, the name of a method, or a Sp",
             )
-            for value in (5, True, {"method": "ngram"}, SpeculativeConfig)
+            for value in (5, True, ["ngram"], SpeculativeConfig)
         ),
         *(
             ({"draft": value, "speculative": "ngram"}, "draft is .*; wanted a checkpoint: a direct")

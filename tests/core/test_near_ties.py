@@ -77,6 +77,40 @@ def test_a_large_error_of_the_oracles_in_such_a_row_is_no_leave(scale: float, se
         judge(TwoExperts(near=[7, 12]), lambda rows: rows.mul_(scale), seed)
 
 
+class Attending(TwoExperts):
+    """Each row has a little of all rows before it; `eager` falls as `exact` does, ours not."""
+
+    flipped: Sequence[int] = ()
+
+    def eager(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
+        return Attending(near=[]).answer(tokens, noise=4e-3, seed=1).float()
+
+    def answer(self, tokens: Sequence[int], *, noise: float, seed: int) -> torch.Tensor:
+        is_ours = seed >= 50
+        near = () if is_ours else self.near
+        rows = TwoExperts(near=near).answer(tokens, noise=noise, seed=seed)
+        if is_ours:
+            rows[[token in self.flipped for token in tokens]] *= -1
+        before = rows.cumsum(0) - rows
+        return rows + 0.01 * before
+
+
+@pytest.mark.parametrize("seed", range(50, 58))
+def test_rows_that_attend_to_such_a_row_are_no_measure(seed: int) -> None:
+    oracle = Attending(near=[3])
+    oracle.flipped = [3]
+    judge(oracle, lambda rows: None, seed)
+    with pytest.raises(Broken, match=r"here, in rows that .*: the root mean square error"):
+        judge(oracle, lambda rows: rows.mul_(1.02), seed)
+
+
+def test_where_rounding_chooses_everywhere_nothing_is_known() -> None:
+    oracle = Attending(near=range(0, ROWS, 3))
+    oracle.flipped = range(0, ROWS, 3)
+    with pytest.raises(NotKnown, match="rounding chooses in too many rows"):
+        judge(oracle, lambda rows: None)
+
+
 @pytest.mark.parametrize(("times", "is_broken"), [(2, False), (30, True)])
 def test_rows_are_judged_by_the_rows_around_them(times: float, is_broken: bool) -> None:
     """Rounding makes larger errors in later rows, as of angles that are far round."""

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from core.own_arithmetic import tried
-from pilotfish.layers.own_operations import same_bits
+from pilotfish.layers.row_tries import same_bits
 
 
 def test_calls_that_are_not_exact_are_tried_whatever_their_name() -> None:

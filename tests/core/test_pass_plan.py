@@ -127,6 +127,22 @@ def test_a_part_that_computes_in_its_own_way_stops_the_plan_of_what_holds_it(
     assert not torch.equal(found, plain(rows, now))
 
 
+def test_a_part_without_a_plan_gives_rows_as_wide_as_is_said() -> None:
+    class Twice(Layer):
+        def __call__(self, x: torch.Tensor, run: Any) -> torch.Tensor:
+            return torch.cat((x, -x), 1)
+
+    run = PassPlan.empty(rotated=2, dtype=torch.float32, cache_dtype=torch.float32, backend=NATIVE)
+    x = run.buffer(5)
+    out = run.sublayer(Twice(), x, out_width=10)
+    calls, rows = run.plan.finish(), torch.randn(3, 5)
+    calls.begin({run.rows: 3})
+    calls.tensor(x).copy_(rows)
+    run.current.append(cast(ForwardPass, None))
+    calls.run({}, 1)
+    assert torch.equal(calls.tensor(out), torch.cat((rows, -rows), 1))
+
+
 @pytest.mark.parametrize(
     ("make", "plan", "kind", "name"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from core.toy_model import toy_registry, write_toy_checkpoint
-from pilotfish import LLM, SamplingParams
+from pilotfish import LLM, RuntimeConfig, SamplingParams, SpeculativeConfig
 from pilotfish.config.peers import CALL, LOADING, SAMPLING
+from pilotfish.config.sampling import NO_LIMIT
+from pilotfish.engine.routing import read_speculative
 from pilotfish.errors import ConfigError, RequestError
+from pilotfish.warn import PilotfishWarning
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
@@ -44,6 +48,9 @@ def params(**given: Any) -> SamplingParams:
         ({"top_k": 0}, {}),
         ({"stop": None}, {}),
         ({"num_beams": 1, "use_cache": True, "best_of": None}, {}),
+        ({"best_of": 1}, {}),
+        ({"max_tokens": None}, {"max_tokens": NO_LIMIT}),
+        ({"max_new_tokens": None}, {"max_tokens": NO_LIMIT}),
     ],
 )
 def test_sampling_by_their_names(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -98,6 +105,14 @@ def test_a_model_by_their_names(folder: str) -> None:
         ({"trust_remote_code": True}, "code in a checkpoint is never run"),
         ({"gpu_memory_utilization": 0.9}, "the plan takes what fits"),
         ({"seed": 1}, "a seed belongs to a request"),
+        ({"seed": False}, "a seed belongs to a request"),
+        ({"download_dir": "/x"}, "LLM got download_dir='/x': the variable HF_HOME"),
+        ({"temperature": 0}, r"has no option 'temperature': wanted it in the .*\(temperature=0\)"),
+        ({"dtype": "halff"}, "dtype is 'halff'; wanted"),
+        ({"speculative": {"methode": "ngram"}}, r"no option 'methode' \(did you mean method\?\)"),
+        ({"speculative": {"width": 4}}, "speculative has no 'method'; wanted the name of one"),
+        ({"speculative": {"method": "ngram", "width": 0}}, "width is 0; wanted"),
+        ({"speculative": 4}, "speculative is 4; wanted None, the name"),
         ({"max_model_len": 64, "max_length": 64}, "got max_model_len and max_length"),
         ({"max_lenght": 64}, r"no option 'max_lenght' \(did you mean max_length\?\)"),
         ({"dtype": torch.int8}, "dtype is 'int8'; wanted"),
@@ -115,10 +130,90 @@ def test_calls_by_their_names(llm: LLM) -> None:
         llm.generate([[97]], params=GREEDY, **call)
     with pytest.raises(RequestError, match="lora_request='x': adapters are not served yet"):
         llm.generate([[97]], **{"lora_request": "x"})  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="has no option 'temperature'; there are prompts, par"):
-        llm.generate([[97]], **{"temperature": 0})  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="has no option 'heat'; there are prompts, par"):
+        llm.generate([[97]], **{"heat": 0})  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="stream takes one prompt and got a list of 2 texts"):
         llm.stream(["a", "b"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("call", ["generate", "stream", "chat", "agenerate", "astream"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_new_tokens": 5}, r"wanted it in the params of .*: SamplingParams\(max_tokens=5\)"),
+        ({"max_tokens": 5}, r"option 'max_tokens': .*: SamplingParams\(max_tokens=5\)"),
+        ({"temperature": 0}, r"option 'temperature': .*: SamplingParams\(temperature=0\)"),
+    ],
+)
+def test_options_of_sampling_are_sent_to_their_place(
+    llm: LLM, call: str, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RequestError, match=f"LLM.{call} has no .*{said}"):
+        getattr(llm, call)("a", **given)
+
+
+def test_options_of_sampling_that_are_not_ours(llm: LLM) -> None:
+    generate: Any = llm.generate
+    with pytest.raises(RequestError, match=r"'do_sample': .*: SamplingParams\(temperature=0\)"):
+        generate("a", do_sample=False)
+    with pytest.raises(RequestError, match="'num_beams': of SamplingParams, and num_beams=4 is no"):
+        generate("a", num_beams=4)
+
+
+def test_records_of_token_ids(llm: LLM) -> None:
+    (want,) = llm.generate([[97, 98]], GREEDY)
+    record = {"prompt_token_ids": [97, 98]}
+    for prompts in (record, [record], {**record, "images": []}):
+        assert llm.generate(prompts, GREEDY)[0].token_ids == want.token_ids
+    assert "".join(delta.text for delta in llm.stream(record, GREEDY)) == want.text
+    bad = {"prompt_token_ids": [97, 10**9]}
+    refused, answered = llm.generate([bad, record], GREEDY)
+    assert (refused.finish_reason, refused.prompt_token_ids) == ("error", [97, 10**9])
+    assert answered.token_ids == want.token_ids
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt_token_ids": [97], "prompt": "a"}, "has prompt and prompt_token_ids; wanted one"),
+        ({"prompt_token_ids": "a"}, "prompt_token_ids is a text; wanted token ids"),
+        ({"prompt_token_id": [97]}, r"\(did you mean prompt_token_ids"),
+        ({"prompt": "a", "multi_modal_data": {}}, "multi_modal_data; wanted images, a list"),
+    ],
+)
+def test_what_is_no_record(llm: LLM, record: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        llm.generate(record, GREEDY)
+
+
+def test_no_limit_is_the_context(folder: str) -> None:
+    params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)  # type: ignore[arg-type]
+    with LLM(folder, registry=toy_registry(), max_length=12) as made:
+        (output,) = made.generate([[97] * 3], params)
+    assert (len(output.token_ids), output.finish_reason) == (9, "length")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("half", "float16"), ("bf16", "bfloat16"), ("float", "float32"), ("torch.bf16", "bfloat16")],
+)
+def test_other_names_of_a_dtype(theirs: str, ours: str) -> None:
+    assert RuntimeConfig(dtype=theirs).dtype == ours
+
+
+def test_a_seed_of_a_model_is_said_to_change_nothing(folder: str) -> None:
+    given: dict[str, Any] = {"registry": toy_registry(), "max_length": 16}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PilotfishWarning)
+        LLM(folder, **given, seed=None).close()
+    with pytest.warns(PilotfishWarning, match="seed=0, which changes nothing: a seed belongs to a"):
+        LLM(folder, **given, seed=0).close()
+
+
+def test_drafting_by_a_dict_of_its_options() -> None:
+    assert read_speculative({"method": "ngram", "width": 4}) == SpeculativeConfig(
+        method="ngram", width=4
+    )
 
 
 @pytest.mark.parametrize(("names", "of"), [(SAMPLING, SamplingParams), (LOADING, LLM), (CALL, LLM)])

@@ -159,6 +159,42 @@ def test_a_part_of_ones_own_computes_in_planned_passes(
     assert not all(map(torch.equal, found, plain))
 
 
+def _wide_blocks(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
+    def wide(self: Any, x: torch.Tensor, stream: Any, run: Any) -> Any:
+        return tuple(
+            each.float() for each in PreNormBlock.__call__(self, x.bfloat16(), stream, run)
+        )
+
+    for block in model.network.layers:
+        block.__class__ = type("WideBlock", (PreNormBlock,), {"__call__": wide, "plan": None})
+
+
+WHY_CALLED: dict[str, tuple[Plant, str]] = {
+    "a network's run": (on_the_network("run"), "Decoder has a `run` of its own"),
+    "a network's logits": (subclassed(Decoder, "logits"), "Own has a `logits` of its own"),
+    "a patch": (patched(Decoder, "finish"), "Decoder has a `finish` of its own"),
+    "logits of the model": (
+        lambda model, patch: patch.setattr(model, "_logits", lambda *given: None),
+        "Llama3Model has a `_logits` of its own",
+    ),
+    "a wide stream": (_wide_blocks, "the block WideBlock has no `plan` and gives rows of "),
+}
+
+
+@pytest.mark.parametrize("part", WHY_CALLED)
+def test_what_keeps_a_pass_from_being_planned_is_named(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, said = WHY_CALLED[part]
+    with subject() as one:
+        model = load(one)
+        assert model.why_called == ""
+        plant(model, monkeypatch)
+        if part == "a wide stream":
+            model.network.dtypes_given = {torch.float32}
+        assert said in model.why_called
+
+
 def test_a_norm_of_heads_may_return_new_ones() -> None:
     with subject(LFM2) as one:
         plain, model = passes(one, "bfloat16", load(one)), load(one)

@@ -12,10 +12,16 @@ import pytest
 
 from pilotfish import LLM, CacheConfig, SamplingParams, load_registry
 from pilotfish.cli import main
+from pilotfish.config.hf_options import context_length
 from pilotfish.engine import planning
 from pilotfish.engine.loading import prepare_from_options
+from pilotfish.engine.planning import UNLIMITED_TOKENS
 from pilotfish.engine.prepared import Prepared
-from pilotfish.errors import CapacityError, CheckpointError, UserError
+from pilotfish.errors import CapacityError, CheckpointError, ConfigError, UserError
+from pilotfish.layers.rope import RopeParameters
+from pilotfish.protocols import NO_LIMIT
+from pilotfish.state import MemoryPlan, SlotStateSpec
+from pilotfish.state.memory import CPU_STATE_BYTES, MOST_EMPTY_PAGES
 from pilotfish.testing import save_tiny
 
 LONGEST = 100_000
@@ -79,6 +85,49 @@ def test_a_context_that_does_not_fit_is_cut_and_said_so(
         f"to fit the memory there are contexts of {plan.max_seq_len} tokens, not the model's "
         f"{LONGEST} (--max-length, max_length)"
     )
+
+
+def test_a_model_without_a_limit_has_contexts_that_are_held_unasked(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RopeParameters, "context_length", lambda self, asked: context_length(asked))
+    found = prepared(llama)
+    plan = found.memory_plan
+    page_bytes = sum(plan.leaves.values())
+    wanted = min(UNLIMITED_TOKENS, CPU_STATE_BYTES // page_bytes * plan.page_size_tokens)
+    assert found.model.config.get_max_seq_len() == plan.max_seq_len == wanted
+    assert page_bytes * plan.num_pages <= CPU_STATE_BYTES
+    assert plan.note == (
+        f"the model has no limit of its own: there are contexts of {wanted} tokens "
+        "(--max-length, max_length)"
+    )
+    with_memory(monkeypatch, bytes_of_a_context(llama, 5000))
+    plan = prepared(llama).memory_plan
+    assert 2000 < plan.max_seq_len < 3000, "half of what is left"
+    assert prepared(llama, cache=CacheConfig(num_pages=9)).memory_plan.max_seq_len == 9 * 16
+    assert prepared(llama, max_length=4900).memory_plan.max_seq_len == 4900
+    with pytest.raises(ConfigError, match=f"wanted at most {NO_LIMIT}"):
+        prepared(llama, max_length=NO_LIMIT + 1)
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 1 << 30])
+def test_pages_that_hold_nothing_are_not_countless(memory_bytes: int | None) -> None:
+    """Their books take memory: a context of a model without a limit would have millions."""
+
+    def pages(length: int, batch: int) -> int:
+        return MemoryPlan.make(
+            weights={},
+            specs=[SlotStateSpec(name="sums", num_layers=2, slot_shape=(8,), dtype="float32")],
+            cache=CacheConfig(memory_bytes=memory_bytes),
+            max_batch_size=batch,
+            max_seq_len=length,
+            activations=0,
+            available=8 << 30,
+        ).num_pages
+
+    assert pages(1600, 16) == 1600
+    assert pages(16 << 16, 64) == MOST_EMPTY_PAGES
+    assert pages(16 << 21, 64) == 1 << 21, "one context"
 
 
 def test_what_the_user_asks_for_is_never_cut(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

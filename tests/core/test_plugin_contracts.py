@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 from pilotfish import LLM, load_registry
-from pilotfish.errors import WeightsError
 from pilotfish.layers.block import PreNormBlock
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.testing import Subject, check, promise_named, tiny_subjects
@@ -56,14 +56,30 @@ def test_rows_of_float64_are_told_once_and_where_they_are_made(monkeypatch: Patc
     assert after == "the model cannot be run: PluginError, as told above"
 
 
+class Forgetful(GatedMLP):
+    """Says what differs from pass to pass."""
+
+    def __call__(self, x: torch.Tensor, run: Any) -> torch.Tensor:
+        raise KeyError(f"{len(x)} rows at {id(run)}")
+
+
+def test_what_fails_in_other_words_each_time_is_told_once_too(monkeypatch: Patch) -> None:
+    with_blocks(monkeypatch, lambda block: setattr(block.mlp, "__class__", Forgetful))
+    (first, said), second = outcome(BATCH, WIDTHS)
+    assert first == "FAILED"
+    assert "a model that cannot be run: KeyError" in said
+    assert second == ("not known", "the model cannot be run: KeyError, as told above")
+
+
 def test_a_function_in_a_layers_place_is_named(monkeypatch: Patch) -> None:
     def change(block: Any) -> None:
         real = block.mlp
         block.mlp = lambda x, run: real(x, run) * 1
 
     with_blocks(monkeypatch, change)
-    with pytest.raises(WeightsError, match=r"PreNormBlock\.mlp is a function.* wanted a Layer"):
-        outcome(BATCH)
+    ((status, said),) = outcome(BATCH)
+    assert status == "FAILED"
+    assert re.search(r"PreNormBlock\.mlp is a function.* wanted a Layer", said)
 
 
 def test_a_transform_whose_shape_lies_is_named(monkeypatch: Patch) -> None:

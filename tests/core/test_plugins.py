@@ -125,6 +125,7 @@ def test_a_failed_plugin_is_chained_when_its_architecture_is_asked_for(tmp_path:
     assert "PluginError: plugin broken_fish (broken-fish 1.0) failed to load" in recorded
     assert "RouteError: no plugin serves the architecture 'BrokenFishForCausalLM'" in refused
     assert "plugin broken_fish (broken-fish 1.0) failed to load: ModuleNotFoundError" in refused
+    assert "docs/write-a-plugin.md writes one, and `pilotfish plugins` lists plugins" in refused
 
 
 def test_two_distributions_with_one_plugin_name_are_both_named(tmp_path: Path) -> None:

@@ -58,6 +58,19 @@ def test_log_probabilities_name_their_tokens(demo: LLM) -> None:
     ]
 
 
+def test_what_is_shown_says_what_it_is(demo: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=1)
+    (found,) = demo.generate("The capital of France", params)
+    assert found.logprobs is not None
+    assert repr(found.logprobs[0]).endswith("text=' is', top_texts=(' is',))")
+    assert repr(demo.tokenizer) == (
+        "Tokenizer(vocab_size=49152, eos_token_ids=(2, 0), with a chat template)"
+    )
+    plan = repr(demo.memory_plan)
+    assert "weights={'model': " in plan
+    assert "mappingproxy" not in plan
+
+
 def test_texts_of_tokens(demo: LLM) -> None:
     tokenizer = demo.tokenizer
     assert tokenizer is not None

@@ -1,4 +1,4 @@
-"""The tables of docs/coming-from.md, from `pilotfish.config.peers`.
+"""The tables of docs/coming-from.md, from `pilotfish.config.peers` and `peer_attributes`.
 
 `python tests/docs/peers_page.py --write` writes them anew.
 """
@@ -10,12 +10,20 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from pilotfish.config.peer_attributes import OF_LLM, OF_OUTPUT, OF_PACKAGE
 from pilotfish.config.peers import CALL, LOADING, NOTHING, SAMPLING, Answer
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
 LONGEST = 149
 """Characters of a line."""
-TABLES = {"SamplingParams": SAMPLING, "LLM": LOADING, "calls": CALL}
+TABLES: Mapping[str, Mapping[str, Answer | str]] = {
+    "SamplingParams": SAMPLING,
+    "LLM": LOADING,
+    "calls": CALL,
+    "methods": OF_LLM,
+    "outputs": OF_OUTPUT,
+    "classes": OF_PACKAGE,
+}
 
 
 def written(page: str) -> str:
@@ -28,7 +36,7 @@ def written(page: str) -> str:
     return page
 
 
-def table(answers: Mapping[str, Answer]) -> str:
+def table(answers: Mapping[str, Answer | str]) -> str:
     """One row a name."""
     rows = "".join(row(name, here(answer)) for name, answer in sorted(answers.items()))
     return "| there | here |\n|---|---|\n" + rows
@@ -41,14 +49,18 @@ def row(name: str, said: str) -> str:
     return f"| `{name}` | {first} |\n" + "".join(f"| | {other} |\n" for other in others)
 
 
-def here(answer: Answer) -> str:
+def here(answer: Answer | str) -> str:
     """What a name is here, in words."""
+    if isinstance(answer, str):
+        return answer
     if answer.ours == NOTHING:
         return f"taken, changes nothing: {answer.says}"
     if answer.ours:
         return f"taken as `{answer.ours}`"
     taken = [
-        f"`{value!r}`" + "".join(f" is `{name}={ours!r}`" for name, ours in options.items())
+        f"`{value!r}`"
+        + "".join(f" is `{name}={ours!r}`" for name, ours in options.items())
+        + " with a warning" * (value in answer.warned)
         for value, options in answer.means
         if value is not None
     ]

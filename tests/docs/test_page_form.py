@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-LATER = ("conformance.md", "hooks.md", "own-parts.md", "write-a-plugin.md")
-"""Pages that are not held to the lengths of lines yet."""
-LINE, PROSE, PAGE = 150, 120, 350
+LISTS = ("conformance.md",)
+"""Pages with tables that are as long as what they list."""
+LINE, PROSE, PAGE = 150, 120, 400
 """A line of a page is shorter than LINE, one of prose no longer than PROSE; a page than PAGE."""
 
 
@@ -42,11 +42,11 @@ def too_long(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in LATER], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_a_page_and_its_lines_are_short(page: Path) -> None:
     text = page.read_text()
     assert too_long(text) == []
-    assert len(text.splitlines()) <= PAGE
+    assert len(text.splitlines()) <= PAGE or page.name in LISTS
 
 
 def test_a_line_that_is_too_long_is_found() -> None:

@@ -14,7 +14,7 @@ import attrs
 from pilotfish.cli.chat_commands import NAMES, is_command, run_command, unquoted
 from pilotfish.cli.chat_keys import TypedKeys
 from pilotfish.cli.chat_options import add_chat_flags, given_by_flags
-from pilotfish.cli.chat_prompt import PipedLines, Reader, has_keyboard, open_reader
+from pilotfish.cli.chat_prompt import Dropped, PipedLines, Reader, has_keyboard, open_reader
 from pilotfish.cli.chat_talk import NO_LIMIT, Talk
 from pilotfish.cli.deltas import check_show_draft, tell_of_other_text
 from pilotfish.cli.loading import load_llm
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="talk to a model",
         description="Talk to a model in the terminal; /help there says what else it takes.",
         examples=_EXAMPLES,
-        hints=dict.fromkeys(("--chat", "--prompt"), _ASKS),
+        hints=dict.fromkeys(("--chat", "--prompt", ""), _ASKS),
         others=flag_of_ours,
     )
     add_model(parser)
@@ -113,8 +113,8 @@ def _converse(talk: Talk, reader: Reader) -> None:
             if message is None or _answer(talk, message, has_blocks=not is_piped):
                 return
             was_interrupted = False
-        except KeyboardInterrupt:
-            if was_interrupted or is_piped:
+        except KeyboardInterrupt as interrupt:
+            if is_piped or (was_interrupted and not isinstance(interrupt, Dropped)):
                 raise
             was_interrupted = True
             say_dim("[Ctrl-C once more leaves]")

@@ -58,6 +58,8 @@ def run_command(talk: Talk, line: str) -> bool:
         return True
     if name not in _ACTIONS:
         names = [*_ACTIONS, *_LEAVING]
+        if name in _ELSEWHERE:
+            raise RequestError(f"unknown command {found[1]}: {_ELSEWHERE[name]}")
         raise RequestError(
             f"unknown command {found[1]}{did_you_mean(name, names)}; /help lists them, and a space "
             "before it sends it to the model"
@@ -93,9 +95,14 @@ def _system(talk: Talk, argument: str) -> None:
 
 
 def _set(talk: Talk, argument: str) -> None:
-    name, _, text = argument.partition(" ")
+    name, _, text = argument.removeprefix("parameter ").strip().partition(" ")
+    if name == "system":
+        _system(talk, text.strip())
+        return
     name = name.replace("-", "_").lstrip("_")
     fields = [field.name for field in attrs.fields(type(talk.params))]
+    if name in ("verbose", "quiet"):
+        raise RequestError(f"no field {name!r}; /stats tells of the last answer, --stats of each")
     if name and name not in fields:
         raise RequestError(f"unknown field {name!r}{did_you_mean(name, fields)}; /set lists them")
     if text.strip():
@@ -204,7 +211,14 @@ _ACTIONS: dict[str, Callable[[Talk, str], None]] = {
     "/regenerate": _regenerate,
     "/stats": _stats,
 }
-_LEAVING = ("/quit", "/exit")
+_LEAVING = ("/quit", "/exit", "/bye")
+_ELSEWHERE = {
+    "/show": "/set shows how answers are sampled, /system the system message, /stats the context",
+    "/model": "a chat has one model; pilotfish chat MODEL talks with another",
+    "/read": "/load goes on with messages of a file; a pasted text stays whole",
+    "/undo": "/regenerate answers the last message anew, /reset forgets all",
+}
+"""Commands of other programs, and what there is instead."""
 _HELP = (
     ("/help", "this"),
     ("/reset, /clear", "forget the conversation, but not the system message"),
@@ -214,6 +228,6 @@ _HELP = (
     ("/load FILE", "go on with the messages of such a file"),
     ("/regenerate", "another answer to the last message"),
     ("/stats", "tokens, speed and how full the context is"),
-    ("/quit, /exit", "leave"),
+    ("/quit, /exit, /bye", "leave"),
 )
 NAMES = (*_ACTIONS, *_LEAVING)

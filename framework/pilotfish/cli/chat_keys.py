@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -22,13 +23,14 @@ except ImportError:  # Windows, where keys that are typed ahead wait for the pro
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
 """What arrows and the like send, and what stands around a pasted text."""
 _TICK_S = 0.1
+_CTRL_C = b"\x03"
 
 
 class TypedKeys:
     """Takes the echo from the terminal until it is closed. A context manager.
 
-    Ctrl-C stays a signal. fd: of the terminal; None where keys come from elsewhere, and nothing is
-    done.
+    Ctrl-C stays a signal, and becomes one where it came too early for that. fd: of the terminal;
+    None where keys come from elsewhere, and nothing is done.
     """
 
     def __init__(self, fd: int | None) -> None:
@@ -73,7 +75,12 @@ class TypedKeys:
                 typed = os.read(self.fd, 65536)
             except OSError:
                 return
-            self._typed += typed
+            _, interrupt, after = typed.rpartition(_CTRL_C)
+            if interrupt:  # typed while an editor had the terminal, and so no signal yet
+                self._typed = after
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                self._typed += typed
             if not typed:  # the terminal is gone
                 return
 

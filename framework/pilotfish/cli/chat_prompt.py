@@ -33,13 +33,17 @@ def is_open(text: str) -> bool:
     return _OPEN.match(text) is not None and text.count('"""') % 2 == 1
 
 
+class Dropped(KeyboardInterrupt):
+    """Ctrl-C that dropped what was typed; on an empty line it is a KeyboardInterrupt alone."""
+
+
 class Reader(Protocol):
     """Where messages come from."""
 
     def read(self, typed: str = "") -> str | None:
         """The next one; None at the end. typed: what is in its place already.
 
-        Raises KeyboardInterrupt for Ctrl-C, which drops what was typed.
+        Raises KeyboardInterrupt for Ctrl-C, and Dropped where something was typed.
         """
         ...
 
@@ -117,9 +121,22 @@ class Editor:
                 text = self._session.prompt(default=typed)
             except EOFError:
                 return None
+            if self._has_interrupt():
+                raise Dropped
             if text.strip():
                 return text.strip("\n")
             typed = ""
+
+    def _has_interrupt(self) -> bool:
+        """Whether Ctrl-C came with Enter, among keys that were read for the next prompt."""
+        from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+        from prompt_toolkit.keys import Keys
+
+        keys = get_typeahead(self._session.input)
+        if any(key.key == Keys.ControlC for key in keys):
+            return True
+        store_typeahead(self._session.input, keys)
+        return False
 
 
 def _session(history: History, commands: list[str]) -> PromptSession[str]:
@@ -188,6 +205,11 @@ def _keys() -> KeyBindings:
             event.current_buffer.insert_text("\n")
         else:
             event.current_buffer.validate_and_handle()
+
+    @keys.add("c-c", filter=edits)
+    def drop(event: KeyPressEvent) -> None:
+        kind = Dropped if event.current_buffer.text else KeyboardInterrupt
+        event.app.exit(exception=kind, style="class:aborting")
 
     @keys.add("escape", "enter", filter=edits)
     @keys.add("escape", "c-j", filter=edits)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = (
     'pilotfish generate demo "Once upon a time" --seed 7',
-    'pilotfish generate demo --chat "What is a pilot fish?" --temperature 0',
+    'pilotfish generate demo --chat "What is the capital of France?" --temperature 0',
     "pilotfish generate MODEL --input-file requests.jsonl --json > answers.jsonl",
     "make-requests | pilotfish generate MODEL --input-file - --order done --json",
     'pilotfish generate MODEL --prompt "..." --speculative ngram --show-draft',

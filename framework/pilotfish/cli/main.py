@@ -35,7 +35,7 @@ _DESCRIPTION = "Model architectures and the drafters that swim ahead of them, as
 _EPILOG = """\
 examples:
   pilotfish chat demo
-  pilotfish generate demo --chat "What is a pilot fish?" --temperature 0
+  pilotfish generate demo --chat "What is the capital of France?" --temperature 0
   pilotfish generate MODEL --input-file requests.jsonl --json > answers.jsonl
   pilotfish inspect MODEL
 
@@ -48,6 +48,8 @@ _ELSEWHERE = {
     "run": "`chat MODEL` talks, `generate MODEL TEXT` answers once",
     "serve": "there is no server yet; LLM.astream is made for one: examples/server.py",
     "list": "`plugins` lists what is served; `hf cache ls` the models that were fetched",
+    "version": "wanted `pilotfish --version`",
+    "help": "wanted `pilotfish --help`, or `pilotfish VERB --help`",
     "pull": "a hub id is fetched when it is first used; `hf download ID` fetches it before",
 }
 """Verbs of other programs, and what there is instead."""
@@ -176,6 +178,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         import argcomplete
 
         argcomplete.autocomplete(parser)
+    words = [word for word in argv if not word.startswith("-")]
+    if words and argv[0].startswith("-") and words[0] not in VERBS:
+        raise UsageError(f"got {argv[0]} {words[0]}; {_WANTED}")
     args = parser.parse_args(argv)
     if args.verb is None:
         raise UsageError(_WANTED)

@@ -76,10 +76,27 @@ def add_place_flags(add: Callable[..., None]) -> None:
     )
 
 
+_SHORT = {
+    "-m": "the model stands first, without a flag",
+    "--model": "the model stands first, without a flag",
+    "-p": "wanted --prompt, or the text without a flag",
+    "-n": "wanted --max-tokens; --n is how many answers",
+    "-c": "wanted --max-length",
+    "-t": "wanted OMP_NUM_THREADS=N in the environment",
+    "--threads": "wanted OMP_NUM_THREADS=N in the environment",
+    "-ngl": "wanted --device: a model runs whole on one",
+    "-s": "wanted --seed",
+    "--verbose": "wanted --json, whose timing tells the speed; of chat --stats",
+}
+"""Flags of other programs, and what there is instead."""
+
+
 def flag_of_ours(name: str) -> str:
     """What a flag that other engines have is here; "" for others."""
     from pilotfish.config.peers import LOADING, NOTHING, SAMPLING
 
+    if name in _SHORT:
+        return _SHORT[name]
     answer = {**LOADING, **SAMPLING}.get(name.lstrip("-").replace("-", "_"))
     if answer is None:
         return ""
@@ -310,7 +327,14 @@ _IN_PYTHON = {
     "pass a plain prompt": "give a plain prompt (generate --prompt)",
     "or plain prompts": "or plain prompts (generate --prompt)",
     "take generation_config 'none'": "give --generation-config none",
-    "use stop_token_ids": "give --stop-token-id",
+    "use stop_token_ids": "give --stop-token-ids",
+    "cache=CacheConfig(memory_bytes=...)": "--num-pages",
+    "cache=CacheConfig(dtype=...)": "--cache-dtype",
+    "cache=CacheConfig(page_size_tokens=...)": "--page-size",
+    "draft= and speculative=; see SpeculativeConfig": "--draft and --speculative",
+    "draft=, and speculative= for the method": "--draft, and --speculative for the method",
+    "device='cuda:0' for instance": "--device cuda:0 for instance",
+    "backend='native', 'torch' or 'triton'": "--backend native, torch or triton",
 }
 """Advice for callers of `LLM` -> the command line's."""
 

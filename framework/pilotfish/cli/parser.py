@@ -28,8 +28,8 @@ class Parser(argparse.ArgumentParser):
     Verbs' parsers are of this class too: `add_subparsers` makes parsers of its parent's class.
     examples: command lines, and after two spaces what they do, that --help ends with.
     spare: the argument that takes a word without a flag that stands behind flags.
-    hints: flags of other verbs, and what there is instead. others: what a flag of another program
-    is here; "" where that is not known.
+    hints: flags of other verbs, and what there is instead; "" for a word without a flag. others:
+    what a flag of another program is here; "" where that is not known.
     """
 
     def __init__(
@@ -95,7 +95,8 @@ class Parser(argparse.ArgumentParser):
                 hint = self._hints.get(flag) or self._others(flag)
                 self.error(f"unknown flag {flag!r}{f': {hint}' if hint else near}")
         quoted = "; a prompt of several words stands in quotes" if self._spare is not None else ""
-        self.error(f"unexpected argument {extra[0]!r}{quoted}")
+        hint = self._hints.get("", "")
+        self.error(f"unexpected argument {extra[0]!r}{f': {hint}' if hint else quoted}")
 
 
 class _FromVariable(argparse._StoreAction):

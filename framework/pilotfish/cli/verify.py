@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.cli.options import (
@@ -68,7 +69,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_place_flags(add)
     group = parser.add_argument_group("what is printed")
     group.add_argument("--json", action="store_true", help="one object a promise")
-    group.add_argument("--list", action="store_true", help="list the promises and check none")
+    group.add_argument(
+        "--list",
+        action="store_true",
+        help="list the promises, or with --architecture the config of each of its examples, and "
+        "check none",
+    )
     add_speculation_flags(parser)
     return parser
 
@@ -78,6 +84,11 @@ def run(args: argparse.Namespace) -> int:
     from pilotfish.testing import PROMISES, check, promises_for, promises_named
     from pilotfish.testing.oracle import quiet
 
+    if args.list and args.architecture is not None:
+        with quiet(), _subjects(args) as subjects:
+            for subject in subjects:
+                print(f"{subject.name}: {_config_of(subject)}")
+        return KEPT
     if args.list:
         for promise in PROMISES:
             print(f"{promise.name}: {promise.says}")
@@ -106,6 +117,14 @@ def run(args: argparse.Namespace) -> int:
     code, verdict = _verdict(counts)
     print(f"{verdict}: {said}", file=sys.stderr)
     return code
+
+
+def _config_of(subject: Subject) -> str:
+    """What stands in its config.json: what the example says, and what it leaves at a default."""
+    from pilotfish.weights.hf_config import CONFIG_FILE
+
+    text = (Path(subject.model) / CONFIG_FILE).read_text()
+    return json.dumps(json.loads(text), sort_keys=True)
 
 
 def _verdict(counts: Mapping[Status, int]) -> tuple[int, str]:
@@ -146,7 +165,7 @@ def _subjects(args: argparse.Namespace) -> Iterator[list[Subject]]:
         dtypes = tuple(args.dtype) or ("float32", "bfloat16")
         with tiny_subjects(args.architecture, registry, dtypes=dtypes, **where) as subjects:
             for subject in subjects:
-                subject.check_draft()
+                _check_draft_of_example(subject)
             yield subjects
         return
     dtypes = tuple(args.dtype) or ("auto",)
@@ -156,6 +175,17 @@ def _subjects(args: argparse.Namespace) -> Iterator[list[Subject]]:
         resolved = [subject.prepared(dtype).dtype for dtype in dtypes]
         subject.dtypes = tuple(dict.fromkeys(resolved))
         yield [subject]
+
+
+def _check_draft_of_example(subject: Subject) -> None:
+    """Raises ConfigError for a drafter that does not fit a tiny example, and says what may."""
+    try:
+        subject.check_draft()
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; the target is the tiny example {subject.name!r}: `pilotfish verify MODEL` "
+            "tests a draft on a checkpoint in its place"
+        ) from error
 
 
 def _as_line(name: str, results: Sequence[Result]) -> str:

@@ -14,6 +14,7 @@ from pilotfish.config.checks import is_int, is_number
 from pilotfish.config.model import ModelConfig
 from pilotfish.config.pipeline import PipelineConfig
 from pilotfish.errors import ConfigError
+from pilotfish.protocols import NO_LIMIT
 
 CHECKPOINT = "the checkpoint's config"
 _MOST_SHOWN = 80
@@ -83,6 +84,19 @@ def real_number(
     given = ((">", above), (">=", least), ("<=", most))
     limits = " and".join(f" {sign} {limit:g}" for sign, limit in given if limit is not None)
     raise ConfigError(f"{whose} has {name} = {value!r}; wanted a number{limits}")
+
+
+def context_length(max_length: int | None, reach: int | None = None) -> int:
+    """The longest context of a run in tokens, for models whose layers know no positions.
+
+    max_length: the user's limit; None: no other. reach: what the checkpoint names as its limit;
+    None: it has none, and the context is NO_LIMIT, which the memory plan cuts.
+    Raises ConfigError for a limit past that.
+    """
+    most = NO_LIMIT if reach is None else reach
+    if max_length is not None and max_length > most:
+        raise ConfigError(f"max_length is {max_length}; wanted at most {most}")
+    return most if max_length is None else max_length
 
 
 def count(config: Any, name: str, default: int | None = None, whose: str = CHECKPOINT) -> int:

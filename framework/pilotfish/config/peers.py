@@ -15,6 +15,7 @@ import attrs
 
 from pilotfish.errors import ConfigError, RequestError
 from pilotfish.nearest import did_you_mean
+from pilotfish.warn import warn_caller
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,11 +32,13 @@ class Answer:
     ours: the option of ours that takes its value, or NOTHING; "" where there is none.
     means: values that ask for something we have, with the options of ours that give it.
     says: what to do instead, for every other value.
+    warned: those of `means` that change nothing and may be meant to: a warning says so.
     """
 
     ours: str = ""
     means: tuple[tuple[Any, Mapping[str, Any]], ...] = ()
     says: str = ""
+    warned: tuple[Any, ...] = ()
 
     def options(self, value: Any) -> Mapping[str, Any]:
         """Ours, from its value. Raises ValueError saying what to do instead."""
@@ -78,7 +81,9 @@ SAMPLING: Mapping[str, Answer] = {
         means=((True, {}), (False, {"temperature": 0})),
         says="wanted True, or False, which is temperature=0",
     ),
-    "best_of": _refused("best_of is not served: ask for n answers with logprobs, and choose"),
+    "best_of": _only(
+        1, None, says="best_of is not served: ask for n answers with logprobs, and choose"
+    ),
     "use_beam_search": _only(False, None, says=_BEAMS),
     "num_beams": _only(1, None, says=_BEAMS),
     "length_penalty": _only(1.0, 1, None, says=_BEAMS),
@@ -140,9 +145,17 @@ LOADING: Mapping[str, Answer] = {
     "quantization_config": _refused("weights run as the file has them"),
     "kv_cache_dtype": _only("auto", None, says="wanted cache=CacheConfig(dtype=...)"),
     "block_size": _refused("wanted cache=CacheConfig(page_size_tokens=...)"),
-    "speculative_config": _refused("wanted draft= and speculative=; see SpeculativeConfig"),
+    "speculative_config": _refused(
+        "wanted draft= and speculative=, a method or a dict of SpeculativeConfig's fields"
+    ),
     "speculative_model": _refused("wanted draft=, and speculative= for the method"),
-    "seed": _refused("a seed belongs to a request: SamplingParams(seed=...)"),
+    "seed": Answer(
+        means=((None, {}), (0, {})),
+        warned=(0,),
+        says="a seed belongs to a request: SamplingParams(seed=...)",
+    ),
+    "download_dir": _refused("the variable HF_HOME, set before Python starts, names the folder"),
+    "cache_dir": _refused("the variable HF_HOME, set before Python starts, names the folder"),
     "tokenizer": _refused("the checkpoint's own is used; prompts may be token ids"),
     "revision": _refused("wanted it behind the hub id: organisation/name@revision"),
     "attn_implementation": _refused("wanted backend='native', 'torch' or 'triton'"),
@@ -166,6 +179,26 @@ CALL: Mapping[str, Answer] = {
 }
 
 
+def _is_of_sampling(name: str) -> bool:
+    """Whether it is a field of SamplingParams, or another name of one."""
+    from pilotfish.config.sampling import SamplingParams
+
+    ours = SAMPLING[name].ours if name in SAMPLING else name
+    return ours in attrs.fields_dict(SamplingParams)
+
+
+def _of_sampling(name: str, value: Any) -> str:
+    """What to say of an option of SamplingParams in another place; "" for what is none."""
+    if name not in SAMPLING and not _is_of_sampling(name):
+        return ""
+    try:
+        options = SAMPLING[name].options(value) if name in SAMPLING else {name: value}
+    except ValueError as refusal:
+        return f"of SamplingParams, and {name}={value!r} is not served there: {refusal}"
+    given = ", ".join(f"{ours}={it!r}" for ours, it in options.items())
+    return f"wanted it in the params of generate: SamplingParams({given})"
+
+
 def answers_peers(
     names: Mapping[str, Answer], error: type[ConfigError] | type[RequestError]
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -183,19 +216,25 @@ def answers_peers(
 
         def ours(name: str, value: Any) -> Mapping[str, Any]:
             if name not in names:
+                if names is not SAMPLING and (meant := _of_sampling(name, value)):
+                    raise error(f"{whose} has no option {name!r}: {meant}")
                 raise error(
                     f"{whose} has no option {name!r}{did_you_mean(name, known)}; there are "
                     f"{', '.join(known)}"
                 )
+            answer = names[name]
             try:
-                return names[name].options(value)
+                options = answer.options(value)
             except ValueError as refusal:
                 raise error(f"{whose} got {name}={value!r}: {refusal}") from None
+            if value in answer.warned:
+                warn_caller(f"{whose} got {name}={value!r}, which changes nothing: {answer.says}")
+            return options
 
         @wraps(function)
         def call(*args: P.args, **given: P.kwargs) -> T:
             for name in [name for name in given if name not in own]:
-                if name in names or not has_others:
+                if name in names or not has_others or _is_of_sampling(name):
                     for found, value in ours(name, given.pop(name)).items():
                         if found in given:
                             raise error(f"{whose} got {name} and {found}; wanted one of them")

@@ -14,19 +14,28 @@ ARITHMETICS = ("invariant", "portable", "fastest")
 BACKENDS = ("auto", "torch", "triton", "native")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_OTHER_NAMES = {
+    **dict.fromkeys(("float", "fp32", "f32"), "float32"),
+    **dict.fromkeys(("half", "fp16", "f16"), "float16"),
+    "bf16": "bfloat16",
+}
+"""What other programs call a dtype."""
 
 
 def _as_dtype(value: Any) -> Any:
-    """A torch.dtype by its name."""
-    name = str(value)
-    return name.removeprefix("torch.") if name.startswith("torch.") else value
+    """A torch.dtype by its name, and other names of a dtype by ours."""
+    if not isinstance(value, str) and not str(value).startswith("torch."):
+        return value
+    name = str(value).removeprefix("torch.")
+    return _OTHER_NAMES.get(name, name)
 
 
 @attrs.frozen(kw_only=True)
 class RuntimeConfig:
     """How to run.
 
-    dtype: of weights and activations; "auto" takes the checkpoint's.
+    dtype: of weights and activations; "auto" takes the checkpoint's. "half", "bf16" and the like
+        are taken too.
     device: "auto" takes a GPU where there is one; else a torch device such as "cpu" or "cuda:0".
     backend: kernels; "auto" is triton on a GPU, and on a CPU native, or torch where the native
         library is missing.

@@ -23,8 +23,15 @@ MAX_LOGPROBS = 100
 MOST_SAMPLES = 1024
 MOST_BIAS = 1e30
 """Of `logit_bias`: with the least temperature there is, a logit stays within float32."""
+NO_LIMIT = 2**31 - 1
+"""Of `max_tokens`: more than any context holds."""
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
+
+
+def _as_limit(value: Any) -> Any:
+    """None is no limit but the context."""
+    return NO_LIMIT if value is None else plain(value)
 
 
 def _as_top_k(value: Any) -> Any:
@@ -123,7 +130,8 @@ class SamplingParams:
 
     Other engines' names of a field are taken where they mean the same: see `config.peers`.
 
-    max_tokens, min_tokens: of the answer; before min_tokens nothing but max_tokens ends it.
+    max_tokens, min_tokens: of the answer; before min_tokens nothing but max_tokens ends it. None
+        for max_tokens is no limit but the context's end.
     temperature: 0 is greedy. top_k: -1, or 0, keeps all. top_p, min_p: see `sampling.truncation`.
     seed: of the request's noise; None draws one, which the output reports.
     n: answers to one prompt, which is computed once: see `RequestOutput.outputs`. The first has the
@@ -137,7 +145,7 @@ class SamplingParams:
     """
 
     max_tokens: int = attrs.field(
-        converter=plain,
+        converter=_as_limit,
         default=128,
         validator=int_at_least(1, error=RequestError),
     )

@@ -102,9 +102,12 @@ def why_not_portable(prepared: Prepared) -> str:
     from pilotfish.layers.claims import Claims
 
     model: Any = prepared.model
-    if not isinstance(model, Claims):
-        return f"{type(model).__name__} computes in ways of its own"
-    return model.why_not_portable
+    if isinstance(model, Claims):
+        return model.why_not_portable
+    if getattr(model, "keeps_bits", False) == "portable":
+        return ""
+    name = type(model).__name__
+    return f'{name} computes in ways of its own and does not say `keeps_bits = "portable"`'
 
 
 def _probe_products(

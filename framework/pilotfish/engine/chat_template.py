@@ -7,7 +7,7 @@ tokens. Rendering is transformers' own, in jinja's sandbox.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -55,7 +55,8 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation, as transformers renders it.
 
-        messages: dicts with "role" and "content"; fields that are None are left out.
+        messages: dicts with "role" and "content"; fields that are None are left out. Content that
+            is a list of texts alone is one text, a line each, for a template that takes no lists.
         tools: JSON schemas, or functions with type hints and a docstring. documents: dicts.
         chat_template: name of one of several, or jinja text in place of the checkpoint's.
         add_generation_prompt: ends with the beginning of an answer; None does, unless the last
@@ -77,10 +78,9 @@ class ChatTemplate:
             )
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        names = {**self._special_tokens, **variables}
-        try:
-            rendered, _ = render_jinja_template(
-                conversations=[listed],
+        def rendered(conversation: list[dict[str, Any]]) -> str:
+            texts, _ = render_jinja_template(
+                conversations=[conversation],
                 tools=None if tools is None else list(tools),
                 documents=None if documents is None else list(documents),
                 chat_template=source,
@@ -88,19 +88,24 @@ class ChatTemplate:
                 add_generation_prompt=not continue_final_message
                 if add_generation_prompt is None
                 else add_generation_prompt,
-                **names,
+                **{**self._special_tokens, **variables},
             )
+            return str(texts[0])
+
+        try:
+            return _rendered_with_parts(rendered, listed)
         except jinja2.TemplateSyntaxError as error:
             raise RequestError(
                 f"the chat template is not valid, line {error.lineno}: {error}; pass another as "
                 "chat_template, or plain prompts"
             ) from error
         except Exception as error:  # a template may raise what any code may raise
+            has_parts = any(isinstance(one.get("content"), list | tuple) for one in listed)
+            wanted = "text as content, where the template takes no list of parts, and " * has_parts
             raise RequestError(
-                f"the chat template cannot render these messages: {_said(error)}; wanted dicts "
-                "with 'role' and 'content' in an order that the model knows"
+                f"the chat template cannot render these messages: {_said(error)}; wanted {wanted}"
+                "dicts with 'role' and 'content' in an order that the model knows"
             ) from error
-        return str(rendered[0])
 
     def _source(self, wanted: str | None, *, has_tools: bool) -> str:
         if wanted is not None:
@@ -148,6 +153,47 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in message.items() if value is not None} for message in messages
     ]
+
+
+def _rendered_with_parts(
+    rendered: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]
+) -> str:
+    """Rendered as the messages are, or with lists of texts joined where that loses a text.
+
+    A template that takes no lists raises, leaves the content out, or writes it as Python would.
+    Raises what `rendered` raises of the joined messages.
+    """
+    joined = [_joined(message) for message in messages]
+    lists = [old["content"] for old, new in zip(messages, joined, strict=True) if old is not new]
+    if not lists:
+        return rendered(messages)
+    try:
+        text = rendered(messages)
+    except jinja2.TemplateSyntaxError:
+        raise
+    except Exception:  # a template may raise what any code may raise
+        return rendered(joined)
+
+    def is_whole(text: str) -> bool:
+        return all(part["text"].strip() in text for parts in lists for part in parts)
+
+    is_raw = any(str(list(parts)) in text for parts in lists)
+    if is_whole(text) and not is_raw:
+        return text
+    other = rendered(joined)
+    return other if is_raw or is_whole(other) else text
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its texts as one, a line each; itself where it has other content."""
+    parts = message.get("content")
+    if not isinstance(parts, list | tuple) or not parts:
+        return message
+    for part in parts:
+        is_text = isinstance(part, Mapping) and part.get("type", "text") == "text"
+        if not is_text or not isinstance(part.get("text"), str):
+            return message
+    return {**message, "content": "\n".join(part["text"] for part in parts)}
 
 
 def _reads(source: str, name: str) -> bool:

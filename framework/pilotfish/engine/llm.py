@@ -22,6 +22,7 @@ from pilotfish.config import (
     SpeculativeConfig,
 )
 from pilotfish.config.generation import sampling_of
+from pilotfish.config.peer_attributes import AnswersAsLLM
 from pilotfish.config.peers import CALL, LOADING, answers_peers
 from pilotfish.config.runtime import Arithmetic, BackendName
 from pilotfish.engine.admission import Admission
@@ -51,7 +52,7 @@ from pilotfish.state import MemoryPlan, StateManager, available_bytes
 from pilotfish.warn import warn_caller
 
 
-class LLM:
+class LLM(AnswersAsLLM):
     """A loaded model that generates text. A context manager.
 
     Threads may share one: what they ask at once runs in one batch. A call from a signal handler or
@@ -61,7 +62,8 @@ class LLM:
     else it makes its own.
 
     model: a directory, a `.gguf` file, a hub id, or "demo".
-    draft, speculative: a draft checkpoint and the method (or SpeculativeConfig) that uses it.
+    draft, speculative: a draft checkpoint and the method that uses it; for more options a
+        SpeculativeConfig, or a dict of its fields.
     dtype, device, backend, arithmetic, max_batch_size, max_batch_tokens: see RuntimeConfig.
     generation_config: "auto" takes what the checkpoint's generation_config.json says of sampling
         where a call gives no params; "none" does without.
@@ -84,7 +86,7 @@ class LLM:
         self,
         model: str,
         draft: str | None = None,
-        speculative: str | SpeculativeConfig | None = None,
+        speculative: str | SpeculativeConfig | Mapping[str, Any] | None = None,
         dtype: str | torch.dtype = "auto",
         device: str = "auto",
         *,

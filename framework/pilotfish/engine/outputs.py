@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from pilotfish.config.peer_attributes import AnswersAsOutput
 from pilotfish.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Timing:
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class RequestOutput:
+class RequestOutput(AnswersAsOutput):
     """One answer, the first of those that were asked for.
 
     index: of the prompt in the call. sample: of the answer among those to its prompt.

@@ -14,7 +14,7 @@ import attrs
 
 from pilotfish.config import PipelineConfig, RuntimeConfig
 from pilotfish.engine.drafting import PreparedDraft
-from pilotfish.protocols import ArchConfig, ImageMemory
+from pilotfish.protocols import NO_LIMIT, ArchConfig, ImageMemory
 from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes, available_bytes
 from pilotfish.state.memory import would_fit
 from pilotfish.state.specs import DTYPE_BYTES
@@ -27,6 +27,8 @@ LEAST_ROWS = 64
 """Passes of fewer are not advised: prompts would be read slowly."""
 NOTE = "to fit the memory"
 """How a note begins."""
+UNLIMITED_TOKENS = 1 << 20
+"""The longest context, unasked, of a model that has no limit of its own."""
 
 
 def plan_memory(
@@ -45,16 +47,20 @@ def plan_memory(
     lowers_batch: nobody asked for this batch size, so fewer requests may run at once.
 
     Where it does not fit, and the user gave no `max_length`, it is the plan of the longest context
-    that does, and its `note` says so; where nothing fits it is that of what was asked.
+    that does, and its `note` says so; where nothing fits it is that of what was asked. Contexts of
+    a model without a limit are those that pages hold which are taken unasked.
     Raises CapacityError where the user's bytes hold no page.
     """
     plan_of = partial(
         _plan_of, pipeline_config, config, infos, draft, vocab_size=vocab_size, staying=staying
     )
     length, batch = config.get_max_seq_len(), pipeline_config.runtime.max_batch_size
+    if length >= NO_LIMIT:
+        length = min(length, UNLIMITED_TOKENS)
+        length = min(length, plan_of(max_batch_size=batch, max_seq_len=length).unasked_tokens)
     asked = plan_of(max_batch_size=batch, max_seq_len=length)
     if not asked.missing:
-        return asked
+        return _of_the_unlimited(asked) if config.get_max_seq_len() >= NO_LIMIT else asked
     cuts_length = pipeline_config.model.max_length is None
     while True:
         tried = plan_of(max_batch_size=batch, max_seq_len=length)
@@ -67,6 +73,15 @@ def plan_memory(
         if not lowers_batch or batch == 1:
             return attrs.evolve(asked, smaller=_smaller(plan_of, asked, pipeline_config.runtime))
         batch //= 2
+
+
+def _of_the_unlimited(plan: MemoryPlan) -> MemoryPlan:
+    """With a note that says how long contexts are."""
+    return attrs.evolve(
+        plan,
+        note=f"the model has no limit of its own: there are contexts of {plan.max_seq_len} tokens "
+        "(--max-length, max_length)",
+    )
 
 
 def _smaller(

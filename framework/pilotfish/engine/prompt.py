@@ -17,6 +17,8 @@ from pilotfish.nearest import did_you_mean
 RAW = (bytes, bytearray, memoryview)
 """Sequences of whole numbers that are no token ids."""
 _FIELDS = ("prompt", "images")
+_IDS = "prompt_token_ids"
+"""Another name of `prompt` in a record, for token ids alone."""
 _UNSERVED = ("video", "videos", "audio", "audios")
 
 
@@ -53,12 +55,16 @@ class MultimodalPrompt:
             return value
         if not isinstance(value, Mapping):
             return cls(prompt=_as_list(value))
+        value = _with_prompt(value)
         for name in value:
             if name in _UNSERVED:
                 raise RequestError(f"the prompt has {name}, which is not served; wanted images")
+            if name == "multi_modal_data":
+                raise RequestError(f"the prompt has {name}; wanted images, a list of images")
             if name not in _FIELDS:
                 raise RequestError(
-                    f"the prompt has an unknown field {name!r}{did_you_mean(str(name), _FIELDS)}; "
+                    "the prompt has an unknown field "
+                    f"{name!r}{did_you_mean(str(name), (*_FIELDS, _IDS))}; "
                     f"wanted {' and '.join(_FIELDS)}"
                 )
         if "prompt" not in value:
@@ -67,7 +73,7 @@ class MultimodalPrompt:
 
 
 Prompt: TypeAlias = str | Sequence[int] | MultimodalPrompt | Mapping[str, Any]
-"""A mapping has the fields of MultimodalPrompt."""
+"""A mapping has the fields of MultimodalPrompt; its prompt may be named prompt_token_ids."""
 
 
 def given_ids(prompt: Any) -> Sequence[int]:
@@ -75,7 +81,7 @@ def given_ids(prompt: Any) -> Sequence[int]:
     if isinstance(prompt, MultimodalPrompt):
         prompt = prompt.prompt
     elif isinstance(prompt, Mapping):
-        prompt = prompt.get("prompt")
+        prompt = prompt.get("prompt", prompt.get(_IDS))
     return prompt if isinstance(prompt, list | tuple) else ()
 
 
@@ -93,6 +99,18 @@ def listed_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and all(type(plain(item)) is int for item in listed):
         return [listed]
     return listed
+
+
+def _with_prompt(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record whose token ids are named `prompt`. Raises RequestError where it has both."""
+    if _IDS not in record:
+        return record
+    if "prompt" in record:
+        raise RequestError(f"the prompt's record has prompt and {_IDS}; wanted one of them")
+    if isinstance(record[_IDS], str):
+        raise RequestError(f"{_IDS} is a text; wanted token ids, or the text as prompt")
+    others = {name: value for name, value in record.items() if name != _IDS}
+    return {"prompt": record[_IDS], **others}
 
 
 def _as_list(value: Any) -> Any:

@@ -6,10 +6,13 @@ Knows: what a user may write for either. Does not know: any architecture, or how
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import attrs
 
 from pilotfish.config import ModelConfig, SpeculativeConfig
 from pilotfish.errors import ConfigError
+from pilotfish.nearest import did_you_mean
 from pilotfish.registry import Registry, Route
 from pilotfish.weights import Checkpoint
 
@@ -20,9 +23,20 @@ def read_speculative(given: object) -> SpeculativeConfig | None:
         return SpeculativeConfig(method=given)
     if given is None or isinstance(given, SpeculativeConfig):
         return given
-    raise ConfigError(
-        f"speculative is {given!r}; wanted None, the name of a method, or a SpeculativeConfig"
-    )
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"speculative is {given!r}; wanted None, the name of a method, or a SpeculativeConfig"
+        )
+    known = [field.name for field in attrs.fields(SpeculativeConfig)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"speculative has no option {name!r}{did_you_mean(str(name), known)}; there are "
+                f"{', '.join(known)}"
+            )
+    if "method" not in given:
+        raise ConfigError("speculative has no 'method'; wanted the name of one, such as 'ngram'")
+    return SpeculativeConfig(**given)
 
 
 def read_draft(given: object) -> str | None:

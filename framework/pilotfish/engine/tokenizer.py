@@ -83,6 +83,13 @@ class Tokenizer:
         self.cleans_up = not plain_decoding
         self._texts: dict[int, str] = {}
 
+    def __repr__(self) -> str:
+        said = "with" if self.chat_template is not None else "without"
+        return (
+            f"Tokenizer(vocab_size={self.vocab_size}, eos_token_ids={self.eos_token_ids}, "
+            f"{said} a chat template)"
+        )
+
     @classmethod
     def from_directory(
         cls, directory: str | Path, eos_token_ids: tuple[int, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
@@ -15,10 +16,11 @@ from pilotfish.kernels.linear import LinearWeight, row_multiple
 from pilotfish.kernels.paged_attention import attention_row_multiple
 from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.decoder import Decoder
-from pilotfish.layers.layer import Written
+from pilotfish.layers.layer import KeepsBits, Written
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.moe import Experts
 from pilotfish.layers.native_pass import NativePass
+from pilotfish.layers.own_operations import ElsewhereCall
 from pilotfish.layers.own_parts import OwnPart, own_parts
 from pilotfish.layers.shallow import shallow
 from pilotfish.layers.whole_pass import PassProbe, probe_passes
@@ -38,11 +40,11 @@ class Claims(Written):
     dtype: torch.dtype
     network: Decoder
 
-    keeps_bits: ClassVar[bool] = False
-    """What the author of a class says, of a model, a network or a layer alike: what the methods of
-    this very class compute gives a row bits of its own, and with native kernels the same ones on
-    every processor. It is believed where it cannot be tried. A subclass with methods of its own
-    says it again."""
+    keeps_bits: ClassVar[KeepsBits] = False
+    """What the author of a class says, of a model, a network or a layer alike. True: what the
+    methods of this very class compute gives a row bits of its own on one machine, which is believed
+    where it cannot be tried. "portable": besides, with native kernels the same ones on every
+    processor, which no machine can try. A subclass with methods of its own says it again."""
 
     _row_multiple: int | None = 1
     _head_multiple: int | None = 1
@@ -75,16 +77,12 @@ class Claims(Written):
     def why_not_portable(self) -> str:
         """What may have other bits on another processor; "" where every part speaks for itself.
 
-        The library's parts do as they were written, and those whose author says so.
+        The library's parts do as they were written, and those whose author says so; others where
+        all that they are seen to call is the library's, or rounds once.
         """
         if not self.backend.portable:
             return f"the kernels are {self.backend.name!r}"
-        silent = self.silent_parts
-        if not silent:
-            return ""
-        if len(silent) == 1:
-            return f"{silent[0]} computes in a way of its own and does not say `keeps_bits`"
-        return f"{', '.join(silent)} compute in ways of their own and do not say `keeps_bits`"
+        return self.probe_own_parts().why_not_portable
 
     @property
     def silent_parts(self) -> tuple[str, ...]:
@@ -115,14 +113,27 @@ class Claims(Written):
         parts, silent = self._own_parts(), self.silent_parts
         if not parts:
             return PassProbe()
+        is_portable = all(part.is_portable for part in parts)
+        is_watched = self.backend.portable and not is_portable
         made = shallow(cast("DecoderModel", self), is_loaded=self._is_loaded)
         if made is None:
             names = ", ".join(part.name for part in parts)
             return PassProbe(unlike=f"{names} can be tried with the weights only")
         few, vocab_size = made
-        if not silent and is_all_native(few):
+        if not silent and not is_watched and is_all_native(few):
             return PassProbe()
-        return probe_passes(few, vocab_size, believed=not silent, silent=silent)
+        build = cast("DecoderModel", self).build_network if is_watched else None
+        found = probe_passes(few, vocab_size, believed=not silent, silent=silent, build=build)
+        if is_portable:
+            return attrs.evolve(found, elsewhere=())
+        if is_watched and hasattr(self, "encode_images"):
+            images = tuple(
+                ElsewhereCall(part=part.name, told="what images become, which no text shows")
+                for part in parts
+                if not part.is_portable
+            )
+            return attrs.evolve(found, elsewhere=found.elsewhere + images)
+        return found
 
     def _probe(self) -> None:
         """Finds the row multiples that hold on this machine; once, when they are first needed."""

@@ -12,6 +12,7 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.elementwise import tanh
 from pilotfish.kernels.rms_norm import add_scaled
 from pilotfish.layers.block import Block, pair_of
 from pilotfish.layers.embedding import Embedding
@@ -52,6 +53,7 @@ class Decoder(Layer):
 
     residual_multiplier: what the blocks scale their outputs with.
     logits_scaling: the logits are divided by it.
+    logits_cap: where they are then bent below it, `cap * tanh(logits / cap)`; None: nowhere.
     rotary: None where no layer turns its rows by their positions.
     dtypes_given: of what the blocks gave in the last pass that ran them; None before the first.
     A head tied to the embedding is a `Linear(..., keep_plain=True)` that the weight rules tie.
@@ -68,6 +70,7 @@ class Decoder(Layer):
         rotary: Rotary | None,
         residual_multiplier: float = 1.0,
         logits_scaling: float = 1.0,
+        logits_cap: float | None = None,
     ) -> None:
         self.embed_tokens = embed_tokens
         self.layers = tuple(layers)
@@ -76,6 +79,7 @@ class Decoder(Layer):
         self.rotary = rotary
         self.residual_multiplier = residual_multiplier
         self.logits_scaling = logits_scaling
+        self.logits_cap = logits_cap
         self.dtypes_given: set[torch.dtype] | None = None
 
     @property
@@ -125,9 +129,13 @@ class Decoder(Layer):
         return self.norm.add(state.x, state.stream, backend, state.multiplier)[0]
 
     def logits(self, normed: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
-        """normed: [T, D] after the final norm -> [T, V] float32, scaling included."""
-        return self.scaled(self.lm_head(normed, backend, torch.float32))
+        """normed: [T, D] after the final norm -> [T, V] float32, scaling and cap included."""
+        return self.scaled(self.lm_head(normed, backend, torch.float32), backend)
 
-    def scaled(self, logits: torch.Tensor) -> torch.Tensor:
-        """The head's float32 output -> logits; in place."""
-        return logits if self.logits_scaling == 1.0 else logits.div_(self.logits_scaling)
+    def scaled(self, logits: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
+        """The head's float32 output, which may be updated in place -> logits."""
+        if self.logits_scaling != 1.0:
+            logits.div_(self.logits_scaling)
+        if self.logits_cap is None:
+            return logits
+        return tanh(logits.div_(self.logits_cap), backend=backend).mul_(self.logits_cap)

@@ -16,17 +16,25 @@ from pilotfish.weights import StoredRows
 
 
 class Embedding(Layer):
-    """A table of rows; `multiplier` scales what is looked up, in the run's dtype.
+    """A table of rows; `multiplier` scales what is looked up: the product is rounded, once.
 
+    rounds_multiplier: it is rounded to the run's dtype before, as Gemma's root of the width is.
     weight: [V, D] of the run's dtype; None where the file's rows are used, of another form.
     """
 
     takes_stored = True
     weight: torch.Tensor | None
 
-    def __init__(self, vocab_size: int, width: int, *, multiplier: float = 1.0) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        *,
+        multiplier: float = 1.0,
+        rounds_multiplier: bool = False,
+    ) -> None:
         self.width = width
-        self.multiplier = multiplier
+        self.multiplier, self.rounds_multiplier = multiplier, rounds_multiplier
         self.declare("weight", (vocab_size, width))
 
     def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
@@ -43,4 +51,9 @@ class Embedding(Layer):
             rows = lookup_rows(self._table, tokens, self._table.dtype)
         else:
             rows = self.weight.index_select(0, tokens)
-        return rows if self.multiplier == 1.0 else rows.mul_(self.multiplier)
+        if self.multiplier == 1.0:
+            return rows
+        factor = self.multiplier
+        if self.rounds_multiplier:
+            factor = torch.tensor(factor, dtype=torch.float32).to(rows.dtype).item()
+        return rows.mul_(factor)

@@ -8,8 +8,9 @@ cost as much as the small operations of a decode step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from pilotfish.errors import PluginError
 from pilotfish.kernels import KernelBackend
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pilotfish.weights import DeferredTensor, StoredRows
 
 Shape = tuple[int, ...]
+KeepsBits: TypeAlias = bool | Literal["portable"]
+"""What the author of a class says of what its own methods compute, as `keeps_bits`: True, a row has
+bits of its own on one machine; "portable", with native kernels the same ones on every processor."""
 
 
 class Written:
@@ -28,6 +32,12 @@ class Written:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        says = vars(cls).get("keeps_bits", False)
+        if says not in (True, False, "portable"):
+            raise PluginError(
+                f"{cls.__qualname__}.keeps_bits is {says!r}; wanted True (a row's bits are its own "
+                "on one machine), 'portable' (and the same on every processor) or False"
+            )
         cls._written = dict(vars(cls))
 
 
@@ -45,7 +55,18 @@ class Layer(Written):
     takes_stored: ClassVar[bool] = False
 
     def declare(self, name: str, shape: Shape) -> None:
-        """Says that this layer wants a tensor; its values arrive in `take`."""
+        """Says that this layer wants a tensor, which `complete` gets with all the others.
+
+        Raises PluginError for a name that no path of attributes can end in: one with a dot. Only a
+        layer with an `assign` of its own finds such.
+        """
+        if not name or ("." in name and type(self).assign is Layer.assign):
+            inner, _, rest = name.rpartition(".")
+            raise PluginError(
+                f"{type(self).__name__} declares the tensor {name!r}; wanted a name without dots: "
+                f"{'_'.join(filter(None, name.split('.'))) or 'weight'!r}"
+                + (f", or a Layer at {inner!r} that declares {rest!r}" if inner else "")
+            )
         self._declared()[name] = shape
 
     def parameter_shapes(self, prefix: str = "") -> dict[str, Shape]:

@@ -23,7 +23,7 @@ from pilotfish.layers.decoder import Decoder, Stream
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.inputs import DecoderInputs, initial_inputs, next_inputs
 from pilotfish.layers.loading import load_layers
-from pilotfish.layers.native_pass import NativePass
+from pilotfish.layers.native_pass import NativePass, why_called
 from pilotfish.layers.own_parts import functions_in_place
 from pilotfish.layers.rows import padded, wanted_rows
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
@@ -227,7 +227,7 @@ class DecoderModel(Claims):
             logits = self._logits(state, wanted.indices)
         else:
             made = planned(rows, run, wanted.indices)
-            kept, logits = made.kept, self.network.scaled(made.logits)
+            kept, logits = made.kept, self.network.scaled(made.logits, self.backend)
             # The last boundary is kept where a mode wants the rows that leave the last block.
             state = Stream(kept.get(len(self.network.layers), rows), None, 1.0)
             hidden = self._hidden_states(state, kept, kv.row_counts)
@@ -301,6 +301,17 @@ class DecoderModel(Claims):
     def has_planned(self) -> bool:
         """Whether a pass was laid down as native calls."""
         return any(planned is not False for planned in self._native_passes.values())
+
+    @property
+    def why_called(self) -> str:
+        """What makes passes call its layers one by one, in words; "" where they may be planned."""
+        if self.backend.name != "native":
+            return f"the backend is {self.backend.name}"
+        if getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]:
+            return f"{type(self).__name__} has a `_logits` of its own"
+        if not self.plans_passes:
+            return f"{type(self).__name__}.plans_passes is false"
+        return why_called(self.network, self.dtype)
 
     def _planned(self, run: ForwardPass) -> NativePass | None:
         """The pass as native calls, planned when first asked for; None on another backend.

@@ -19,7 +19,7 @@ from pilotfish.kernels.rms_norm.native import plan_add_scaled
 from pilotfish.kernels.take_rows.native import plan_take_rows
 from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written
+from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written, replaced
 
 _INDEX = Pointer("logits_index")
 
@@ -33,6 +33,23 @@ class PassResult:
 
     logits: torch.Tensor
     kept: dict[int, torch.Tensor]
+
+
+def why_called(network: Decoder, dtype: torch.dtype) -> str:
+    """Why the layers of a network are called one by one, in words; "" where they may be planned."""
+    own = replaced(network, Decoder)
+    if own:
+        names = ", ".join(f"`{name}`" for name in own)
+        return f"{type(network).__name__} has a {names} of its own"
+    given = network.dtypes_given or {dtype}
+    if given != {dtype} and not all(map(has_plan, network.layers)):
+        block = next(block for block in network.layers if not has_plan(block))
+        listed = " and ".join(sorted(map(str, given)))
+        return (
+            f"the block {type(block).__name__} has no `plan` and gives rows of {listed}, which a "
+            f"plan would round to {dtype}"
+        )
+    return ""
 
 
 class NativePass:
@@ -92,13 +109,10 @@ class NativePass:
         as a residual stream in float32: a plan would round them. None where such a block has yet to
         be seen at work.
         """
-        if not is_as_written(network, Decoder):
+        if not all(map(has_plan, network.layers)) and network.dtypes_given is None:
+            return None if is_as_written(network, Decoder) else False
+        if why_called(network, dtype):
             return False
-        if not all(map(has_plan, network.layers)):
-            if network.dtypes_given is None:
-                return None
-            if network.dtypes_given != {dtype}:
-                return False
         return cls(network, backend, dtype=dtype, **options)
 
     def _keep(

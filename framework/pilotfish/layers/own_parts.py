@@ -25,10 +25,11 @@ _TO_BE_WRITTEN = ("build_network", "weight_rules")
 
 @attrs.frozen
 class OwnPart:
-    """name: of its class. keeps_bits: whether its author says so: see `Claims.keeps_bits`."""
+    """name: of its class. keeps_bits, is_portable: whether its author says so: see `KeepsBits`."""
 
     name: str
     keeps_bits: bool
+    is_portable: bool = False
 
 
 def own_parts(model: DecoderModel) -> list[OwnPart]:
@@ -60,8 +61,12 @@ def own_part(part: object) -> OwnPart | None:
     is_patched = not is_as_written(part, type(part)) or any(map(_is_own_function, _held(part)))
     if not own and not is_patched:
         return None
-    says_so = bool(own) and all(vars(kind).get("keeps_bits") is True for kind in own)
-    return OwnPart(type(part).__qualname__, says_so and not is_patched)
+    says = [False] if is_patched or not own else [vars(kind).get("keeps_bits") for kind in own]
+    return OwnPart(
+        type(part).__qualname__,
+        keeps_bits=all(says),
+        is_portable=all(one == "portable" for one in says),
+    )
 
 
 def _is_librarys(kind: Any) -> bool:
@@ -96,6 +101,6 @@ def _held(part: object) -> Iterator[Any]:
 
 def _is_own_function(value: Any) -> bool:
     """Whether it is a function from elsewhere: a scoring, or what stands for a method."""
-    if not callable(value) or isinstance(value, Layer | type):
+    if not callable(value) or isinstance(value, Written | type):  # a part of its own
         return False
     return not str(getattr(value, "__module__", "")).startswith(LIBRARY)

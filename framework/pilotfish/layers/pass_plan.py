@@ -30,25 +30,38 @@ if TYPE_CHECKING:
 
 def has_plan(layer: object, plan: str = "plan") -> bool:
     """Whether a layer's method `plan` speaks for what it computes: it is as the class was written
-    that has that method.
+    that has that method. A class that sets it to None has none.
     """
     owner = next((one for one in type(layer).__mro__ if plan in vars(one)), None)
-    return owner is not None and is_as_written(layer, owner)
+    return owner is not None and callable(vars(owner)[plan]) and is_as_written(layer, owner)
 
 
 def is_as_written(layer: object, kind: type) -> bool:
-    """Whether a layer computes what its class `kind` was written to compute.
+    """Whether a layer computes what its class `kind` was written to compute."""
+    return not replaced(layer, kind)
 
-    Not where a subclass, the layer itself or a patch has something in the place of a method; how a
-    layer is made and gets its tensors is no matter.
+
+def replaced(layer: object, kind: type) -> list[str]:
+    """The methods of a layer that are not those its class `kind` was written with.
+
+    A subclass, the layer itself or a patch has something in their place; how a layer is made and
+    gets its tensors is no matter.
     """
     kinds = type(layer).__mro__
     below, own = kinds[: kinds.index(kind)], kinds[kinds.index(kind) :]
-    methods = [_methods(vars(one)) for one in own]
-    if methods != [_methods(vars(one).get("_written", vars(one))) for one in own]:
-        return False
-    over = [getattr(layer, "__dict__", {}), *map(vars, below)]
-    return not any(name in names for names in over for one in methods for name in one)
+    found: set[str] = set()
+    for one in own:
+        methods, written = (
+            _methods(names) for names in (vars(one), vars(one).get("_written", vars(one)))
+        )
+        found |= {
+            name
+            for name in methods.keys() | written.keys()
+            if methods.get(name) != written.get(name)
+        }
+        for names in (getattr(layer, "__dict__", {}), *map(vars, below)):
+            found |= methods.keys() & names.keys()
+    return sorted(found)
 
 
 def _methods(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,16 +165,16 @@ class PassPlan:
         """A new [T, width] of the rows' dtype, or of another."""
         return Buffer(self.rows, width, dtype or self.dtype)
 
-    def sublayer(self, layer: Any, x: Buffer) -> Buffer:
-        """Plans a layer that takes [T, D] and this pass, and gives [T, D]."""
+    def sublayer(self, layer: Any, x: Buffer, out_width: int | None = None) -> Buffer:
+        """Plans a layer that takes [T, D] and this pass, and gives [T, out_width]; None: [T, D]."""
         if not has_plan(layer):
-            return self.called(layer, x)
+            return self.called(layer, x, out_width)
         planned: Buffer = layer.plan(self, x)
         return planned
 
-    def called(self, layer: Any, x: Buffer) -> Buffer:
+    def called(self, layer: Any, x: Buffer, out_width: int | None = None) -> Buffer:
         """The same for a layer that has no plan: it is called with tensors in every pass."""
-        out = self.buffer(x.width)
+        out = self.buffer(x.width if out_width is None else out_width)
         self._step(lambda rows: (layer(rows, self.current[0]),), (x,), (out,))
         return out
 

@@ -98,8 +98,13 @@ def _shrink_vocabulary(network: Any) -> list[tuple[str, Layer]]:
         return []
     if own_part(embedding) is not None or own_part(head) is not None:
         return []
-    multiplier, width = embedding.multiplier, head.parameter_shapes()["weight"][1]
-    network.embed_tokens = Embedding(FEW_TOKENS, embedding.width, multiplier=multiplier)
+    width = head.parameter_shapes()["weight"][1]
+    network.embed_tokens = Embedding(
+        FEW_TOKENS,
+        embedding.width,
+        multiplier=embedding.multiplier,
+        rounds_multiplier=embedding.rounds_multiplier,
+    )
     network.lm_head = Linear(width, FEW_TOKENS)
     return [("embed_tokens.", network.embed_tokens), ("lm_head.", network.lm_head)]
 

@@ -8,7 +8,7 @@ Axis letters: T rows, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TypeAlias
@@ -18,7 +18,12 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.kernels.device import current_device
-from pilotfish.layers.own_operations import OwnOperation, OwnOperations, same_bits
+from pilotfish.layers.own_operations import (
+    ElsewhereCall,
+    OwnOperation,
+    OwnOperations,
+)
+from pilotfish.layers.row_tries import same_bits
 from pilotfish.protocols import PipelineModel
 from pilotfish.state import PagedStateSpec, SlotStateSpec, StateManager
 
@@ -39,12 +44,14 @@ class PassProbe:
     not be tried; "" where none did.
     believed: whether its author answers for what of the operations cannot be tried.
     silent: the classes of its plugin that compute and whose author does not say that.
+    elsewhere: calls that may have other bits on another processor, and nobody answers for.
     """
 
     operations: tuple[OwnOperation, ...] = ()
     unlike: str = ""
     believed: bool = False
     silent: tuple[str, ...] = ()
+    elsewhere: tuple[ElsewhereCall, ...] = ()
 
     @property
     def why_not_invariant(self) -> str:
@@ -71,6 +78,21 @@ class PassProbe:
         silent = f"; {says_nothing(self.silent)}" if self.silent else ""
         return f"{untried[0]}{of} could not be tried: {untried[0].problem}{silent}"
 
+    @property
+    def why_not_portable(self) -> str:
+        """What may give other bits on another processor, or why that was not found out."""
+        if self.unlike or not self.elsewhere:
+            return self.unlike
+        one, count = self.elsewhere[0], len(self.elsewhere)
+        of = f", one of {count} such calls" if count > 1 else ""
+        parts = [name for name in dict.fromkeys(call.part for call in self.elsewhere) if name]
+        return (
+            f"{one.part or 'code of the plugin'} computes {one.told}{of}, which another processor "
+            "may round otherwise; compute it with `pilotfish.kernels`, or say "
+            f'`keeps_bits = "portable"` in {", ".join(parts) or "its classes"} if the bits are the '
+            "same on all"
+        )
+
 
 def says_nothing(names: Sequence[str]) -> str:
     """What the author of some classes can do, in words."""
@@ -78,21 +100,34 @@ def says_nothing(names: Sequence[str]) -> str:
 
 
 def probe_passes(
-    model: PipelineModel, vocab_size: int, *, believed: bool = False, silent: Sequence[str] = ()
+    model: PipelineModel,
+    vocab_size: int,
+    *,
+    believed: bool = False,
+    silent: Sequence[str] = (),
+    build: Callable[[], object] | None = None,
 ) -> PassProbe:
     """Run a text in one pass, in passes of 1, 3 and 16 rows, and packed beside another text.
 
     model: with weights; it and its caches are as before afterwards. vocab_size: ids up to it may
-    be asked for. believed, silent: see `PassProbe`. Twelve passes, of 470 rows together. An
+    be asked for. believed, silent: see `PassProbe`. build: makes the parts anew, which is watched
+    for what is computed there once, such as a table. Twelve passes, of 470 rows together. An
     exception of the model's is told, not raised: the pass that a user asks for will raise it.
     """
     own = OwnOperations()
     try:
+        if build is not None:
+            with own.building():
+                build()
         unlike = _unlike(model, vocab_size, own)
     except Exception as error:  # a plugin may raise anything
         unlike = f"the passes that try it raised {type(error).__name__}: {error}"
     return PassProbe(
-        operations=tuple(own.found), unlike=unlike, believed=believed, silent=tuple(silent)
+        operations=tuple(own.found),
+        unlike=unlike,
+        believed=believed,
+        silent=tuple(silent),
+        elsewhere=tuple(own.elsewhere.values()),
     )
 
 

@@ -33,8 +33,8 @@ class TokenLogprobs:
     logprob: float
     rank: int
     top: tuple[tuple[int, float], ...]
-    text: str | None = attrs.field(default=None, eq=False, repr=False)
-    top_texts: tuple[str, ...] | None = attrs.field(default=None, eq=False, repr=False)
+    text: str | None = attrs.field(default=None, eq=False)
+    top_texts: tuple[str, ...] | None = attrs.field(default=None, eq=False)
 
     def with_texts(self, text_of: Callable[[int], str]) -> TokenLogprobs:
         """The same with every token's text."""

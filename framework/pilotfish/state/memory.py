@@ -21,6 +21,8 @@ CPU_STATE_BYTES = 2 << 30
 CPU_SHARE = 0.5
 DEVICE_SHARE = 0.9
 """Shares of what is left after weights and activations that pages may take unasked."""
+MOST_EMPTY_PAGES = 1 << 20
+"""Of pages that take no memory in any cache there are no more, unless one context has more."""
 SET_BY = "set by "
 
 
@@ -59,6 +61,10 @@ def activation_bytes(
     return max_batch_tokens * sum(widths) * itemsize + 3 * 4 * max_logit_rows * vocab_size
 
 
+def _plain_repr(sizes: Mapping[str, Any]) -> str:
+    return repr(dict(sizes))
+
+
 @attrs.frozen(kw_only=True)
 class MemoryPlan:
     """Bytes of every part, and the number of pages that follows.
@@ -78,18 +84,18 @@ class MemoryPlan:
 
     device: str
     available: int
-    weights: Mapping[str, int]
+    weights: Mapping[str, int] = attrs.field(repr=_plain_repr)
     activations: int
-    leaves: Mapping[str, int]
-    slots: Mapping[str, int]
+    leaves: Mapping[str, int] = attrs.field(repr=_plain_repr)
+    slots: Mapping[str, int] = attrs.field(repr=_plain_repr)
     num_pages: int
     page_size_tokens: int
     max_seq_len: int
     max_batch_size: int
     reason: str
     scratch_tokens: int = 0
-    images: Mapping[str, int] = attrs.field(factory=dict)
-    weight_kinds: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)
+    images: Mapping[str, int] = attrs.field(factory=dict, repr=_plain_repr)
+    weight_kinds: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict, repr=_plain_repr)
     note: str = ""
     smaller: tuple[str, ...] | None = None
 
@@ -136,7 +142,7 @@ class MemoryPlan:
             slot_bytes=sum(slots.values()),
             fixed_bytes=sum(weights.values()) + activations + sum((images or {}).values()),
             available=available,
-            on_cpu=not device.startswith("cuda"),
+            device=device,
             pages_per_context=-(-(max_seq_len + scratch_tokens) // size),
             max_batch_size=max_batch_size,
         )
@@ -189,6 +195,16 @@ class MemoryPlan:
         pages = int(max(0, left) * DEVICE_SHARE) // page_bytes
         one = -(-(self.max_seq_len + self.scratch_tokens) // self.page_size_tokens)
         return max(0, min(pages, one) * self.page_size_tokens - self.scratch_tokens)
+
+    @property
+    def unasked_tokens(self) -> int:
+        """Of one context, what the pages hold that the user set, or else are taken unasked."""
+        page_bytes, pages = sum(self.leaves.values()), self.num_pages
+        if page_bytes and not self.reason.startswith(SET_BY):
+            left = self.available - (self.total - page_bytes * pages)
+            pages = unasked_bytes(left, self.device) // page_bytes
+        longest = pages * self.page_size_tokens - self.scratch_tokens
+        return max(1, min(self.max_seq_len, longest))
 
     @property
     def max_cached_tokens(self) -> int:
@@ -304,6 +320,13 @@ class MemoryPlan:
         return f" ({pages * page_bytes + sum(self.slots.values())} would fit), or leave it out"
 
 
+def unasked_bytes(left: int, device: str) -> int:
+    """Bytes that pages take unasked where so many are left; see `CPU_STATE_BYTES`."""
+    if device.startswith("cuda"):
+        return int(max(0, left) * DEVICE_SHARE)
+    return min(int(max(0, left) * CPU_SHARE), CPU_STATE_BYTES)
+
+
 def would_fit(name: str, given: int, fitting: int) -> str:
     """Which size to lower, and to what."""
     return f"{name} (now {given}; {fitting} would fit)"
@@ -318,7 +341,7 @@ class _PageChoice:
     slot_bytes: int
     fixed_bytes: int
     available: int
-    on_cpu: bool
+    device: str
     pages_per_context: int
     max_batch_size: int
 
@@ -330,26 +353,30 @@ class _PageChoice:
             return self._from_bytes(self.cache.memory_bytes), f"{SET_BY}memory_bytes"
         wanted = self.pages_per_context * self.max_batch_size
         if self.page_bytes == 0:
-            return wanted, f"{self.max_batch_size} full contexts"
+            return self._free_pages()
         allowed = self._unasked_bytes() // self.page_bytes
         if wanted <= allowed:
             return wanted, f"{self.max_batch_size} full contexts"
         if allowed <= self.pages_per_context:
             return self.pages_per_context, "one full context"
         how = f"{DEVICE_SHARE:.0%} of the memory that is left"
-        if self.on_cpu:
+        if not self.device.startswith("cuda"):
             how = f"{CPU_SHARE:.0%} of the memory that is left, and at most 2 GiB"
         return allowed, f"unasked they take {how}: num_pages gives more"
 
+    def _free_pages(self) -> tuple[int, str]:
+        """Of pages that hold nothing: as many as are wanted, but their books take memory too."""
+        wanted = self.pages_per_context * self.max_batch_size
+        if wanted <= MOST_EMPTY_PAGES:
+            return wanted, f"{self.max_batch_size} full contexts"
+        return max(self.pages_per_context, MOST_EMPTY_PAGES), "pages hold nothing of this model"
+
     def _unasked_bytes(self) -> int:
-        left = max(0, self.available - self.fixed_bytes - self.slot_bytes)
-        if self.on_cpu:
-            return min(int(left * CPU_SHARE), CPU_STATE_BYTES)
-        return int(left * DEVICE_SHARE)
+        return unasked_bytes(self.available - self.fixed_bytes - self.slot_bytes, self.device)
 
     def _from_bytes(self, memory_bytes: int) -> int:
         if self.page_bytes == 0:
-            return self.pages_per_context * self.max_batch_size
+            return self._free_pages()[0]
         num_pages = (memory_bytes - self.slot_bytes) // self.page_bytes
         if num_pages < 1:
             raise CapacityError(

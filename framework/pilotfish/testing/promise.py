@@ -56,7 +56,12 @@ class Promise:
         return (self.check.__doc__ or "").strip().partition("\n")[0]
 
     def keep(self, subject: Subject) -> None:
-        """Checks one subject. Raises Broken with the promise's name, NotApplicable or NotKnown."""
+        """Checks one subject. Raises Broken with the promise's name, NotApplicable or NotKnown.
+
+        Every promise is broken of an example that does not load.
+        """
+        if subject.cannot_load:
+            raise Broken(subject.cannot_load, "an example that loads", self.name)
         try:
             with subject.threads():
                 self.check(subject)

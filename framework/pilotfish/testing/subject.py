@@ -69,6 +69,7 @@ class Subject:
     num_threads: of torch while a promise is checked; None leaves it.
     draft, speculative: a drafter to be tested on it, for the promises about drafts.
     example_of: the architecture whose tiny example `name` it is; None for anybody's checkpoint.
+    cannot_load: what it raises before weights are read; "" where that is well.
     cannot_run: what every pass raises, once that is known; "" where passes run.
     """
 
@@ -82,6 +83,7 @@ class Subject:
     draft: str | None = None
     speculative: SpeculativeConfig | None = None
     example_of: str | None = None
+    cannot_load: str = attrs.field(default="", init=False)
     cannot_run: str = attrs.field(default="", init=False)
     _models: dict[str, tuple[Prepared, PipelineModel]] = attrs.field(factory=dict, repr=False)
     _oracle: Oracle | NotKnown | None = attrs.field(default=None, repr=False)
@@ -106,7 +108,7 @@ class Subject:
 
     def check_draft(self) -> None:
         """Raises a UserError for a drafter that does not fit; reads no weights."""
-        if self.speculative is not None:
+        if self.speculative is not None and not self.cannot_load:
             self.prepared(self.dtype, draft=self.draft, speculative=self.speculative)
 
     @property

@@ -18,7 +18,7 @@ import attrs
 
 from pilotfish.config import SpeculativeConfig
 from pilotfish.config.runtime import BackendName
-from pilotfish.errors import UserError
+from pilotfish.errors import ConfigError, PluginError, RouteError, UserError, WeightsError
 from pilotfish.nearest import did_you_mean
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import examples_of, save_tiny
@@ -179,6 +179,7 @@ def check(promise: Promise, subject: Subject) -> Result:
         status, said = "not known", str(lacking)
     except Broken as broken:
         status, said = "FAILED", f"got {broken.got}; wanted {broken.wanted}"
+        subject.cannot_run = subject.cannot_load and "it does not load, as told above"
     except Exception as error:  # a plugin may raise anything
         status, said = "FAILED", f"got {told(error)}; wanted none"
         if _cannot_run(subject, error):
@@ -195,19 +196,28 @@ def check(promise: Promise, subject: Subject) -> Result:
 
 def told(error: BaseException) -> str:
     """An exception in words: what, and in which line of a plugin, or else of the library."""
+    file, line = _place(error)
+    return f"{type(error).__name__}: {error} ({file}:{line})"
+
+
+def _place(error: BaseException) -> tuple[str, int]:
+    """File and line where it was raised: the last ones of a plugin, or else of the library."""
     frames = list(traceback.walk_tb(error.__traceback__))
     names = [str(frame.f_globals.get("__name__", "")) for frame, _ in frames]
     own = [place for place, name in enumerate(names) if name.split(".")[0] not in _NO_PLUGINS]
     frame, line = frames[own[-1] if own else -1]
-    return f"{type(error).__name__}: {error} ({frame.f_code.co_filename}:{line})"
+    return frame.f_code.co_filename, line
 
 
 def _cannot_run(subject: Subject, error: Exception) -> bool:
-    """Whether the plainest pass raises the same, so that no promise could say anything else."""
+    """Whether the plainest pass raises there too, so that no promise could say anything else.
+
+    Maybe in other words: of the rows of that pass, or an object's address.
+    """
     try:
         subject.alone(subject.tokens(3))
     except Exception as again:  # a plugin may raise anything
-        return (type(again), str(again)) == (type(error), str(error))
+        return (type(again), _place(again)) == (type(error), _place(error))
     return False
 
 
@@ -233,7 +243,8 @@ def tiny_subjects(
     """Tiny random checkpoints of an architecture, one for each of its examples, while it lasts.
 
     only: names of examples; none: all. draft, speculative: a drafter to be tested on them.
-    Raises RouteError, PluginError, and whatever UserError the plugin raises for its own examples.
+    An example that does not load is among them: every check of it fails, see `Promise.keep`.
+    Raises RouteError, PluginError, and ConfigError for an example that cannot be written.
     """
     names = [n for n in examples_of(architecture, registry).configs if not only or n in only]
     with TemporaryDirectory(prefix="pilotfish-") as folder:
@@ -259,7 +270,10 @@ def tiny_subjects(
 def _tiny_subject(
     architecture: str, name: str, folder: Path, options: Mapping[str, Any]
 ) -> Subject:
-    """The example with odd widths; with even ones where its config or its plugin refuses those."""
+    """The example with odd widths; with even ones where its config or its plugin refuses those.
+
+    One whose checkpoint is written and does not load says so in `Subject.cannot_load`.
+    """
     for base in (ODD, EVEN):
         try:
             path = save_tiny(
@@ -270,17 +284,35 @@ def _tiny_subject(
                 base=base,
                 shows_all=True,
             )
-            subject = Subject(
-                name=name,
-                model=str(path),
-                num_threads=1,  # toy sizes: a second thread costs more than it gives
-                example_of=architecture,
-                **options,
-            )
+        except ValueError as error:  # a ConfigError among them
+            if base is ODD:
+                continue
+            raise ConfigError(f"the example {name!r} of {architecture}: {error}") from error
+        subject = Subject(
+            name=name,
+            model=str(path),
+            num_threads=1,  # toy sizes: a second thread costs more than it gives
+            example_of=architecture,
+            **options,
+        )
+        try:
             subject.prepared(subject.dtype)
-        except (UserError, ValueError):
-            if base is EVEN:
-                raise
-        else:
+        except (PluginError, RouteError):
+            raise  # of no example
+        except Exception as error:  # a plugin may raise anything
+            subject.cannot_load = told(error)
+            if isinstance(error, WeightsError):
+                subject.cannot_load = f"{error}; {_who_wrote(architecture, options['registry'])}"
+        if not subject.cannot_load or base is EVEN:
             return subject
     raise AssertionError("one of the two is returned or raised")
+
+
+def _who_wrote(architecture: str, registry: Registry) -> str:
+    """Whose fault it is that a tiny checkpoint has other tensors than the plugin's rules name."""
+    if examples_of(architecture, registry).save is not None:
+        return "`save` of the plugin's Examples wrote this checkpoint, and its weight rules differ"
+    return (
+        "the kit wrote this checkpoint with transformers, so the plugin's weight rules miss these "
+        "tensors, or name some that there are not"
+    )

@@ -19,7 +19,7 @@ from pilotfish.kernels.rope import apply_rope
 from pilotfish.kernels.rope.native import plan_apply_rope
 from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.layer import Layer
+from pilotfish.layers.layer import KeepsBits, Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan
@@ -41,7 +41,7 @@ LATENT_NORM_EPS = 1e-6
 class UpProjection(Layer):
     """Makes every head's keys and values of the latent. Parameter: weight [N (Q + V), C]."""
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
     heads: HeadWeights
     absorb: torch.Tensor
 
@@ -85,7 +85,7 @@ class LatentAttention(PagedAttentionLayer):
     kv_norm, kv_b.weight [N (Q + V), C], out.weight [D, N V]; biases of qkv_a (kv_a) and out.
     """
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
 
     def __init__(self, layer: int, config: KimiK25Config, scale: float) -> None:
         c = config

@@ -10,6 +10,7 @@ import torch
 from pilotfish.errors import ConfigError
 from pilotfish.layers.images import ImageDecoderModel
 from pilotfish.layers.inputs import DecoderInputs
+from pilotfish.layers.layer import KeepsBits
 from pilotfish.protocols import ImageFeatures
 from pilotfish.weights import WeightRules
 from pilotfish_kimi_k25.config import KimiK25Config
@@ -24,7 +25,7 @@ from pilotfish_kimi_k25.weights import weight_rules
 class KimiK25Model(ImageDecoderModel):
     """Text generation with Kimi K2.5, images included, or DeepSeek-V3; a target for any drafter."""
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
     config_class: ClassVar[type[KimiK25Config]] = KimiK25Config
     inputs_class: ClassVar[type[DecoderInputs]] = KimiK25Inputs
     config: KimiK25Config

@@ -10,6 +10,7 @@ import attrs
 from pilotfish.batch import RequestContext
 from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.inputs import DecoderInputs
+from pilotfish.layers.layer import KeepsBits
 from pilotfish.layers.model import DecoderModel
 from pilotfish.state import KVCacheInputs, SlotStateSpec
 from pilotfish.weights import WeightRules
@@ -23,7 +24,7 @@ from pilotfish_lfm2.weights import weight_rules
 class LFM2Model(DecoderModel):
     """Text generation with LFM2; a target for any drafter."""
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
     config_class: ClassVar[type[LFM2Config]] = LFM2Config
     inputs_class: ClassVar[type[DecoderInputs]] = LFM2Inputs
     config: LFM2Config

@@ -18,7 +18,7 @@ from pilotfish.layers.block import PreNormBlock, Sublayer
 from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.layer import Layer
+from pilotfish.layers.layer import KeepsBits, Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
@@ -48,7 +48,7 @@ class ShortConv(Layer):
     one of each.
     """
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
 
     def __init__(self, layer: int, size: int, width: int, *, bias: bool) -> None:
         self.layer = layer

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ whatever sources it was compiled from."""
 
 CHECKOUT = HERE.parents[3]
 """The repository, where the package is installed in place."""
+
+ASKED: ContextVar[Callable[[str], None] | None] = ContextVar("ASKED", default=None)
+"""Who hears of a plugin's native functions, by name, whenever one is called or planned."""
 
 SMALL_WORK = 1 << 15
 """Elements below which one thread does the whole call: waking a second costs more."""
@@ -196,6 +201,9 @@ class PluginLibrary:
 
     def address(self, name: str) -> int:
         """Of the function called `name`, for the instruction set that the core uses."""
+        hears = ASKED.get()
+        if hears is not None:
+            hears(name)
         native = library()
         lib, reason = _load_plugin(self.folder)
         if native is None or lib is None:

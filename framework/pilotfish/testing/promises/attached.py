@@ -17,34 +17,43 @@ from pilotfish.state import AttachedCache, PagedStateSpec, SlotStateSpec, StateM
 from pilotfish.state.inputs import SlotInputs
 from pilotfish.testing.compare import want_same_bits
 from pilotfish.testing.promise import Broken, NotApplicable, want
+from pilotfish.testing.promises.attached_calls import name_of, want_calls_and_memory
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, NUM_PAGES, PAGE_SIZE, Subject
 
 SLOTS = 3
 LONGEST = 72
 """Tokens of a text in which a slot comes round to where it was when a page ended."""
+LOOKAHEAD = 2
+"""Rows by which a boundary may lie behind the committed length when it is offered."""
 
 
 def attached_caches_keep_their_contract(subject: Subject) -> None:
-    """A cache without pages clears and forgets, keeps copies, and continues after skipped rows."""
+    """A cache without pages holds what its spec says, is restored, forgets, clears and skips."""
     model = subject.load(subject.dtype)
     if not any(isinstance(spec, SlotStateSpec) for spec in model.state):
         raise NotApplicable("the config declares no SlotStateSpec")
+    want_calls_and_memory(model)
     for poison in (True, False):
         for check in (_want_read, _want_kept, _want_skipped, _want_cleared):
             check(subject, _Held.of(model, poison=poison))
+    _want_kept(subject, _Held.of(model, poison=True, lookahead=LOOKAHEAD))
 
 
 @attrs.frozen(kw_only=True)
 class _Held:
-    """A state whose attached caches can be asked."""
+    """A state whose attached caches can be asked.
+
+    keeps_boundaries: whether every spec says that snapshots are kept; all must be for a hit.
+    """
 
     session: Session
     caches: Sequence[AttachedCache]
     leaves: Sequence[str]
+    keeps_boundaries: bool
 
     @classmethod
-    def of(cls, model: PipelineModel, *, poison: bool) -> _Held:
+    def of(cls, model: PipelineModel, *, poison: bool, lookahead: int = 0) -> _Held:
         slots = [spec for spec in model.state if isinstance(spec, SlotStateSpec)]
         paged = [spec for spec in model.state if isinstance(spec, PagedStateSpec)]
         caches = [
@@ -59,14 +68,14 @@ class _Held:
             prefix_caching=True,
             attached=caches,
             poison=poison,
+            lookahead=lookahead,
         )
         return cls(
-            session=Session(model, state), caches=caches, leaves=[spec.name for spec in paged]
+            session=Session(model, state),
+            caches=caches,
+            leaves=[spec.name for spec in paged],
+            keeps_boundaries=all(spec.boundary_shape is not None for spec in slots),
         )
-
-
-def _name(cache: AttachedCache) -> str:
-    return f"{type(cache).__module__}.{type(cache).__qualname__}"
 
 
 def _want_read(subject: Subject, held: _Held) -> None:
@@ -79,23 +88,23 @@ def _want_read(subject: Subject, held: _Held) -> None:
         for leaf, view in zip(held.leaves, found, strict=True):
             want(
                 view is None or isinstance(view, SlotInputs),
-                f"{_name(cache)}.inputs({leaf!r}, ...) returned a {type(view).__name__}",
+                f"{name_of(cache)}.inputs({leaf!r}, ...) returned a {type(view).__name__}",
                 "a record derived from pilotfish.state.inputs.SlotInputs, or None for a leaf whose "
                 "passes do not read the cache",
             )
         want(
             any(view is not None for view in found),
-            f"{_name(cache)}.inputs returned None for every leaf of the model, {held.leaves}",
+            f"{name_of(cache)}.inputs returned None for every leaf of the model, {held.leaves}",
             "a SlotInputs for the leaf whose passes read it, which layers find in `run.slots`: a "
             "cache that no pass reads need not be declared",
         )
         length = cache.num_committed("a")
-        want(length == 0, f"{_name(cache)} has {length} rows after `inputs`", "0: none committed")
+        want(length == 0, f"{name_of(cache)} has {length} rows after `inputs`", "0: none committed")
     state.release("a")
 
 
 def _want_kept(subject: Subject, held: _Held) -> None:
-    """What is kept at a page's end is a copy, and is forgotten when that is asked for."""
+    """What is kept at a page's end is found, is a copy, and is forgotten when that is asked for."""
     session, length = held.session, min(LONGEST, subject.max_seq_len)
     tokens = subject.tokens(length)
     session.add("a", tokens)
@@ -105,6 +114,14 @@ def _want_kept(subject: Subject, held: _Held) -> None:
     wanted = subject.alone(tokens[:LONG], num_prompt=length)
     for name in ("next", "later"):
         done = session.add(name, tokens[:LONG], num_prompt=length, warm=True).num_computed
+        if held.keeps_boundaries:
+            want(
+                done > 0,
+                f"no row was restored of a text of {length} rows that ran before, in any of "
+                f"{[name_of(cache) for cache in held.caches]}",
+                "a prefix hit: `boundary_shape` is declared, so that the memory of snapshots is "
+                "planned; keep them in `keep`, or declare None",
+            )
         where = f"{done} rows restored after the request went on for {length} rows"
         want_same_bits(session.finish(name, [1, 1]), wanted[done:], where)
         session.drop(name)
@@ -113,7 +130,7 @@ def _want_kept(subject: Subject, held: _Held) -> None:
             cache.forget(page)
             want(
                 not cache.restorable(page),
-                f"{_name(cache)}.restorable({page}) is true after forget({page})",
+                f"{name_of(cache)}.restorable({page}) is true after forget({page})",
                 "false: `forget` drops the snapshot filed under the page",
             )
 
@@ -173,7 +190,7 @@ def _want_cleared(subject: Subject, held: _Held) -> None:
         kept = [page for page in range(NUM_PAGES) if cache.restorable(page)]
         want(
             not kept,
-            f"{_name(cache)} can restore the pages {kept} after the state was reset",
+            f"{name_of(cache)} can restore the pages {kept} after the state was reset",
             "none: `clear` leaves no request and no snapshot, whatever call was interrupted",
         )
     try:

@@ -5,7 +5,7 @@ Knows: the oracle under other options. Does not know: what an option means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ NESTED = ("rope_parameters", "text_config")
 def options_are_read_or_refused(subject: Subject) -> None:
     """Every option that changes the oracle's logits changes ours alike, or is refused by name."""
     tokens = subject.tokens(LONG)
+    rounds = _Rounds(subject, tokens) if "bfloat16" in subject.dtypes else None
     base = subject.oracle.exact(tokens, "float32")
     want_one_opinion(subject, tokens)
     unchanged = subject.oracle.eager(tokens, "float32")
@@ -33,10 +34,14 @@ def options_are_read_or_refused(subject: Subject) -> None:
         with subject.with_config(changes) as changed:
             try:
                 exact = changed.oracle.exact(tokens, "float32")
-                if exact.shape == base.shape and torch.equal(exact, base):
+                is_maths = exact.shape != base.shape or not torch.equal(exact, base)
+                if not is_maths and (rounds is None or not rounds.differ(changed)):
                     continue
-                eager = changed.oracle.eager(tokens, "float32")
+                eager = changed.oracle.eager(tokens, "float32" if is_maths else "bfloat16")
             except Exception:  # the oracle itself refuses it, for whatever reason
+                continue
+            if rounds is not None and not is_maths:
+                rounds.want_alike(changed, eager, path, changes)
                 continue
             try:
                 if changed.max_seq_len < len(tokens):  # a text that is refused shows nothing
@@ -50,6 +55,49 @@ def options_are_read_or_refused(subject: Subject) -> None:
                 want_near(ours, exact, eager, "logits")
             except Broken as broken:
                 raise Broken(f"{changes} was accepted, {broken.got}", broken.wanted) from broken
+
+
+class _Rounds:
+    """What an option changes that only chooses where the oracle rounds: its logits in bfloat16."""
+
+    def __init__(self, subject: Subject, tokens: Sequence[int]) -> None:
+        self._tokens = tokens
+        self._theirs = {dtype: _eager(subject, tokens, dtype) for dtype in ("bfloat16", "float32")}
+        self._ours = subject.alone(tokens, "bfloat16").cpu()
+
+    def differ(self, changed: Subject) -> bool:
+        """Whether the oracle rounds elsewhere under changed options.
+
+        Where it only sums in another order its bits change in float32 too: that is no option of
+        the checkpoint's maths.
+        """
+        now = _eager(changed, self._tokens, "bfloat16")
+        return not torch.equal(now, self._theirs["bfloat16"]) and torch.equal(
+            _eager(changed, self._tokens, "float32"), self._theirs["float32"]
+        )
+
+    def want_alike(
+        self, changed: Subject, theirs: torch.Tensor, path: str, changes: Mapping[str, Any]
+    ) -> None:
+        """Raises Broken unless ours are rounded elsewhere too. theirs: the oracle's, changed."""
+        try:
+            ours = changed.alone(self._tokens, "bfloat16").cpu()
+        except UserError as error:
+            want(path.rpartition(".")[2] in str(error), f"{changes}: {error}", "the option's name")
+            return
+        count = int((theirs != self._theirs["bfloat16"]).any(1).sum())
+        want(
+            not torch.equal(ours, self._ours),
+            f"{changes} was accepted and changes no logits in bfloat16; it changes {count} of "
+            f"{len(theirs)} rows of the oracle's, and none in float32",
+            "logits that are rounded where the oracle's are, or an error that names the option",
+        )
+        exact = changed.oracle.exact(self._tokens, "bfloat16")
+        want_near(ours, exact, theirs, f"{changes}, logits in bfloat16")
+
+
+def _eager(subject: Subject, tokens: Sequence[int], dtype: str) -> torch.Tensor:
+    return subject.oracle.eager(tokens, dtype)
 
 
 def other_options(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,6 +129,9 @@ def _others(value: Any) -> list[Any]:
         return [1.5 * value + 0.25, value / 8, None]  # a limit may have to be low to be met
     if value is None:
         return [3, 0.5]
+    if isinstance(value, list):  # one entry a layer, say: each is another layer's
+        turned = [value[::-1], value[1:] + value[:1]]
+        return [other for n, other in enumerate(turned) if other not in (value, *turned[:n])]
     return ["relu"] if value in ACTIVATIONS else []
 
 

@@ -89,6 +89,15 @@ def _want_selected(subject: Subject, dtype: str, every: torch.Tensor) -> None:
         return
     asked = [last, 0, 1, 0]
     columns = _hidden(subject, dtype, _HIDDEN.SELECTED, asked).chunk(len(asked), dim=1)
+    of_dtype = getattr(torch, dtype)
+    for place, tensor in ((f"boundary {last}", columns[0]), ("ALL", every)):
+        want(
+            tensor.dtype == of_dtype,
+            f"{dtype}, {place}: {tensor.dtype}",
+            f"{of_dtype}: every boundary, and the stream behind the last block, has the model's "
+            "dtype, in which drafters read it; a block whose stream is wider goes with a Decoder "
+            "whose `run` rounds what it returns",
+        )
     want_same_bits(columns[0], every, f"{dtype}, boundary {last} against ALL")
     want_same_bits(columns[3], columns[1], f"{dtype}, boundary 0 asked for twice")
     for wrong in ([last + 1], [-1]):

@@ -59,7 +59,7 @@ def _want_like_called(
             )
         want_same_bits(got.logits, wanted.logits, f"{where}, planned, logits")
     if not planned.has_planned:
-        raise NotApplicable("its network, or a layer of it, would rather not be planned")
+        raise NotApplicable(f"its layers are called one by one: {planned.why_called}")
 
 
 def _session(subject: Subject, dtype: str, model: PipelineModel) -> Session:

@@ -6,20 +6,28 @@ Knows: `LLM` and the naive oracle. Does not know: how the engine schedules.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import torch
 
 from pilotfish.config import CacheConfig, SamplingParams
-from pilotfish.engine import RequestOutput
+from pilotfish.engine import LLM, RequestOutput
 from pilotfish.testing.compare import want_same_answer
 from pilotfish.testing.naive import naive_answer
-from pilotfish.testing.promise import want
+from pilotfish.testing.promise import NotKnown, want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 ANSWER = 10
+COLD, COLDEST = 0.01, 1e-4
+"""A temperature that makes the best token sure, unless another is nearly as good; the lowest."""
+SURE = 14.0
+"""Logits over the temperature that the best token is ahead, beside the logarithm of their number:
+another one is then taken once in a million tokens."""
+PROMPTS = 8
+"""Of which one is taken whose best tokens are the surest."""
 LOGPROB_ERROR = 1e-4
 """Of a float32 log-softmax against a float64 one."""
 
@@ -67,15 +75,18 @@ def same_seed_same_text(subject: Subject) -> None:
 
 def seeds_matter(subject: Subject) -> None:
     """Seeds are a request's own: equal ones give equal texts side by side, others another text."""
-    seeds = [1, 2, 1, 3, 2, 4]
-    params = [SamplingParams(max_tokens=ANSWER, seed=s, ignore_eos=True) for s in seeds]
-    hot = [attrs.evolve(p, temperature=50.0) for p in params]
-    cold = [attrs.evolve(p, temperature=0.01) for p in params]
+    seeds, prompt = [1, 2, 1, 3, 2, 4], subject.tokens(6)
+    base = SamplingParams(max_tokens=ANSWER, ignore_eos=True)
+    params = [attrs.evolve(base, seed=s) for s in seeds]
     with subject.llm() as llm:
-        texts, hots, colds = (
-            [tuple(o.token_ids) for o in llm.generate([subject.tokens(6)] * 6, p, progress=False)]
-            for p in (params, hot, cold)
-        )
+        texts = _texts(llm, prompt, params)
+        hots = _texts(llm, prompt, [attrs.evolve(p, temperature=50.0) for p in params])
+        known = [_Greedy.of(subject, llm, subject.tokens(6, seed), base) for seed in range(PROMPTS)]
+        surest = max(known, key=lambda greedy: len(greedy.text))
+        cold = min(COLD, surest.temperature)
+        count = max(1, len(surest.text))
+        chilled = [attrs.evolve(p, temperature=cold, max_tokens=count) for p in params]
+        colds = _texts(llm, surest.prompt, chilled)
     by_seed = dict(zip(seeds, texts, strict=True))
     want(
         texts == [by_seed[seed] for seed in seeds],
@@ -83,7 +94,50 @@ def seeds_matter(subject: Subject) -> None:
         "the same text",
     )
     want(len(set(hots)) == 4, f"{len(set(hots))} texts of 4 seeds at temperature 50", "4")
-    want(len(set(colds)) < 4, "4 texts of 4 seeds at temperature 0.01", "fewer")
+    if not surest.text:
+        raise NotKnown(
+            f"of {PROMPTS} prompts none has a next token that a temperature of {COLDEST:g} makes "
+            "sure: the best two logits lie too close"
+        )
+    want(
+        set(colds) == {surest.text},
+        f"{len(set(colds) - {surest.text})} texts of 4 seeds at temperature {cold:.2g} that are "
+        "not the greedy one, whose logits make every token sure there",
+        "the greedy text of every seed",
+    )
+
+
+def _texts(
+    llm: LLM, prompt: Sequence[int], params: Sequence[SamplingParams]
+) -> list[tuple[int, ...]]:
+    outputs = llm.generate([list(prompt)] * len(params), list(params), progress=False)
+    return [tuple(output.token_ids) for output in outputs]
+
+
+@attrs.frozen(kw_only=True)
+class _Greedy:
+    """A prompt, the beginning of what temperature 0 makes of it that is sure, and the temperature.
+
+    It is sure where a temperature of no less than COLDEST leaves the second-best logit no chance.
+    """
+
+    prompt: list[int]
+    text: tuple[int, ...]
+    temperature: float
+
+    @classmethod
+    def of(cls, subject: Subject, llm: LLM, prompt: list[int], params: SamplingParams) -> Self:
+        (text,) = _texts(llm, prompt, [attrs.evolve(params, temperature=0.0)])
+        rows = subject.alone([*prompt, *text[:-1]], num_prompt=len(prompt))[len(prompt) - 1 :]
+        best = rows.float().topk(2, dim=-1).values
+        ahead = (best[:, 0] - best[:, 1]) / (math.log(rows.shape[-1]) + SURE)
+        sure = ahead.cummin(0).values
+        count = int((sure >= COLDEST).sum())
+        return cls(
+            prompt=prompt,
+            text=text[:count],
+            temperature=float(sure[count - 1]) if count else 0.0,
+        )
 
 
 def texts_are_naive_decodings(subject: Subject) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from pilotfish.layers.claims import Claims
-from pilotfish.layers.own_operations import same_bits
+from pilotfish.layers.row_tries import same_bits
 from pilotfish.layers.whole_pass import probe_passes, text_logits
 from pilotfish.protocols import PipelineModel
 from pilotfish.testing.promise import Broken, NotKnown

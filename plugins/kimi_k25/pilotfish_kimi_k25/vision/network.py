@@ -16,7 +16,7 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.elementwise import gelu, gelu_tanh
 from pilotfish.kernels.paged_attention import paged_attention, plan_attention
 from pilotfish.kernels.rope import apply_rope
-from pilotfish.layers.layer import Layer
+from pilotfish.layers.layer import KeepsBits, Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.norm import LayerNorm
 from pilotfish.state import KVCacheInputs
@@ -39,7 +39,7 @@ class PositionTable(Layer):
 class VisionBlock(Layer):
     """`x += attention(norm1(x)); x += mlp(norm2(x))`, full attention inside each image."""
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
 
     def __init__(self, config: VisionConfig) -> None:
         width = config.hidden_size
@@ -86,7 +86,7 @@ class VisionBlock(Layer):
 class Projector(Layer):
     """Norm of each patch, the patches of a token side by side, two layers with a GELU between."""
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
 
     def __init__(self, config: VisionConfig) -> None:
         self.merged_size = config.merged_size
@@ -111,7 +111,7 @@ class VisionTower(Layer):
     Parameters: patch_embed, positions, layers.{layer}..., norm, projector...
     """
 
-    keeps_bits: ClassVar[bool] = True
+    keeps_bits: ClassVar[KeepsBits] = "portable"
 
     def __init__(self, config: VisionConfig) -> None:
         self.config = config
