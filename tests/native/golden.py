@@ -103,9 +103,28 @@ def digest(case: Case, folder: Path) -> str:
             llm.proposer.propose = proposed  # type: ignore[method-assign]
         prompts = _prompts(llm)
         for output in llm.generate(prompts, _params()[: len(prompts)]):
-            told = (output.token_ids, output.logprobs, output.prompt_logprobs, output.error)
-            found.update(repr(told).encode())
+            records = (_numbers(output.logprobs), _numbers(output.prompt_logprobs))
+            found.update(repr((output.token_ids, *records, output.error)).encode())
     return found.hexdigest()
+
+
+class _Numbers:
+    """The numbers of a TokenLogprobs, written as such a record."""
+
+    def __init__(self, record: Any) -> None:
+        self._record = record
+
+    def __repr__(self) -> str:
+        names = ("token_id", "logprob", "rank", "top")
+        said = ", ".join(f"{name}={getattr(self._record, name)!r}" for name in names)
+        return f"TokenLogprobs({said})"
+
+
+def _numbers(records: Any) -> Any:
+    """Without the texts of tokens, which are a tokenizer's."""
+    if records is None:
+        return None
+    return type(records)(record and _Numbers(record) for record in records)
 
 
 def _prompts(llm: Any) -> list[Any]:
