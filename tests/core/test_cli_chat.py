@@ -61,10 +61,6 @@ def test_an_evening_at_the_terminal(folder: Path, tmp_path: Path) -> None:
         t.wait(lambda t: t.line == "> def")
         ask(t, "\x03", "once more")
 
-        # Ctrl-C right behind Enter is heard.
-        ask(t, "go!\r\x03", "once more")
-        assert ALPHABET not in t.raw
-
         # Half an answer leaves the talk as it was.
         t.type("half a li")
         t.wait(lambda t: t.line == "> half a li")
