@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
 
 from pilotfish.cli.chat_history import history_path, open_history
 from pilotfish.cli.chat_keys import Meanwhile, TypedKeys, edited
-from pilotfish.cli.chat_prompt import is_open
+from pilotfish.cli.chat_prompt import Dropped, Editor, is_open
 from pilotfish.cli.deltas import DraftColors, visible
 from pilotfish.engine.outputs import Delta
 from pilotfish.engine.tokenizer import Tokenizer, need_tokenizer
@@ -50,6 +52,17 @@ def test_what_is_typed_is_kept_without_an_echo(terminal: tuple[int, int]) -> Non
             assert echoes(program)
         assert not echoes(program)
     assert echoes(program)
+
+
+def test_an_interrupt_right_behind_enter_drops_what_was_sent() -> None:
+    """Both are read at once; what else was typed behind Enter waits for the next prompt."""
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard):
+        editor = Editor(keeps_history=False, commands=[])
+        keyboard.send_text("go!\r\x03")
+        with pytest.raises(Dropped):
+            editor.read()
+        keyboard.send_text("one\rtwo\r")
+        assert [editor.read(), editor.read()] == ["one", "two"]
 
 
 def test_an_interrupt_that_came_too_early_for_a_signal(terminal: tuple[int, int]) -> None:

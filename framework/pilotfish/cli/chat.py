@@ -15,7 +15,7 @@ from pilotfish.cli.chat_commands import NAMES, is_command, run_command, unquoted
 from pilotfish.cli.chat_keys import TypedKeys
 from pilotfish.cli.chat_options import add_chat_flags, given_by_flags
 from pilotfish.cli.chat_prompt import Dropped, PipedLines, Reader, has_keyboard, open_reader
-from pilotfish.cli.chat_talk import NO_LIMIT, Talk
+from pilotfish.cli.chat_talk import Talk
 from pilotfish.cli.deltas import check_show_draft, tell_of_other_text
 from pilotfish.cli.loading import load_llm
 from pilotfish.cli.options import (
@@ -29,6 +29,7 @@ from pilotfish.cli.options import (
 )
 from pilotfish.cli.parser import add_flag
 from pilotfish.cli.terminal import say_dim
+from pilotfish.config.sampling import NO_LIMIT
 from pilotfish.errors import CapacityError, RequestError
 
 if TYPE_CHECKING:

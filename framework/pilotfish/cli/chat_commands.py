@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pilotfish.cli.chat_talk import NO_LIMIT
+from pilotfish.config.sampling import NO_LIMIT
 from pilotfish.errors import RequestError
 from pilotfish.nearest import did_you_mean
 

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from pilotfish.engine import LLM
     from pilotfish.engine.outputs import Delta, RequestOutput
 
-NO_LIMIT = 2**31 - 1
-"""As `max_tokens`: up to the end of the context."""
-
 
 @attrs.define(kw_only=True)
 class Answer:
