@@ -25,7 +25,8 @@ class Terminal:
     def __init__(
         self, *arguments: str, rows: int = 24, columns: int = 80, **settings: str | None
     ) -> None:
-        env = {"TERM": "xterm-256color", **os.environ, **settings}
+        sizes = {"COLUMNS": None, "LINES": None}  # of another terminal, if there are any
+        env = {"TERM": "xterm-256color", **os.environ, **sizes, **settings}
         self._child = pexpect.spawn(
             sys.executable,
             list(arguments),

@@ -62,7 +62,7 @@ def asked(count: int, seen: list[int] | None = None) -> Iterator[tuple[int, File
     for number in range(count):
         if seen is not None:
             seen.append(number)
-        yield number, FileRequest(prompt_token_ids=[number])
+        yield number, FileRequest(prompt_token_ids=[number], custom_id=f"number {number}")
 
 
 @pytest.mark.parametrize("in_order", [True, False])
@@ -72,8 +72,9 @@ def test_a_long_file_is_read_as_its_answers_are_written(in_order: bool) -> None:
     read: list[int] = []
     ahead, written = 0, list[RequestOutput]()
 
-    def write(output: RequestOutput) -> None:
+    def write(output: RequestOutput, custom_id: str | None) -> None:
         nonlocal ahead
+        assert custom_id == f"number {output.index}"
         ahead = max(ahead, len(read) - len(written))
         written.append(output)
 
@@ -91,7 +92,7 @@ def test_what_is_done_is_written_at_an_interrupt() -> None:
     llm: Any = FakeLLM(never=(0,), interrupt_at=500)
     written: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        answer_all(llm, asked(10**9), lambda output: written.append(output.index))
+        answer_all(llm, asked(10**9), lambda output, _: written.append(output.index))
     assert written == sorted(written)
     assert set(range(1, 450)) <= set(written) < set(range(1, 510))
 
@@ -105,7 +106,7 @@ def test_few_answers_wait_for_an_earlier_one() -> None:
     signal.alarm(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            answer_all(llm, asked(10**9, read), lambda output: written.append(output.index))
+            answer_all(llm, asked(10**9, read), lambda output, _: written.append(output.index))
     finally:
         signal.signal(signal.SIGALRM, before)
     assert len(read) < MOST_HELD + 100
@@ -121,12 +122,12 @@ def test_reading_that_fails_raises_after_the_answers_to_what_was_read() -> None:
     llm: Any = FakeLLM()
     written: list[int] = []
     with pytest.raises(RequestError, match="the disk is gone"):
-        answer_all(llm, fails(), lambda output: written.append(output.index))
+        answer_all(llm, fails(), lambda output, _: written.append(output.index))
     assert written == list(range(20))
 
 
 def test_what_is_wrong_with_writing_or_with_an_answer_is_raised_as_it_is() -> None:
-    def full(output: RequestOutput) -> None:
+    def full(output: RequestOutput, _: str | None) -> None:
         raise BrokenPipeError
 
     llm: Any = FakeLLM()
@@ -134,7 +135,7 @@ def test_what_is_wrong_with_writing_or_with_an_answer_is_raised_as_it_is() -> No
         answer_all(llm, asked(20), full)
     llm.agenerate = None
     with pytest.raises(TypeError):
-        answer_all(llm, asked(20), lambda _: None)
+        answer_all(llm, asked(20), lambda _, __: None)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
@@ -167,7 +168,7 @@ def test_two_thousand_lines_through_a_pipe_that_stays_open(tiny_checkpoint: Path
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None
     assert stdout is not None
-    line = json.dumps(LINE).encode().ljust(1000) + b"\n"
+    line = json.dumps({**LINE, "custom_id": "mine"}).encode().ljust(1000) + b"\n"
     num_lines, num_fed, most_ahead = 2000, 0, 0
 
     def feed() -> None:
@@ -188,6 +189,7 @@ def test_two_thousand_lines_through_a_pipe_that_stays_open(tiny_checkpoint: Path
     bad = outputs.pop(1000)
     assert "standard input, line 1001: got list; wanted a JSON object" in bad["error"]
     assert len({tuple(output["token_ids"]) for output in outputs}) == 1
+    assert {output["custom_id"] for output in outputs} == {"mine"}
     assert most_ahead < 800, "what two pipes hold, and what is read ahead"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

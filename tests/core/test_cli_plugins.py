@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ from pilotfish.cli.main import VERBS
 from pilotfish.errors import CapacityError, PilotfishError, RequestError, StateError
 
 from .distributions import Site
+from .screens import Terminal
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -75,6 +76,16 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     said = capsys.readouterr().out
     assert all(f"\n    {verb} " in said for verb in VERBS)
+
+
+def test_the_plugins_in_a_narrow_terminal() -> None:
+    with Terminal("-m", "pilotfish.cli", "plugins", rows=60) as t:
+        assert t.end() == 0
+    assert t.lines[0] == f"dflash, of pilotfish {version('pilotfish')}"
+    assert "  ngram: sequential method, reads no draft, verified against plain decoding:" in t.lines
+    with Terminal("-m", "pilotfish.cli", "plugins", rows=60, columns=200) as t:
+        assert t.end() == 0
+    assert t.lines[0].split()[:2] == ["plugin", "distribution"]
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:

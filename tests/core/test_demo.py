@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,19 @@ from pilotfish.weights import open_checkpoint
 from .prompts import PROMPTS
 
 NUM_TOKENS = 20
+END = 2
+"""The token that ends an answer."""
 DTYPES = ("float32", "bfloat16")
 
 
+Reference = Callable[[str, Sequence[int]], list[int]]
+
+
 @pytest.fixture(scope="module")
-def reference() -> dict[str, list[int]]:
-    """transformers' greedy tokens in float32, its own reading of the same file."""
+def reference() -> Reference:
+    """transformers' greedy token at each place of an answer, in float32, its own reading of the
+    same file; those of an answer that is greedy are its own.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(open_checkpoint("demo").path)
@@ -30,18 +37,18 @@ def reference() -> dict[str, list[int]]:
         str(path.parent), gguf_file=path.name, dtype=torch.float32
     )
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    expected = {}
-    for prompt in PROMPTS:
-        ids = tokenizer(prompt, return_tensors="pt")
-        width = ids["input_ids"].shape[1]
+
+    def greedy(prompt: str, answer: Sequence[int]) -> list[int]:
+        ids = [*tokenizer(prompt)["input_ids"], *answer]
         with torch.inference_mode():
-            out = model.generate(**ids, max_new_tokens=NUM_TOKENS, do_sample=False, pad_token_id=0)
-        expected[prompt] = out[0, width:].tolist()
-    return expected
+            logits = model(torch.tensor([ids])).logits[0]
+        return list(logits[-len(answer) - 1 : -1].argmax(-1).tolist())
+
+    return greedy
 
 
 def test_greedy_tokens_equal_transformers_batched_through_the_command_line(
-    reference: dict[str, list[int]], tmp_path: Path
+    reference: Reference, tmp_path: Path
 ) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
@@ -55,23 +62,24 @@ def test_greedy_tokens_equal_transformers_batched_through_the_command_line(
     assert done.returncode == 0, done.stderr
     outputs = [json.loads(line) for line in done.stdout.splitlines()]
     assert [out["index"] for out in outputs] == list(range(len(PROMPTS)))
-    got = {
-        prompt: _without_eos(out["token_ids"]) for prompt, out in zip(PROMPTS, outputs, strict=True)
-    }
-    assert got == {prompt: _without_eos(ids) for prompt, ids in reference.items()}
+    for prompt, out in zip(PROMPTS, outputs, strict=True):
+        want_whole(out["token_ids"])
+        assert out["token_ids"] == reference(prompt, out["token_ids"]), prompt
 
 
-def test_greedy_tokens_equal_transformers_alone(reference: dict[str, list[int]]) -> None:
+def test_greedy_tokens_equal_transformers_alone(reference: Reference) -> None:
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
     with LLM("demo", dtype="float32", max_length=512) as llm:
         for prompt in PROMPTS:
-            assert _without_eos(llm.generate([prompt], params)[0].token_ids) == _without_eos(
-                reference[prompt]
-            ), prompt
+            (output,) = llm.generate([prompt], params)
+            want_whole(output.token_ids)
+            assert list(output.token_ids) == reference(prompt, output.token_ids), prompt
 
 
-def _without_eos(ids: list[int]) -> list[int]:
-    return [token for token in ids if token != 2]
+def want_whole(answer: Sequence[int]) -> None:
+    """As long as was asked for, or ended by the end token, and by nothing else."""
+    assert len(answer) == NUM_TOKENS or answer[-1] == END
+    assert END not in answer[:-1]
 
 
 @pytest.fixture(scope="module", params=DTYPES)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.toy_model import toy_registry, write_toy_checkpoint
-from pilotfish import LLM, RuntimeConfig, SamplingParams, SpeculativeConfig
+from pilotfish import LLM, CacheConfig, RuntimeConfig, SamplingParams, SpeculativeConfig
 from pilotfish.config.peers import CALL, LOADING, SAMPLING
 from pilotfish.config.sampling import NO_LIMIT
 from pilotfish.engine.routing import read_speculative
@@ -121,6 +121,40 @@ def test_a_model_by_their_names(folder: str) -> None:
 def test_what_a_model_has_not(folder: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         LLM(folder, registry=toy_registry(), **given)
+
+
+def test_parts_of_a_model_by_their_names() -> None:
+    theirs: dict[str, Any] = {"num_speculative_tokens": 4, "draft_tensor_parallel_size": 1}
+    assert SpeculativeConfig(method="ngram", **theirs) == SpeculativeConfig(method="ngram", width=4)
+    theirs = {"block_size": 32, "enable_prefix_caching": False, "num_gpu_blocks": 9}
+    assert CacheConfig(**theirs) == CacheConfig(
+        page_size_tokens=32, prefix_caching=False, num_pages=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": "x"}, r"SpeculativeConfig got model='x': wanted LLM\(draft=...\)"),
+        ({"prompt_lookup_max": 3}, "the text's last 5 tokens are looked up"),
+        ({"widht": 3}, r"SpeculativeConfig has no option 'widht' \(did you mean width\?\)"),
+    ],
+)
+def test_what_speculation_has_not(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        SpeculativeConfig(method="ngram", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gpu_memory_utilization": 0.9}, "CacheConfig got .*: wanted memory_bytes, of all"),
+        ({"num_page": 3}, r"CacheConfig has no option 'num_page' \(did you mean num_pages\?\)"),
+    ],
+)
+def test_what_caches_have_not(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        CacheConfig(**given)
 
 
 def test_calls_by_their_names(llm: LLM) -> None:

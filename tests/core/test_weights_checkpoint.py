@@ -236,6 +236,12 @@ def test_missing_path(model: str) -> None:
     with pytest.raises(CheckpointError, match="no such file or directory; wanted a directory") as e:
         open_checkpoint(model)
     assert str(e.value).startswith(model)
+    assert "Ollama" not in str(e.value)
+
+
+def test_a_name_of_another_library() -> None:
+    with pytest.raises(CheckpointError, match="'demo'; models go by their hub ids, and Ollama's"):
+        open_checkpoint("llama3.2:1b")
 
 
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

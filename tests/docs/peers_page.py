@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pilotfish.config.peer_attributes import OF_LLM, OF_OUTPUT, OF_PACKAGE
-from pilotfish.config.peers import CALL, LOADING, NOTHING, SAMPLING, Answer
+from pilotfish.config.peers import CACHE, CALL, LOADING, NOTHING, SAMPLING, SPECULATION, Answer
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
 LONGEST = 149
@@ -19,6 +19,8 @@ LONGEST = 149
 TABLES: Mapping[str, Mapping[str, Answer | str]] = {
     "SamplingParams": SAMPLING,
     "LLM": LOADING,
+    "SpeculativeConfig": SPECULATION,
+    "CacheConfig": CACHE,
     "calls": CALL,
     "methods": OF_LLM,
     "outputs": OF_OUTPUT,

@@ -156,11 +156,11 @@ def closes_without_a_turn(self: Turns, work: Callable[[], Any]) -> Any:
 RESTART = Scheduler.restart
 SOON: list[tuple[type, str, Any]] = [
     (Engine, "_let_leavers_go", keeps_the_dropped),
-    (StateManager, "reset", keeps_pages),
     (Turns, "take", closes_without_a_turn),
 ]
 """Seen within a few histories."""
 LATE: list[tuple[type, str, Any]] = [
+    (StateManager, "reset", keeps_pages),
     (Engine, "_restart", restarts_nothing),
     (Request, "settle", keeps_what_was_half_taken),
     (Scheduler, "restart", forgets_who_waits),

@@ -34,7 +34,7 @@ Asked = tuple[int, FileRequest | UserError]
 def answer_all(
     llm: LLM,
     asked: Iterator[Asked],
-    write: Callable[[RequestOutput], None],
+    write: Callable[[RequestOutput, str | None], None],
     *,
     in_order: bool = True,
     total: int | None = None,
@@ -42,6 +42,7 @@ def answer_all(
     """Writes the answer to each request, in their order, or else as they are done.
 
     asked: read by a thread of its own, which may wait for the next one as long as it likes.
+    write: is given an output and the request's `custom_id`.
     total: how many there are, if that is known. A request that is refused gets an output that says
     why. An interrupt, SIGTERM or an exception leaves nothing unwritten that is done.
     Raises what reading raises, after the answers to what was read; and any other exception.
@@ -70,10 +71,10 @@ class _Batch:
     """Answers that are done and wait for earlier ones stand in `held`."""
 
     llm: LLM
-    write: Callable[[RequestOutput], None]
+    write: Callable[[RequestOutput, str | None], None]
     in_order: bool
     bar: BatchBar
-    held: dict[int, RequestOutput] = attrs.field(factory=dict)
+    held: dict[int, tuple[RequestOutput, str | None]] = attrs.field(factory=dict)
     next_index: int = 0
     is_terminated: bool = False
     moved: asyncio.Condition = attrs.field(factory=asyncio.Condition)
@@ -91,7 +92,7 @@ class _Batch:
             raise
         except BaseException:
             for index in sorted(self.held):
-                self._write(self.held[index])
+                self._write(*self.held[index])
             raise
         finally:
             ticks.cancel()
@@ -100,7 +101,8 @@ class _Batch:
 
     async def _work(self, source: _Source) -> None:
         while (one := await source.next()) is not None:
-            await self._done(await self._answer(*one))
+            custom_id = None if isinstance(one[1], UserError) else one[1].custom_id
+            await self._done(await self._answer(*one), custom_id)
 
     async def _answer(self, index: int, request: FileRequest | UserError) -> RequestOutput:
         from pilotfish.engine import RequestOutput
@@ -118,21 +120,21 @@ class _Batch:
         others = [attrs.evolve(other, index=index) for other in output.others]
         return attrs.evolve(output, index=index, others=tuple(others))
 
-    async def _done(self, output: RequestOutput) -> None:
+    async def _done(self, output: RequestOutput, custom_id: str | None) -> None:
         if not self.in_order:
-            self._write(output)
+            self._write(output, custom_id)
             return
         async with self.moved:
             await self.moved.wait_for(lambda: output.index < self.next_index + MOST_HELD)
-            self.held[output.index] = output
+            self.held[output.index] = output, custom_id
             while self.next_index in self.held:
-                self._write(self.held.pop(self.next_index))
+                self._write(*self.held.pop(self.next_index))
                 self.next_index += 1
             self.moved.notify_all()
 
-    def _write(self, output: RequestOutput) -> None:
+    def _write(self, output: RequestOutput, custom_id: str | None) -> None:
         self.bar.count(output)
-        self.write(output)
+        self.write(output, custom_id)
 
     def _cancel_at_sigterm(self) -> None:
         """SIGTERM becomes asyncio's CancelledError, where it would end the program at once."""

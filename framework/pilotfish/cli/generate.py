@@ -297,7 +297,7 @@ class _Printer:
     num_answers: int = 0
     num_refused: int = 0
 
-    def write(self, output: RequestOutput) -> None:
+    def write(self, output: RequestOutput, custom_id: str | None) -> None:
         """One request's, with all its answers."""
         if output.error is not None:
             self.num_refused += 1
@@ -306,7 +306,8 @@ class _Printer:
         self.num_answers += len(output.outputs)
         self.num_cut += sum(one.finish_reason == "length" for one in output.outputs)
         if self.as_json:
-            print_json(output.to_json())
+            name = {} if custom_id is None else {"custom_id": custom_id}
+            print_json({**name, **output.to_json()})
         elif output.error is None:
             for one in output.outputs:
                 place = f", sample {one.sample}" if output.others else ""

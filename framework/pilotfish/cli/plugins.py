@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,8 +47,11 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_as_json(registry), indent=1))
         return 0
     rows = [row for plugin in registry.plugins for row in _rows(plugin)]
-    for line in _table([HEADINGS, *rows]) if rows else ["no plugin is installed"]:
-        print(line)
+    lines = list(_table([HEADINGS, *rows])) if rows else ["no plugin is installed"]
+    columns = shutil.get_terminal_size().columns
+    if sys.stdout.isatty() and max(map(len, lines)) > columns:
+        lines = [line for plugin in registry.plugins for line in _list(plugin, columns)]
+    print("\n".join(lines))
     if registry.failures:
         print("\nfailed to load (pilotfish plugins --json has the tracebacks):")
     for failure in registry.failures:
@@ -80,6 +86,27 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def _list(plugin: Plugin, columns: int) -> Iterator[str]:
+    """The same for a terminal that is too narrow for the table."""
+    yield f"{plugin.name}, of {plugin.distribution} {plugin.version}".strip()
+    items = [
+        f"{', '.join(spec.names)}: architecture, reads {', '.join(spec.weight_formats)}, verified "
+        f"against {spec.verified_against}"
+        for spec in plugin.architectures
+    ]
+    for method in plugin.speculators:
+        drafts = ", ".join(method.draft_architectures) or "no draft"
+        reads = "any architecture" if drafts == "*" else drafts
+        items.append(
+            f"{method.method}: {method.driver} method, reads {reads}, verified against "
+            f"{method.verified_against}"
+        )
+    for item in items or ["nothing"]:
+        yield from textwrap.wrap(
+            item, max(20, columns), initial_indent="  ", subsequent_indent="    "
+        )
 
 
 def _as_json(registry: Registry) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class FileRequest:
     chat_options: what the chat's template is given, tools for one.
     images: paths, one for each placeholder of the prompt; for a user's message they come first.
     sampling: fields of SamplingParams that were given.
+    custom_id: the asker's name for the request, which its answer is given too.
     """
 
     prompt: str | None = None
@@ -41,6 +42,7 @@ class FileRequest:
     chat_options: dict[str, Any] = attrs.field(factory=dict)
     images: list[str] = attrs.field(factory=list)
     sampling: dict[str, Any] = attrs.field(factory=dict)
+    custom_id: str | None = None
 
     def params(self, defaults: SamplingParams) -> SamplingParams:
         """How it is sampled; `defaults` for what was not given."""
@@ -74,18 +76,24 @@ class Reading:
         prompt = fields.pop(name)
         _check_prompt(where, name, prompt)
         is_chat = name in _CHATS
+        custom_id = fields.pop("custom_id", None)
+        if not isinstance(custom_id, str | None):
+            raise RequestError(f"{where}: custom_id is {custom_id!r:.60}; wanted a string")
         images = fields.pop("images", [])
         if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
             raise RequestError(f"{where}: images is {images!r:.60}; wanted a list of paths")
         given_here = {name: fields.pop(name) for name in _FOR_CHATS if name in fields and is_chat}
         sampling = self._sampling(where, fields)
         if not is_chat:
-            return FileRequest(**{name: prompt}, images=images, sampling=sampling)
+            return FileRequest(
+                **{name: prompt}, images=images, sampling=sampling, custom_id=custom_id
+            )
         return FileRequest(
             chat=with_system(self.system, prompt, len(images)),
             chat_options={**self.options, **chat_options(where, given_here)},
             images=images,
             sampling=sampling,
+            custom_id=custom_id,
         )
 
     def _sampling(self, where: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +106,7 @@ class Reading:
             if name in ("video", "videos", "audio"):
                 raise RequestError(f"{where}: {name} is not served; wanted text and images")
             if name not in known:
-                near = did_you_mean(name, [*known, "images", *_PROMPT_FIELDS, *FIELDS])
+                near = did_you_mean(name, [*known, "images", "custom_id", *_PROMPT_FIELDS, *FIELDS])
                 also = "; it is read beside chat and messages" if name in _FOR_CHATS else near
                 raise RequestError(f"{where}: unknown field {name!r}{also}")
         if isinstance(fields.get("logit_bias"), dict):

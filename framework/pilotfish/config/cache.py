@@ -5,12 +5,15 @@ from __future__ import annotations
 import attrs
 
 from pilotfish.config.checks import boolean, int_at_least, one_of, optional_int_at_least
+from pilotfish.config.peers import CACHE, answering_peers
+from pilotfish.errors import ConfigError
 
 CACHE_DTYPES = (None, "float32", "bfloat16", "float16")
 PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Page sizes in tokens: they divide the smallest key partition of the attention kernels."""
 
 
+@answering_peers(CACHE, ConfigError)
 @attrs.frozen(kw_only=True)
 class CacheConfig:
     """Sizes of the paged state.

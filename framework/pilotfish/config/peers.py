@@ -166,6 +166,28 @@ LOADING: Mapping[str, Answer] = {
     "verbose": _any("nothing is logged"),
 }
 
+_DRAFTS = "wanted LLM(draft=...), which names the draft's checkpoint"
+
+SPECULATION: Mapping[str, Answer] = {
+    "num_speculative_tokens": Answer("width"),
+    "num_assistant_tokens": Answer("width"),
+    "prompt_lookup_num_tokens": Answer("width"),
+    "model": _refused(_DRAFTS),
+    "assistant_model": _refused(_DRAFTS),
+    "prompt_lookup_max": _refused("the text's last 5 tokens are looked up, else fewer, to 2"),
+    "prompt_lookup_min": _refused("the text's last 5 tokens are looked up, else fewer, to 2"),
+    "draft_tensor_parallel_size": _only(1, None, says=_DEVICES),
+}
+
+CACHE: Mapping[str, Answer] = {
+    "block_size": Answer("page_size_tokens"),
+    "cache_dtype": Answer("dtype"),
+    "enable_prefix_caching": Answer("prefix_caching"),
+    "num_gpu_blocks": Answer("num_pages"),
+    "gpu_memory_utilization": _refused("wanted memory_bytes, of all caches together"),
+    "swap_space": _refused("requests that give their pages up are computed again"),
+}
+
 CALL: Mapping[str, Answer] = {
     "sampling_params": Answer("params"),
     "generation_config": Answer("params"),

@@ -6,6 +6,7 @@ Knows: how far a list of requests is. Does not know: how they run.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import TracebackType
@@ -26,7 +27,9 @@ def open_bar(shown: bool | None = None, **options: Any) -> Any:
     is_notebook = _in_notebook()
     if not (sys.stderr.isatty() or is_notebook if shown is None else shown):
         return None
-    tqdm: Any = import_module("tqdm.auto" if is_notebook else "tqdm").tqdm
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # a bar of text then
+        tqdm: Any = import_module("tqdm.auto" if is_notebook else "tqdm").tqdm
     return tqdm(file=sys.stderr, delay=SILENT_S, leave=False, dynamic_ncols=True, **options)
 
 

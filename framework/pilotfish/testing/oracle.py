@@ -60,20 +60,14 @@ class Oracle:
 class TransformersOracle(Oracle):
     """transformers' own model of a checkpoint's folder.
 
-    ignored: tensors that may lie in the file unread. Raises NotKnown where transformers cannot load
-    the folder whole. A subclass may override `load`, or any answer, where transformers errs.
+    ignored: tensors that may lie in the file unread. Every answer raises NotKnown where
+    transformers cannot load the folder whole. A subclass may override `load`, or any answer, where
+    transformers errs.
     """
 
     def __init__(self, folder: Path, ignored: Collection[str] = ()) -> None:
         self.folder = folder
         self._ignored = frozenset(ignored)
-        try:
-            self.load("float32")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            said = str(error).strip().partition("\n")[0]
-            raise NotKnown(
-                f"transformers cannot load it ({said}), and the spec's examples have no oracle"
-            ) from error
 
     @torch.inference_mode()
     def exact(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
@@ -162,8 +156,14 @@ class TransformersOracle(Oracle):
         the class has no other. What stands in the file is what it has: a class that rescales what
         it loads does so for a training that is to come.
         """
-        model = self._loaded(dtype, attention)
-        _put_back(model, self.folder / SINGLE_FILE)
+        try:
+            model = self._loaded(dtype, attention)
+            _put_back(model, self.folder / SINGLE_FILE)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            said = str(error).strip().partition("\n")[0]
+            raise NotKnown(
+                f"transformers cannot load it ({said}), and the spec's examples have no oracle"
+            ) from error
         for weight in model.parameters():  # some versions keep a router's unrounded
             weight.data = weight.data.to(getattr(torch, dtype)).to(weight.dtype)
         # Its grouped products of experts take no float64.
@@ -234,12 +234,14 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.CRITICAL)
+    if level != logging.CRITICAL:  # either way all loggers forget what they know
+        hf_logging.set_verbosity(logging.CRITICAL)
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(level)
+        if level != logging.CRITICAL:
+            hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -87,6 +88,9 @@ class Subject:
     cannot_run: str = attrs.field(default="", init=False)
     _models: dict[str, tuple[Prepared, PipelineModel]] = attrs.field(factory=dict, repr=False)
     _oracle: Oracle | NotKnown | None = attrs.field(default=None, repr=False)
+    _oracle_of_origin: Callable[[Path], Oracle] | None = attrs.field(
+        default=None, init=False, repr=False
+    )
     _exits: ExitStack = attrs.field(factory=ExitStack, repr=False)
 
     # Facts
@@ -224,7 +228,8 @@ class Subject:
         boundaries: Sequence[int] = (),
     ) -> PipelineModel:
         """A new model with weights."""
-        prepared = self._loaded(dtype)[0]
+        known = self._models.get(dtype)
+        prepared = known[0] if known else self.prepared(dtype)
         model = prepared.route.model_class()(
             prepared.pipeline_config,
             prepared.model.config,
@@ -289,8 +294,13 @@ class Subject:
     # Changed copies
 
     def with_config(self, changes: Mapping[str, Any]) -> Subject:
-        """The checkpoint with other options and the same weights."""
-        return self._copy(lambda target: copy_with_config(self.folder, target, changes))
+        """The checkpoint with other options and the same weights.
+
+        Its oracle is there where the options are refused, too.
+        """
+        made = self._copy(lambda target: copy_with_config(self.folder, target, changes))
+        made._oracle_of_origin = self._oracle_maker()
+        return made
 
     def with_weights(self, change: Callable[[dict[str, torch.Tensor]], None]) -> Subject:
         """The checkpoint with changed tensors."""
@@ -386,10 +396,16 @@ class Subject:
         return self._models[dtype]
 
     def _find_oracle(self) -> Oracle:
-        architecture = self._loaded(self.dtype)[0].route.hf_architecture
-        make = examples_of(architecture, self.registry).oracle
-        if make is not None:
-            return make(self._loaded(self.dtype)[0].checkpoint.path)
+        if self._oracle_of_origin is not None:
+            return self._oracle_of_origin(Path(self.model))
+        return self._oracle_maker()(self._loaded(self.dtype)[0].checkpoint.path)
+
+    def _oracle_maker(self) -> Callable[[Path], Oracle]:
+        """What makes one of a folder with these tensors. Raises NotKnown where there is none."""
         prepared = self._loaded(self.dtype)[0]
+        make = examples_of(prepared.route.hf_architecture, self.registry).oracle
+        if make is not None:
+            return make
+        assert self.folder
         ignored = prepared.weights.infos.keys() - self.infos(prepared).keys()
-        return TransformersOracle(self.folder, ignored)
+        return partial(TransformersOracle, ignored=ignored)

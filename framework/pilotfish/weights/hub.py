@@ -52,6 +52,7 @@ _HUB_ID = re.compile(
 )
 _ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_LIBRARY_NAME = re.compile(r"[a-z0-9._-]+:[a-z0-9._-]+")
 _SAFETENSORS = (SINGLE_FILE, INDEX_FILE)
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 _COPIES = ("*/*.json", "*/*.model", "*/*.txt")
@@ -81,12 +82,19 @@ def hub_id(model: str) -> HubId | None:
 
 
 def meant_by(model: str) -> str:
-    """The hub id in an address, to be put behind a phrase; "" for no idea."""
+    """What may have been meant by what is no model, to be put behind a phrase; "" for no idea.
+
+    The hub id in an address; of a name of Ollama's library no more than that it is one.
+    """
     parts = _ADDRESS.sub("", model, count=1).partition("?")[0].strip("/").split("/")
     if _ADDRESS.match(model):
         parts = parts[:2]  # pages of a repository lie below it
     name = "/".join(parts)
-    return f"; write {name}" if name != model and hub_id(name) is not None else ""
+    if name != model and hub_id(name) is not None:
+        return f"; write {name}"
+    if _LIBRARY_NAME.fullmatch(model):
+        return "; models go by their hub ids, and Ollama's names are not known here"
+    return ""
 
 
 @attrs.frozen
