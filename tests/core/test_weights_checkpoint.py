@@ -240,7 +240,9 @@ def test_missing_path(model: str) -> None:
 
 
 def test_a_name_of_another_library() -> None:
-    with pytest.raises(CheckpointError, match="'demo'; models go by their hub ids, and Ollama's"):
+    with pytest.raises(
+        CheckpointError, match="'demo'; models go by their hub ids, and the names"
+    ):
         open_checkpoint("llama3.2:1b")
 
 

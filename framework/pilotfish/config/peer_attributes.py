@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+NO_LIBRARY = "models go by their hub ids, and the names of Ollama's library are not known here"
+"""Of a model that is asked for as NAME:TAG."""
 _LOADED = "wanted LLM(model, device=..., dtype=...): weights stay where they were loaded"
 _GENERATE = "wanted llm.generate(prompts, SamplingParams(...))"
 _ASYNC = "wanted LLM, whose llm.agenerate and llm.astream are for coroutines"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
+from pilotfish.config.peer_attributes import NO_LIBRARY
 from pilotfish.errors import CheckpointError
 from pilotfish.weights.absent import NoWeightsError
 from pilotfish.weights.directory import (
@@ -84,7 +85,7 @@ def hub_id(model: str) -> HubId | None:
 def meant_by(model: str) -> str:
     """What may have been meant by what is no model, to be put behind a phrase; "" for no idea.
 
-    The hub id in an address; of a name of Ollama's library no more than that it is one.
+    The hub id in an address; of a name:tag, as another program's library has, that it is none.
     """
     parts = _ADDRESS.sub("", model, count=1).partition("?")[0].strip("/").split("/")
     if _ADDRESS.match(model):
@@ -93,7 +94,7 @@ def meant_by(model: str) -> str:
     if name != model and hub_id(name) is not None:
         return f"; write {name}"
     if _LIBRARY_NAME.fullmatch(model):
-        return "; models go by their hub ids, and Ollama's names are not known here"
+        return f"; {NO_LIBRARY}"
     return ""
 
 
