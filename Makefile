@@ -27,7 +27,7 @@ PIP := $(BIN)/pip install --no-input --disable-pip-version-check
 # Tests run one thread each, in two processes. `make test WORKERS=` runs them in one.
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: setup native anew demo test test-all lint format bench gpu clean
+.PHONY: setup native anew demo test test-fast test-all lint format bench gpu docs clean
 
 setup: $(STAMP) native
 
@@ -61,6 +61,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(WORKERS)
 
+# The rooms that need no model: under a minute on 2 cores.
+FAST := config loading models multimodal ngram sampling tokenization weights
+test-fast: setup
+	$(BIN)/python -m pytest $(WORKERS) $(FAST:%=tests/%) tests/house/test_layout.py tests/house/test_words.py
+
 # And the kernels once more in the interpreter of the newest Triton, which stays out of the way of torch's.
 NEWEST := $(CURDIR)/$(VENV)/newest-triton
 test-all: setup
@@ -85,6 +90,11 @@ bench: setup
 # A PYTHON that is given is taken as it is, with what is installed there: `PYTHON=python3 make gpu`.
 gpu: $(if $(OWN),setup)
 	$(if $(OWN),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(GPU)
+
+# The pages as a site, in build/site. What it needs is not needed elsewhere, so it is fetched here.
+docs: setup
+	$(PIP) --quiet --constraint constraints.txt "pilotfish[docs]"
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist

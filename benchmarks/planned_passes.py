@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pilotfish import LLM, SamplingParams
-from pilotfish.layers.model import DecoderModel
+from pilotfish.models.decoder_model import DecoderModel
 
 ROUNDS = 7
 PLANNED: Callable[..., Any] = DecoderModel._planned

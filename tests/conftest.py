@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with torch: tests share their cores
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from pilotfish.kernels.strict import ask_for_strict_products
+from pilotfish.platform.mkl import ask_for_strict_products
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -35,3 +37,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     soak = parser.getgroup("soak")
     soak.addoption("--histories", type=int, default=100, help="how many the soak test plays")
     soak.addoption("--first", type=int, default=0, help="the number of its first history")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For toy-sized tensors: a second thread costs more than it gives, most when busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of a few kilobytes, without a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    directory = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory

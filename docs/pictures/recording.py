@@ -16,7 +16,7 @@ import pyte
 from drawing import LETTER, Drawing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from core.screens import Terminal
+from support.screens import Terminal
 
 FLAGS = ("--speculative", "ngram", "--show-draft", "--width", "4", "--temperature", "0")
 """A width of its own: the adaptive one follows the clock."""

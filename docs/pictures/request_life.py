@@ -39,21 +39,21 @@ class Step:
 
 
 _PLACED = """
-0 0 | Tokenizer     | text, chat and images    | become token ids          | engine/tokenizer.py
-1 0 | Admission     | checks what is asked,    | draws a missing seed      | engine/admission.py
-2 0 | Scheduler     | who runs in this pass:   | those that decode first   | engine/scheduler.py
-3 0 | Reserve       | pages for keys and       | values, slots for others  | state/manager.py
-3 1 | Inputs        | rows of all requests,    | drafts too, packed        | layers/inputs.py
-3 2 | Pass          | through every layer to   | logits; a row by itself   | layers/forward_pass.py
+0 0 | Tokenizer     | text, chat and images    | become token ids | tokenization/tokenizer.py
+1 0 | Admission     | checks what is asked,    | draws a missing seed | engine/admission.py
+2 0 | Scheduler     | who runs in this pass:   | those that decode first | engine/scheduler.py
+3 0 | Reserve       | pages for keys and       | values, slots for others | state/manager.py
+3 1 | Inputs        | rows of all requests,    | drafts too, packed | models/inputs.py
+3 2 | Pass          | through every layer to   | logits; a row by itself | layers/forward_pass.py
 3 3 | Sampler       | a token for each row, by | logits, seed and position | sampling/sampler.py
-3 4 | Accept        | drafts that are the      | tokens their rows sampled | sampling/acceptance.py
-2 4 | Drafter       | proposes tokens that the | next pass will check      | speculation/proposer.py
+3 4 | Accept        | drafts that are the      | tokens rows sampled | speculation/acceptance.py
+2 4 | Drafter       | proposes tokens that the | next pass will check | speculation/proposer.py
 2 3 | Commit        | rows of taken tokens     | count, others are scratch | state/manager.py
-2 2 | Detokenizer   | tokens become text; stop | strings are found         | engine/detokenizer.py
-2 1 | Stop?         | an end token, a stop     | string, a limit           | engine/stopping.py
+2 2 | Detokenizer   | tokens become text; stop | strings are found | tokenization/detokenizer.py
+2 1 | Stop?         | an end token, a stop     | string, a limit | engine/stopping.py
 1 1 | Release       | pages and slot go back;  | whole pages stay to share | state/pages.py
-0 1 | RequestOutput | the text, its tokens,    | and why it ended          | engine/outputs.py
-1 2 | Delta         | what a stream gives,     | pass by pass              | engine/outputs.py
+0 1 | RequestOutput | the text, its tokens,    | and why it ended | engine/outputs.py
+1 2 | Delta         | what a stream gives,     | pass by pass | engine/outputs.py
 """
 
 

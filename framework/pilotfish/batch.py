@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from pilotfish.records import TensorRecord
+
 if TYPE_CHECKING:
     import torch
 
-    from pilotfish.protocols import ImageFeatures
-
 _ABOVE_TOKEN_IDS = 1 << 256
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ImageFeatures(TensorRecord):
+    """One image as a vision tower reads it: made by an ImageProcessor, or before by the caller.
+
+    pixel_values: [P, ...] float, one item a patch, in the architecture's own layout.
+    grid_thw: frames, rows and columns of patches; P is their product.
+    """
+
+    pixel_values: torch.Tensor
+    grid_thw: tuple[int, int, int]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -53,7 +65,7 @@ class RequestContext:
     num_computed: tokens whose rows are committed in every cache.
     num_scheduled: rows of this pass: tokens[num_computed : num_computed + num_scheduled].
     num_prompt_tokens: of `tokens`, how many were given; the rest is answer. 0 where not known: only
-        models whose rotary angles depend on the length of the prompt read it (layers/rope.py).
+        models whose rotary angles depend on the length of the prompt read it (config/rope.py).
     draft_tokens: proposed to follow `tokens`, to be verified in this pass; they may not count.
     num_restart_tokens: tokens it had when its cache was dropped on purpose, at a model's
         `recompute_length`; 0 for a request that was not.

@@ -1,16 +1,16 @@
 """Contracts: what a plugin's classes and objects must have, said in one line where they do not.
 
-Knows: protocols, and how their members are listed. Does not know: what any of them does.
+Knows: how the members of a protocol are listed. Does not know: any of them.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pilotfish.errors import PluginError
 from pilotfish.nearest import did_you_mean
-from pilotfish.protocols import ArchConfig, PipelineModel
 
 
 def methods_of(contract: type) -> tuple[str, ...]:
@@ -39,13 +39,6 @@ def check_methods(kind: object, contract: type, what: str, optional: Iterable[st
     _refuse(kind, missing, contract, what)
 
 
-def check_target(architecture: str, config: type, model: type) -> None:
-    """Raises PluginError naming what the classes of an architecture do not have."""
-    check_methods(config, ArchConfig, f"the config of {architecture}")
-    # Only a model with slots is asked for a cache.
-    check_methods(model, PipelineModel, f"the model of {architecture}", optional=["make_cache"])
-
-
 def check_attributes(holder: object, contract: type, what: str) -> None:
     """Raises PluginError naming attributes of a protocol that an object does not have."""
     missing = [name for name in attributes_of(contract) if not hasattr(holder, name)]
@@ -61,3 +54,49 @@ def _refuse(holder: object, missing: list[str], contract: type, what: str) -> No
         f"{what} is {kind.__module__}.{kind.__qualname__}, which has no {', '.join(missing)}; "
         f"wanted all that {contract.__module__}.{contract.__qualname__} says{hint}"
     )
+
+
+def check_spelling(kind: type, contracts: Iterable[type], what: str) -> None:
+    """Raises PluginError for a member that nobody reads and whose name is nearly that of one that a
+    class may have and this one has not: a misspelt one would be missed by nobody.
+
+    contracts: protocols that have those names.
+    """
+    known = {name for one in contracts for name in (*methods_of(one), *attributes_of(one))}
+    for written, meant in misspelt(kind, known):
+        raise PluginError(
+            f"{what} is {kind.__module__}.{kind.__qualname__}, whose {written!r} nobody reads; "
+            f"wanted {meant!r}, or a name that is less like it"
+        )
+
+
+def misspelt(kind: type, known: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(what a plugin's class has, what it looks like), for public names that nobody knows."""
+    own, inherited = set[str](), set[str]()
+    for one in kind.__mro__:
+        names = {*vars(one), *getattr(one, "__annotations__", {})}
+        names |= {field.name for field in getattr(one, "__attrs_attrs__", ())}
+        is_librarys = one is object or one.__module__.startswith("pilotfish.")
+        (inherited if is_librarys else own).update(names)
+    public = sorted(other for other in {*known} - own if not other.startswith("_"))
+    for name in sorted(own - inherited - {*known}):
+        near = [] if name.startswith("_") else difflib.get_close_matches(name, public, 1, _ALIKE)
+        near += [other for other in public if _is_one_letter_off(name, other)]
+        if near:
+            yield name, near[0]
+
+
+_ALIKE = 0.85
+"""How alike two names are, at least, of which one is the other misspelt."""
+_SHORTEST = 5
+"""Letters of the shortest names that are taken to be misspelt where one letter differs."""
+
+
+def _is_one_letter_off(name: str, other: str) -> bool:
+    """Whether one letter is another, or two neighbours have changed places."""
+    if len(name) != len(other) or len(name) < _SHORTEST or name.startswith("_"):
+        return False
+    off = [place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b]
+    first, last = off[0], off[-1] + 1
+    swapped = last - first == 2 and name[first:last] == other[first:last][::-1]
+    return len(off) == 1 or swapped

@@ -17,7 +17,7 @@ from pilotfish.nearest import did_you_mean
 if TYPE_CHECKING:
     from pilotfish.weights import PreTokenizer, TiktokenRules
 
-API_VERSION = 1
+API_VERSION = 2
 """Version of the plugin contracts; a spec made for another version is refused."""
 
 
@@ -184,6 +184,16 @@ def plugin_label(name: str, distribution: str, version: str) -> str:
     return f"{name} ({source})" if source else name
 
 
+def of_other_api(error: BaseException) -> str:
+    """What to say besides where a plugin imports from Pilotfish what is not there."""
+    if not isinstance(error, ImportError) or (error.name or "").split(".")[0] != "pilotfish":
+        return ""
+    return (
+        f"; this Pilotfish has plugin API {API_VERSION}, and docs/hooks.md (Names that have moved) "
+        "says where names of an earlier one are"
+    )
+
+
 def resolve(reference: str, plugin: Plugin) -> Any:
     """Imports what a lazy reference "module:name" of a plugin means.
 
@@ -195,7 +205,7 @@ def resolve(reference: str, plugin: Plugin) -> Any:
     except Exception as error:
         raise PluginError(
             f"plugin {plugin} refers to {reference!r}, but importing {module_name} failed: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{of_other_api(error)}"
         ) from error
     try:
         return getattr(module, name)

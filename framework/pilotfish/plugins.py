@@ -24,6 +24,7 @@ from pilotfish.plugin_specs import (
     Plugin,
     PluginFailure,
     SpeculatorSpec,
+    of_other_api,
     plugin_label,
 )
 from pilotfish.registry import Registry
@@ -101,7 +102,9 @@ def _check_names(entries: Sequence[EntryPoint]) -> None:
 
 def _failure(entry: EntryPoint, error: BaseException) -> PluginError:
     """The recorded error: which plugin failed and why, with the plugin's exception as cause."""
-    said = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    said = str(error)
+    if not isinstance(error, PluginError):
+        said = f"{type(error).__name__}: {said}{of_other_api(error)}"
     failure = PluginError(f"plugin {_label(entry)} failed to load: {said}")
     failure.__cause__ = error
     return failure

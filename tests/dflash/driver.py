@@ -21,7 +21,7 @@ from pilotfish.sampling import SamplingRow
 from pilotfish.speculation import BlockRows, DraftBatch, DraftRequest, Proposal, ProposerSetup
 from pilotfish.state import StateManager
 from pilotfish.weights import open_checkpoint
-from pilotfish_dflash.config import LEAF, DFlashConfig
+from pilotfish_dflash.config import DRAFT_CACHE, DFlashConfig
 from pilotfish_dflash.model import DFlashProposer
 from pilotfish_llama3.config import Llama3Config
 from pilotfish_llama3.model import Llama3Model
@@ -207,7 +207,7 @@ class Driver:
         """[L, p, 2, K, H]: the draft's committed keys and values of a request."""
         count = self.running[name].num_committed
         pages = list(self.states.pages_of(name))
-        blocks = self.states.leaf(LEAF).blocks
+        blocks = self.states.paged_cache(DRAFT_CACHE).blocks
         return torch.stack([block[pages].flatten(0, 1)[:count] for block in blocks])
 
     def _reserve(self, name: str, move: Move) -> int:

@@ -1,4 +1,4 @@
-"""DFlashConfig: formats, taps, sights, what is refused; nothing here reads a weight."""
+"""DFlashConfig: formats, taps, mask_specs, what is refused; nothing here reads a weight."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_every_format_is_read(pair: Pair, case: str) -> None:
     config, wanted = finalized(*pair(case)), CASES[case]
     assert config.taps == wanted.taps
     assert config.num_context_features == len(wanted.taps)
-    assert tuple(sight.window for sight in config.sights) == wanted.windows
-    assert tuple(sight.is_causal for sight in config.sights) == wanted.causal
+    assert tuple(mask_spec.window for mask_spec in config.mask_specs) == wanted.windows
+    assert tuple(mask_spec.is_causal for mask_spec in config.mask_specs) == wanted.causal
     assert config.block_size == wanted.block_size
     assert config.max_width == wanted.block_size - (not wanted.samples_anchor)
     assert config.mask_token_id == MASK
@@ -158,17 +158,19 @@ def test_block_size_and_mask_stand_in_either_place() -> None:
 )
 def test_sights(options: dict[str, Any], windows: Any, causal: Any) -> None:
     found = read(zlab(**options))
-    assert tuple(sight.window for sight in found.sights) == windows
-    assert tuple(sight.is_causal for sight in found.sights) == causal
+    assert tuple(mask_spec.window for mask_spec in found.mask_specs) == windows
+    assert tuple(mask_spec.is_causal for mask_spec in found.mask_specs) == causal
 
 
 def test_options_inside_win_and_is_causal_wins_over_all() -> None:
     slides = {"layer_types": [S, F, S], **SLIDING}
     inside = {**INSIDE, "causal": False, "swa_window_size": 9}
     found = read(zlab(inside, **slides))
-    assert [sight.window for sight in found.sights] == [9, None, 9]
-    assert not any(sight.is_causal for sight in found.sights)
-    assert all(sight.is_causal for sight in read(zlab(inside, is_causal=True, **slides)).sights)
+    assert [mask_spec.window for mask_spec in found.mask_specs] == [9, None, 9]
+    assert not any(mask_spec.is_causal for mask_spec in found.mask_specs)
+    assert all(
+        mask_spec.is_causal for mask_spec in read(zlab(inside, is_causal=True, **slides)).mask_specs
+    )
 
 
 def test_options_of_training_are_no_reason_to_refuse() -> None:

@@ -30,8 +30,8 @@ from pilotfish import LLM, CacheConfig, RequestOutput, SamplingParams, Speculati
 from pilotfish.cli import main
 from pilotfish.errors import RouteError
 from pilotfish.protocols import PipelineModel
-from pilotfish.sampling.acceptance import VerifyRequest
 from pilotfish.speculation import BlockRows, DraftBatch, Proposal
+from pilotfish.speculation.acceptance import VerifyRequest
 from pilotfish_dflash.model import DFlashLlama3Model
 
 PROMPTS = [[1, 2, 3], [5], [7] * 20, [9, 8, 7, 6], [3] * 11, list(range(30, 47))]
@@ -298,12 +298,12 @@ def test_residual_acceptance_takes_laws_of_the_target_vocabulary(pair: Pair) -> 
     assert len(seen) > 10
     unknown = ~draft_tensors(CASES["speculators-small"])["t2d"]
     for one in seen:
-        assert one.laws is not None
-        assert one.laws.shape == (len(one.drafts), VOCAB)
-        ones = torch.ones(len(one.drafts), dtype=one.laws.dtype)
-        torch.testing.assert_close(one.laws.sum(-1), ones)
-        assert not one.laws[:, unknown].any()
-        assert (one.laws[range(len(one.drafts)), list(one.drafts)] > 0).all()
+        assert one.probs is not None
+        assert one.probs.shape == (len(one.drafts), VOCAB)
+        ones = torch.ones(len(one.drafts), dtype=one.probs.dtype)
+        torch.testing.assert_close(one.probs.sum(-1), ones)
+        assert not one.probs[:, unknown].any()
+        assert (one.probs[range(len(one.drafts)), list(one.drafts)] > 0).all()
 
 
 TARGETS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from pilotfish.speculation import BlockProposer, BlockRows, ContextRows
 from pilotfish.state import KVCacheInputs
 from pilotfish_dflash import config as config_module
 from pilotfish_dflash.config import DFlashConfig
-from pilotfish_dflash.formats import LayerSight
+from pilotfish_dflash.formats import LayerMaskSpec
 from pilotfish_dflash.model import DFlashProposer
 from pilotfish_dflash.network import ContextKV, DFlashLlama3
 
@@ -88,7 +88,7 @@ def loaded(change: Callable[[DFlashProposer], None]) -> Plant:
 
 
 def no_bias(layer: Linear) -> None:
-    layer.prepared = attrs.evolve(layer.prepared, bias=None)
+    layer.packed = attrs.evolve(layer.packed, bias=None)
 
 
 def lose_context_bias(model: DFlashProposer) -> None:
@@ -199,7 +199,10 @@ def verify_metadata(patch: Patch) -> None:
     def wrong(self: BlockProposer, batch: Any, live: Any) -> BlockRows:
         real = batch.kv_inputs
         without = attrs.evolve(
-            batch, kv_inputs=lambda ids, counts, leaf, skip: real(ids, counts, leaf, [0] * len(ids))
+            batch,
+            kv_inputs=lambda ids, counts, cache_name, skip: real(
+                ids, counts, cache_name, [0] * len(ids)
+            ),
         )
         return block_rows(self, without, live)
 
@@ -247,8 +250,10 @@ def norm_of_a_layer_before(patch: Patch) -> None:
     patch.setattr(DFlashLlama3, "project_target_hidden", wrong)
 
 
-def sights(window: int | None, *causal: bool) -> Plant:
-    return config_with(sights=tuple(LayerSight(window=window, is_causal=one) for one in causal))
+def mask_specs(window: int | None, *causal: bool) -> Plant:
+    return config_with(
+        mask_specs=tuple(LayerMaskSpec(window=window, is_causal=one) for one in causal)
+    )
 
 
 MUTANTS: dict[str, tuple[str, Plant]] = {
@@ -288,11 +293,11 @@ MUTANTS: dict[str, tuple[str, Plant]] = {
         "plain",
         context_with(lambda rows: attrs.evolve(rows, kv=from_the_beginning(rows.kv))),
     ),
-    "the block is causal": ("plain", sights(None, True, True, True)),
-    "a sliding layer sees the whole block": ("sliding", sights(5, False, False, False)),
-    "a causal draft sees the whole block": ("all-causal", sights(None, False, False, False)),
-    "windows lost": ("not-causal", sights(None, False, False, False)),
-    "window one too wide": ("sliding", sights(6, True, True, True)),
+    "the block is causal": ("plain", mask_specs(None, True, True, True)),
+    "a sliding layer sees the whole block": ("sliding", mask_specs(5, False, False, False)),
+    "a causal draft sees the whole block": ("all-causal", mask_specs(None, False, False, False)),
+    "windows lost": ("not-causal", mask_specs(None, False, False, False)),
+    "window one too wide": ("sliding", mask_specs(6, True, True, True)),
     "values before keys": ("plain", values_before_keys),
     "the anchor is a mask": ("plain", block_with(anchor_is_a_mask)),
     "another token for the mask": ("plain", block_with(mask_is_another_token)),

@@ -14,7 +14,7 @@ from dflash.driver import Driver, Recorder, load
 from dflash.histories import play
 from kernels.native_cases import NATIVE, needs_library
 from kernels.planned_passes import called_one_by_one
-from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.rope import Rotary
 from pilotfish_dflash.network import ContextKV, DFlashLlama3
 
 pytestmark = needs_library

@@ -15,7 +15,7 @@ from dflash.driver import Drafted, Driver, Move, Recorder, load
 from dflash.histories import play
 from pilotfish.speculation import ContextRows
 from pilotfish.speculation import block as driver_module
-from pilotfish_dflash.config import LEAF
+from pilotfish_dflash.config import DRAFT_CACHE
 
 STEPS = 7
 
@@ -42,7 +42,7 @@ def from_scratch(driver: Driver, name: str) -> torch.Tensor:
     fresh.states.reserve(name, tokens)
     fresh.running[name].context.num_scheduled = len(tokens)
     features = fresh._target_pass([name], [len(tokens)])
-    kv = fresh.states.kv_inputs([name], [len(tokens)], LEAF)
+    kv = fresh.states.kv_inputs([name], [len(tokens)], DRAFT_CACHE)
     context = proposer.network.project_target_hidden(features)
     offsets = torch.tensor([0, len(tokens)], dtype=torch.int32)
     proposer.network.materialize_kv(context, offsets, kv, [one.prompt_length])
@@ -78,7 +78,7 @@ def test_rows_of_blocks_and_rejected_rows_are_never_read(
     """Rows that do not count, and pages of nobody, are NaN: none of it comes out anywhere."""
 
     def after(driver: Driver) -> None:
-        blocks = driver.states.leaf(LEAF).blocks
+        blocks = driver.states.paged_cache(DRAFT_CACHE).blocks
         rows = sum(one.num_committed for one in driver.running.values())
         for layer in blocks:
             assert int(layer.isfinite().all(-1).all(-1).all(-1).sum()) == rows

@@ -123,7 +123,7 @@ def test_the_context_has_one_projection_and_no_queries(pair: Pair) -> None:
     """Keys and values of all layers are rows of one weight, layer by layer."""
     network = load(*pair("plain")).network
     rows = 3 * 2 * 2 * 20
-    assert network.context.kv.prepared.out_features == rows
+    assert network.context.kv.packed.out_features == rows
     tensors = draft_tensors(CASES["plain"])
     x = torch.randn(4, 48)
     wanted = torch.cat(

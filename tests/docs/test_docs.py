@@ -20,7 +20,7 @@ from pilotfish import LLM, SamplingParams, SpeculativeConfig
 from pilotfish.cli.chat_commands import NAMES
 from pilotfish.hookspecs import PilotfishHooks
 from pilotfish.registry import ArchitectureSpec, SpeculatorSpec
-from pilotfish.weights.gguf_blocks import BLOCK_TYPES, TYPE_NAMES
+from pilotfish.weights.formats.gguf_blocks import BLOCK_TYPES, TYPE_NAMES
 from pilotfish.weights.stored_rows import PACKED_KINDS
 
 from . import peers_page

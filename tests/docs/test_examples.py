@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -20,7 +21,93 @@ import pytest
 from pilotfish import LLM, SamplingParams
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+README = (EXAMPLES / "README.md").read_text()
 PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time"]
+SHORT = 40
+"""Lines of a program; the server has an app around them."""
+
+
+def printed(program: str, *arguments: str) -> list[str]:
+    """The lines that a program prints, run as its docstring says, without a network."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / program, *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    """What the programs' answers are compared with."""
+    with LLM("demo", max_length=512) as made:
+        yield made
+
+
+def test_every_program_is_listed_and_short() -> None:
+    programs = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert sorted(re.findall(r"^\| \[(\w+\.py)\]\(\1\) \|", README, re.M)) == programs
+    for name in programs:
+        source = (EXAMPLES / name).read_text()
+        assert len(source.splitlines()) < (2 if name == "server.py" else 1) * SHORT
+        assert f"python examples/{name} " in source.split('"""')[1]
+
+
+def test_a_batch_gives_each_request_the_text_of_its_seed(llm: LLM) -> None:
+    *lines, alone = printed("batch.py")
+    found = [re.fullmatch(r"seed (\d): '(.+)' -> (.+)", line) for line in lines]
+    assert len(found) == 3
+    for match in found:
+        assert match is not None
+        params = SamplingParams(temperature=0.8, seed=int(match[1]), max_tokens=12)
+        assert repr(llm.generate(match[2], params)[0].text) == match[3]
+    assert alone == "alone: the same text"
+
+
+def test_a_chat_answers_with_the_turns_before(llm: LLM) -> None:
+    text = "\n".join(printed("chat.py"))
+    messages: list[dict[str, Any]] = []
+    wanted = ""
+    for question in ("What is the capital of France?", "And of Italy?"):
+        messages.append({"role": "user", "content": question})
+        (answer,) = llm.chat(messages, SamplingParams(temperature=0, max_tokens=24))
+        messages.append({"role": "assistant", "content": answer.text})
+        wanted += f"> {question}\n{answer.text}\n"
+    assert text == wanted.rstrip("\n")
+    assert "Paris" in text
+
+
+def test_drafts_are_counted_and_the_text_is_plain_decodings(llm: LLM) -> None:
+    text, accepted, step, plain = printed("speculate.py")
+    prompt = "red green blue red green blue red green"
+    (output,) = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=32))
+    assert text == repr(output.text)
+    assert plain == "plain: the same text"
+    counted = re.fullmatch(r"(\d+) of (\d+) drafted tokens accepted", accepted)
+    assert counted is not None
+    assert 0 < int(counted[1]) <= int(counted[2])
+    # Each of the steps behind the first token gives the target's own token and what was accepted.
+    per_step = float(step.removesuffix(" tokens a step"))
+    steps = 31 - int(counted[1])
+    assert per_step == pytest.approx(31 / steps, abs=0.01)
+
+
+def test_scores_are_sums_of_log_probabilities(llm: LLM) -> None:
+    lines = printed("score.py")
+    assert lines[0].endswith("The capital of France is Paris")
+    assert llm.tokenizer is not None
+    first = len(llm.tokenizer.encode("The capital of France is"))
+    for line in lines:
+        score, text = float(line[:9]), line[10:]
+        ids = list(llm.tokenizer.encode(text))
+        rows = llm.score(ids).log_softmax(-1)
+        wanted = sum(float(rows[t - 1, ids[t]]) for t in range(first, len(ids)))
+        assert score == pytest.approx(wanted, abs=1e-3)
+    assert sorted(lines, key=lambda line: -float(line[:9])) == lines
 
 
 @pytest.fixture(scope="module")

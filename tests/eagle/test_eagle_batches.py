@@ -98,9 +98,9 @@ def test_the_cache_is_that_of_the_committed_tokens_alone(pair: Pair, case: str) 
 
 
 def _rows(driver: Driver, count: int) -> torch.Tensor:
-    """The committed rows of the draft's leaf, every layer."""
+    """The committed rows of the draft's paged cache, every layer."""
     pages = list(driver.states.pages_of("a"))
-    blocks = driver.states.leaf("draft").blocks
+    blocks = driver.states.paged_cache("draft").blocks
     return torch.stack([block[pages].flatten(0, 1)[:count] for block in blocks])
 
 
@@ -180,7 +180,7 @@ def test_drafting_pauses_at_the_drafts_last_position(pair: Pair, case: str) -> N
     assert all(4 in counts and 0 in counts for counts in seen.values())
     for name, one in driver.running.items():
         pages = list(driver.states.pages_of(name))
-        rows = driver.states.leaf("draft").blocks[0][pages].flatten(0, 1)
+        rows = driver.states.paged_cache("draft").blocks[0][pages].flatten(0, 1)
         assert rows[:limit].isfinite().all()
         assert rows[limit:].isnan().all()
         assert one.num_committed > limit

@@ -16,8 +16,8 @@ from eagle.histories import Oracles, play
 from pilotfish.errors import PilotfishError
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.model import DecoderModel
-from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.rope import Rotary
+from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.speculation import DraftRows, SequentialProposer
 from pilotfish_eagle import config as config_module
 from pilotfish_eagle.config import EagleConfig
@@ -87,7 +87,7 @@ def loaded(change: Callable[[EagleModel], None]) -> Plant:
 
 
 def no_bias(layer: Linear) -> None:
-    layer.prepared = attrs.evolve(layer.prepared, bias=None)
+    layer.packed = attrs.evolve(layer.packed, bias=None)
 
 
 def lose_fc_bias(model: EagleModel) -> None:
@@ -142,9 +142,9 @@ def first_request_for_all(rows: DraftRows) -> DraftRows:
 
 
 def recycled_of_the_neighbour(rows: DraftRows) -> DraftRows:
-    if rows.recycled is None:
+    if rows.prev_hidden_states is None:
         return rows
-    return attrs.evolve(rows, recycled=rows.recycled.roll(1, 0))
+    return attrs.evolve(rows, prev_hidden_states=rows.prev_hidden_states.roll(1, 0))
 
 
 def shifted_tokens(patch: Patch) -> None:
@@ -186,19 +186,19 @@ def hidden_first_in_attention(patch: Patch) -> None:
     def call(self: JoiningBlock, embedded: Any, hidden: Any, run: Any) -> Any:
         normed = self.hidden_norm(hidden, run.backend)
         joined = real((normed, self.input_norm(embedded, run.backend)), dim=-1)
-        rows, stream = self.mlp_norm.add(self.attention(joined, run), hidden, run.backend)
-        return self.mlp(rows, run), stream
+        rows, residual = self.mlp_norm.add(self.attention(joined, run), hidden, run.backend)
+        return self.mlp(rows, run), residual
 
     patch.setattr(JoiningBlock, "__call__", call)
 
 
 def fc_on_every_row(patch: Patch) -> None:
-    """What is recycled goes through fc again."""
+    """What the pass before returned goes through fc again."""
     hidden_of = EagleModel._hidden
 
     def wrong(self: EagleModel, rows: DraftRows, short: int) -> torch.Tensor:
         hidden = hidden_of(self, rows, short)
-        if rows.recycled is None:
+        if rows.prev_hidden_states is None:
             return hidden
         return self.network.combine(hidden.repeat(1, len(self.config.taps)), self.backend)
 
@@ -254,7 +254,10 @@ MUTANTS: dict[str, tuple[str, Plant]] = {
     "33 whole heads turned": ("eagle3-theta", rope_with(rotary_dim=12)),
     "33 neighbouring pairs turned": ("eagle3", interleaved_rope),
     "34 recycled after the norm": ("eagle3", config_with(recycles_normed=True)),
-    "34 recycled before the norm": ("speculators-new", config_with(recycles_normed=False)),
+    "34 recycled before the norm": (
+        "speculators-new",
+        config_with(recycles_normed=False),
+    ),
     "a head without its norm": ("eagle3-norm-output", config_with(norms_head=False)),
     "a window that is not there": ("eagle3-leftover-window", config_with(windows=(2,))),
     "no window": ("speculators-sliding", config_with(windows=(None,))),

@@ -17,7 +17,7 @@ from pilotfish import LLM, SamplingParams
 from pilotfish.batch import RequestContext
 from pilotfish.config import SpeculativeConfig
 from pilotfish.errors import ConfigError
-from pilotfish.sampling.acceptance import ResidualAcceptance, VerifyRequest
+from pilotfish.speculation.acceptance import ResidualAcceptance, VerifyRequest
 from pilotfish.state import StateManager
 from pilotfish.weights import open_checkpoint
 from pilotfish_eagle.inputs import PersistentInputBuffers, UnifiedEagleLlama3Inputs
@@ -52,12 +52,12 @@ class Steps:
         temperature: float,
         chunk: int,
         thinking: frozenset[str] = frozenset(),
-        keeps_laws: bool = False,
+        keeps_probs: bool = False,
     ) -> None:
         self.model, self.temperature, self.chunk = model, temperature, chunk
         self.thinking = thinking
-        self.keeps_laws = keeps_laws
-        self.laws: dict[str, torch.Tensor | None] = dict.fromkeys(PROMPTS)
+        self.keeps_probs = keeps_probs
+        self.probs: dict[str, torch.Tensor | None] = dict.fromkeys(PROMPTS)
         self.states = StateManager(
             model.state, num_pages=64, page_size_tokens=4, prefix_caching=False, poison=True
         )
@@ -84,15 +84,15 @@ class Steps:
             self.states.reserve(context.request_id, rows, scratch=WIDTH - 1)
         wants = [int(c.num_computed + c.num_scheduled == len(c.tokens)) for c in batch]
         fields = {
-            "draft_kv_blocks": self.states.leaf("draft").blocks,
+            "draft_kv_blocks": self.states.paged_cache("draft").blocks,
             "temperature": torch.full((len(batch),), self.temperature),
             "seed": torch.arange(len(batch)) * 0 + 7,
             "in_thinking_phase": torch.tensor([name in self.thinking for name in names]),
             "draft_tokens": torch.tensor([self.drafts[n] for n in names]) if length else None,
         }
-        if length and self.keeps_laws:
-            laws = [self.laws[name] for name in names]
-            fields["draft_laws"] = torch.stack([one for one in laws if one is not None])
+        if length and self.keeps_probs:
+            probs = [self.probs[name] for name in names]
+            fields["draft_probs"] = torch.stack([one for one in probs if one is not None])
         counts = [context.num_scheduled + length for context in batch]
         kv = self.states.kv_inputs(names, counts)
         inputs = self.model.prepare_initial_token_inputs([batch], kv, wants, **fields)
@@ -102,7 +102,7 @@ class Steps:
             context.num_computed += outputs.num_committed[place]
             context.tokens += outputs.tokens[place]
             self.drafts[context.request_id] = outputs.next_draft_tokens[place]
-            self.laws[context.request_id] = outputs.next_draft_laws[place]
+            self.probs[context.request_id] = outputs.next_draft_probs[place]
             self.num_accepted += outputs.num_accepted[place]
             self.num_drafted += length
 
@@ -250,16 +250,16 @@ def test_residual_steps_judge_by_the_laws_that_the_drafts_were_drawn_from(
     real = ResidualAcceptance.judge
 
     def judge(self: ResidualAcceptance, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
-        seen.append(request.laws)
+        seen.append(request.probs)
         return real(self, logits, request)
 
     monkeypatch.setattr(ResidualAcceptance, "judge", judge)
-    steps = Steps(model, 1.0, chunk=64, keeps_laws=True)
+    steps = Steps(model, 1.0, chunk=64, keeps_probs=True)
     for _ in range(4):
         steps.run(list(PROMPTS))
-    laws = [one for one in seen if one is not None]
-    assert len(laws) == len(seen) > 6
-    for one in laws:
+    probs = [one for one in seen if one is not None]
+    assert len(probs) == len(seen) > 6
+    for one in probs:
         assert one.shape[0] == WIDTH
         assert one.max() < 1.0  # no certain drafts
         torch.testing.assert_close(one.sum(-1), torch.ones(WIDTH))
@@ -274,7 +274,7 @@ def test_following_tokens_are_wanted_where_the_draft_reads_them(pair: Pair) -> N
         [[context]],
         steps.states.kv_inputs(["a"], [4]),
         0,
-        draft_kv_blocks=steps.states.leaf("draft").blocks,
+        draft_kv_blocks=steps.states.paged_cache("draft").blocks,
     )
     with pytest.raises(ValueError, match="following_tokens is not given"):
         steps.model.execute(attrs.evolve(inputs, following_tokens=None))

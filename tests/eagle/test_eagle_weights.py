@@ -151,7 +151,7 @@ def test_what_is_borrowed_has_no_memory_of_its_own(pair: Pair) -> None:
     head, embedding = tied.network.lm_head, tied.network.embed_tokens
     assert head is not None
     assert embedding is not None
-    assert head.prepared.weight.data_ptr() == embedding.weight.data_ptr()
+    assert head.packed.weight.data_ptr() == embedding.weight.data_ptr()
 
 
 def test_pickled_code_is_never_run(pair: Pair, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from core.gguf_files import write_gguf
 from hub.local_hub import LocalHub
+from support.gguf_files import write_gguf
 
 WEIGHTS = "model.safetensors"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.gguf_files import write_gguf
 from hub.local_hub import LocalHub, serving
 from hub.repositories import gguf_of_a_model, repository
 from pilotfish import LLM, SamplingParams, load_registry
 from pilotfish.cli import main
 from pilotfish.errors import CheckpointError, RouteError
 from pilotfish.weights import open_checkpoint
+from support.gguf_files import write_gguf
 
 
 def test_one_file_of_a_gguf_repository_is_fetched(hub: LocalHub) -> None:
@@ -39,7 +39,7 @@ def test_of_a_gguf_file_the_header_is_read_and_the_rest_fetched_for_the_first_te
     name, wanted_name = "m-F32.gguf", "org/gguf:F32"
     repo = repository(hub, "org/gguf")
     size = gguf_of_a_model(repo / name, tiny).stat().st_size
-    monkeypatch.setattr("pilotfish.weights.gguf._FIRST_BYTES", 1024)
+    monkeypatch.setattr("pilotfish.weights.formats.gguf._FIRST_BYTES", 1024)
     assert main(["inspect", wanted_name]) == 0
     assert 8192 < hub.bodies[name] < size / 2
     assert not open_checkpoint(wanted_name, load_registry()).path.exists()

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from core.gguf_files import write_gguf
 from hub.local_hub import LocalHub
 from hub.repositories import WEIGHTS, repository, write_tokenizer
 from pilotfish import LLM
 from pilotfish.cli import main
 from pilotfish.errors import CapacityError, CheckpointError, ConfigError, RouteError
 from pilotfish.weights import open_checkpoint
+from support.gguf_files import write_gguf
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_tensors_and_memory_are_refused_before_weights_are_fetched(
     hub: LocalHub, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (tiny / WEIGHTS).stat().st_size
-    monkeypatch.setattr("pilotfish.engine.planning.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("pilotfish.loading.planning.available_bytes", lambda device: 1000)
     with pytest.raises(CapacityError, match="the weights alone do not fit"):
         LLM("org/tiny")
     assert hub.bodies[WEIGHTS] < size / 2

@@ -15,15 +15,10 @@ import torch
 from hypothesis import strategies as st
 
 from kernels.places import placed
+from pilotfish.invariance.attention_probe import attention_row_multiple
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.kv_write import write_kv
-from pilotfish.kernels.paged_attention import (
-    AttentionPlan,
-    Mode,
-    attention_row_multiple,
-    paged_attention,
-    plan_attention,
-)
+from pilotfish.kernels.paged_attention import AttentionPlan, Mode, paged_attention, plan_attention
 from pilotfish.state import KVCacheInputs
 
 paged_attention = placed(paged_attention)

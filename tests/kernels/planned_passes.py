@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import pytest
 
-from pilotfish.layers.model import DecoderModel
-from pilotfish.layers.native_pass import NativePass
+from pilotfish.models.decoder_model import DecoderModel
+from pilotfish.models.native_pass import NativePass
 
 Result = TypeVar("Result")
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.places import placed
+from pilotfish.invariance.linear_probe import row_multiple
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.combine_rows import combine_rows
 from pilotfish.kernels.combine_rows import reference as combine_reference
@@ -23,7 +24,6 @@ from pilotfish.kernels.grouped_linear import (
     reference,
 )
 from pilotfish.kernels.int4 import dequantize_int4, quantize_int4
-from pilotfish.kernels.linear import row_multiple
 
 combine_rows, grouped_linear = placed(combine_rows), placed(grouped_linear)
 

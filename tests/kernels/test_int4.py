@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotfish.errors import WeightsError
+from pilotfish.invariance import linear_probe as probe
+from pilotfish.invariance.linear_probe import row_multiple
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import dequantize_int4, eager, quantize_int4, reference
-from pilotfish.kernels.linear import LinearWeight, int4, linear, prepare_int4, probe, row_multiple
+from pilotfish.kernels.linear import LinearWeight, int4, linear, prepare_int4
 
 TORCH = KernelBackend("torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 
 from kernels.places import placed
 from pilotfish.errors import WeightsError
+from pilotfish.invariance import linear_probe as probe
+from pilotfish.invariance.linear_probe import ProbeKey, row_multiple
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.linear import (
-    LinearWeight,
-    ProbeKey,
-    eager,
-    linear,
-    prepare_linear,
-    probe,
-    reference,
-    row_multiple,
-)
+from pilotfish.kernels.linear import LinearWeight, eager, linear, prepare_linear, reference
 
 linear = placed(linear)
 

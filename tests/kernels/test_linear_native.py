@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kernels.native_cases import DTYPES, NATIVE, guarded, in_every_way, needs_library, same_bits
 from kernels.weight_cases import FLOAT_KINDS, draw_rows, widths
 from pilotfish.errors import WeightsError
+from pilotfish.invariance.linear_probe import row_multiple
 from pilotfish.kernels.linear import (
     LinearWeight,
     PackedRows,
@@ -24,7 +25,6 @@ from pilotfish.kernels.linear import (
     prepare_blocks,
     prepare_int4,
     prepare_linear,
-    row_multiple,
 )
 from pilotfish.kernels.linear.native import KINDS, linear_into
 

@@ -46,7 +46,7 @@ def test_planned_calls_give_the_bits_of_single_ones() -> None:
     gains = torch.randn(heads - 1, head)
     rows = Rows("T")
     x = Buffer(rows, width, dtype)
-    stream = Buffer(rows, width, dtype)
+    residual = Buffer(rows, width, dtype)
     cos_rows, sin_rows = (Buffer(rows, 14, torch.float32) for _ in range(2))
     plan, given, seen = Plan(), [], []  # type: ignore[var-annotated]
 
@@ -54,18 +54,18 @@ def test_planned_calls_give_the_bits_of_single_ones() -> None:
         for buffer, value in zip(buffers, given, strict=True):
             buffer.copy_(value)
 
-    plan.torch(fill, x, stream, cos_rows, sin_rows)
+    plan.torch(fill, x, residual, cos_rows, sin_rows)
     out = rms_norm.plan_rms_norm(
-        plan, x, weight, EPS, "before_weight", residual=stream, multiplier=0.3
+        plan, x, weight, EPS, "before_weight", residual=residual, multiplier=0.3
     )
     rms_norm.plan_norm_heads(plan, out, gains, EPS)
     rope.plan_apply_rope(
         plan, out, cos_rows, sin_rows, heads=heads - 1, head_width=head, first=head
     )
-    rms_norm.plan_add_scaled(plan, stream, out, 0.7)
-    out = layer_norm.plan_layer_norm(plan, out, weight, bias, EPS, residual=stream)
+    rms_norm.plan_add_scaled(plan, residual, out, 0.7)
+    out = layer_norm.plan_layer_norm(plan, out, weight, bias, EPS, residual=residual)
     last = swiglu_native.plan_swiglu(plan, out)
-    plan.torch(lambda *found: seen.extend(one.clone() for one in found), last, stream)
+    plan.torch(lambda *found: seen.extend(one.clone() for one in found), last, residual)
     calls = plan.finish()
     for count in (1, 5, 2):
         seen.clear()

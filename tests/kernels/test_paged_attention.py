@@ -24,7 +24,7 @@ from kernels.paged_passes import (
 from kernels.places import placed
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.paged_attention import Mode, paged_attention, reference
-from pilotfish.kernels.paged_attention.sight import Sight
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 
 paged_attention = placed(paged_attention)
 
@@ -233,8 +233,8 @@ def test_reference_is_right() -> None:
     for mode, window in (("causal", None), ("causal", 3), ("block", None), ("block", 3)):
         rows = [Rows(Request.draw(n + 5, Heads(4, 2, 10), torch.float32, n), n, 5) for n in (0, 6)]
         made = make_pass(rows, page_size=4, padding=2)
-        sight = Sight(window, mode)
-        out = reference.paged_attention(made.q, made.cache, made.plan, 10**-0.5, sight)
+        mask_spec = MaskSpec(window, mode)
+        out = reference.paged_attention(made.q, made.cache, made.plan, 10**-0.5, mask_spec)
         for i, r in enumerate(rows):
             check(out[5 * i : 5 * i + 5], r, window, mode)
         assert not out[10:].any()

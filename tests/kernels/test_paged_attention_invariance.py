@@ -66,13 +66,13 @@ def test_eager_blocks_do_not_depend_on_their_mates(data: st.DataObject) -> None:
         draw(st.sampled_from((4, 16, 40))),
     )
     block = Rows(Request.draw(start + count, kind, dtype, 1), start, count)
-    alone = attend([block], mode="block", window=window)[0]
+    prefill = attend([block], mode="block", window=window)[0]
     mates = [Rows(Request.draw(n + 9, kind, dtype, n), n, 9) for n in (0, 260, 600)]
     place = draw(st.integers(0, 3))
     batch = [*mates[:place], block, *mates[place:]]
     page_size = draw(PAGE_SIZES)
     out = attend(batch, mode="block", window=window, page_size=page_size, padding=3)[place]
-    assert torch.equal(out, alone)
+    assert torch.equal(out, prefill)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -129,8 +129,8 @@ def test_triton_splits_side_by_side_are_splits_in_a_row(
         assert torch.equal(a, b)
     monkeypatch.setattr(triton, "PARTIAL_BYTES", 1 << 30)
     for position in (290, 299):
-        alone = attend([Rows(request, position, 1)], backend=TRITON, window=window)[0]
-        assert torch.equal(alone[0], in_a_row[0][position - 290])
+        prefill = attend([Rows(request, position, 1)], backend=TRITON, window=window)[0]
+        assert torch.equal(prefill[0], in_a_row[0][position - 290])
 
 
 @pytest.mark.parametrize(("seed", "start", "count"), [(10, 492, 17), (10, 504, 80), (19, 504, 20)])

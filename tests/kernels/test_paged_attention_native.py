@@ -300,8 +300,10 @@ def test_memory_beyond_the_arrays_is_left_alone(
         table[is_last], table[is_end] = len(order) - 1, last
     out = guarded(torch.full(made.q.shape, torch.nan, dtype=dtype))
     for q in (made.q, guarded(made.q)):
-        sight = made.plan.sight(window, "causal")
-        record = layer_arguments(q, cache, made.plan, scale=0.3, sight=sight, value_width=width)
+        mask_spec = made.plan.mask_spec(window, "causal")
+        record = layer_arguments(
+            q, cache, made.plan, scale=0.3, mask_spec=mask_spec, value_width=width
+        )
         record.q, record.cache, record.out = q.data_ptr(), cache.data_ptr(), out.data_ptr()
         run("paged_attention", record, 1)
         wanted = paged_attention(

@@ -1,4 +1,4 @@
-"""The parts of eager attention: partitions, sights, the merge, and the probe."""
+"""The parts of eager attention: partitions, mask_specs, the merge, and the probe."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.paged_passes import TORCH, Heads, Request, Rows, exact, make_pass
+from pilotfish.invariance import attention_probe as probe
+from pilotfish.invariance.attention_probe import attention_row_multiple
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.paged_attention import (
     Mode,
-    alone,
-    attention_row_multiple,
+    decode,
     eager,
     paged_attention,
     plan_attention,
-    probe,
-    together,
+    prefill,
 )
-from pilotfish.kernels.paged_attention.flash import HIDDEN, merge_weights
+from pilotfish.kernels.paged_attention.flash import MASK_VALUE, merge_weights
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.partitions import partition, partition_of, partitions_of
-from pilotfish.kernels.paged_attention.sight import Sight
 from pilotfish.state import KVCacheInputs
 
 
@@ -51,7 +51,7 @@ def test_sight_says_what_the_definition_says(
     mode: Mode, window: int | None, row_run: tuple[int, int], key_run: tuple[int, int]
 ) -> None:
     (length, count), (first_key, num) = row_run, key_run
-    sight, num_keys = Sight(window, mode), length + count
+    mask_spec, num_keys = MaskSpec(window, mode), length + count
     keys = (first_key, first_key + num)
 
     def sees(p: int, j: int) -> bool:
@@ -60,8 +60,8 @@ def test_sight_says_what_the_definition_says(
 
     rows = range(length, length + count)
     seen = [j for j in range(num_keys) if any(sees(p, j) for p in rows)]
-    assert sight.visible_keys((length, length + count), num_keys) == (seen[0], seen[-1] + 1)
-    some, full = sight.rows_that_see(keys, num_keys)
+    assert mask_spec.visible_keys((length, length + count), num_keys) == (seen[0], seen[-1] + 1)
+    some, full = mask_spec.rows_that_see(keys, num_keys)
     for p in rows:
         here = [sees(p, j) for j in range(*keys)]
         assert not any(here) or some[0] <= p < some[1]
@@ -71,7 +71,7 @@ def test_sight_says_what_the_definition_says(
         if keys[1] <= num_keys:
             assert all(here) == (full[0] <= p < full[1])
     p, j = np.arange(length, length + count)[:, None], np.arange(*keys)
-    hidden = sight.hidden(p, j, np.array(num_keys))
+    hidden = mask_spec.hidden(p, j, np.array(num_keys))
     for i, row in enumerate(rows):
         for k, key in enumerate(range(*keys)):
             if key < num_keys:
@@ -82,7 +82,7 @@ def test_an_unseen_partition_changes_no_bit() -> None:
     lse = torch.randn(3, 50)
     weights = merge_weights(lse.clone())
     assert torch.allclose(weights, lse.softmax(0), rtol=1e-6)
-    unseen = torch.full((1, 50), HIDDEN)
+    unseen = torch.full((1, 50), MASK_VALUE)
     for padded in (torch.cat([lse, unseen]), torch.cat([lse, unseen + 6.2, unseen])):
         more_weights = merge_weights(padded)
         assert torch.equal(more_weights[:3], weights)
@@ -130,7 +130,7 @@ def test_where_bits_matter_16_bits_are_computed_in_float32(
 ) -> None:
     """The flash kernel chooses its 16-bit products by the number of rows, requests and threads."""
     seen: set[torch.dtype] = set()
-    for module in (alone, together):
+    for module in (prefill, decode):
         real = module.flash
 
         def flash(q: torch.Tensor, *rest: Any, real: Any = real) -> Any:
@@ -178,12 +178,12 @@ def test_calls_of_one_plan_may_have_other_padding() -> None:
 def test_few_rows_together_are_few_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request.draw(700, Heads(9, 3, 64), torch.bfloat16, 0)
     rows = [Rows(request, 680, 16), Rows(request, 120, 9), Rows(request, 300, 12)]
-    together = make_pass(rows, page_size=16)
-    out = paged_attention(together.q, together.cache, together.plan, scale=0.125, backend=TORCH)
+    decode = make_pass(rows, page_size=16)
+    out = paged_attention(decode.q, decode.cache, decode.plan, scale=0.125, backend=TORCH)
     monkeypatch.setattr(eager, "FEW_ROWS", 0)
     monkeypatch.setattr(eager, "FEW_FOLDED_ROWS", 0)
-    alone = make_pass(rows, page_size=16)
-    again = paged_attention(alone.q, alone.cache, alone.plan, scale=0.125, backend=TORCH)
+    prefill = make_pass(rows, page_size=16)
+    again = paged_attention(prefill.q, prefill.cache, prefill.plan, scale=0.125, backend=TORCH)
     assert torch.equal(out, again)
 
 

@@ -1,6 +1,6 @@
 """Native sampling: the noise's error and bits, every way of running, the torch path's answers.
 
-The tests of what sampling means (tests/core/test_sampling_*.py) run on the native path too.
+The tests of what sampling means (tests/sampling) run on the native path too.
 """
 
 from __future__ import annotations
@@ -191,13 +191,13 @@ def everything(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tenso
     sampled = Sampler().sample(logits, rows)
     processed = Sampler().process_logits(logits, rows)
     found = []
-    for token, law, record in zip(sampled.token_ids, processed, sampled.logprobs, strict=True):
+    for token, probs, record in zip(sampled.token_ids, processed, sampled.logprobs, strict=True):
         numbers = [float(token)]
         if record is not None:
             numbers += [record.token_id, record.logprob, record.rank]
             numbers += [n for pair in record.top for n in pair]
         padded = numbers + [0.0] * (204 - len(numbers))
-        found.append(torch.cat([torch.tensor(padded, dtype=torch.float64), law.double()]))
+        found.append(torch.cat([torch.tensor(padded, dtype=torch.float64), probs.double()]))
     return torch.stack(found)
 
 

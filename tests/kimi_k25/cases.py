@@ -18,7 +18,7 @@ from pilotfish.kernels.int4 import dequantize_int4, quantize_int4
 from pilotfish.testing import Subject
 from pilotfish.testing.checkpoints import save_with_transformers, tiny_config
 from pilotfish.testing.compare import want_near
-from pilotfish.weights.safetensors import SINGLE_FILE
+from pilotfish.weights.formats.safetensors import SINGLE_FILE
 from pilotfish_kimi_k25.examples import (
     KIMI,
     PLAIN,

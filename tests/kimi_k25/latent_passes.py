@@ -34,13 +34,13 @@ class Widths:
 
     heads: int
     latent: int
-    turned: int
+    rope_part: int
     key: int
     value: int
 
     @property
     def row(self) -> int:
-        return self.latent + self.turned
+        return self.latent + self.rope_part
 
 
 SMALL, ODD, MANY = Widths(4, 24, 8, 12, 10), Widths(3, 20, 6, 9, 31), Widths(40, 48, 16, 16, 16)
@@ -64,7 +64,7 @@ class Rows:
     ) -> Rows:
         noise = torch.Generator().manual_seed(seed)
         length = start + count
-        q = torch.randn(length, widths.heads, widths.key + widths.turned, generator=noise)
+        q = torch.randn(length, widths.heads, widths.key + widths.rope_part, generator=noise)
         rows = torch.randn(length, widths.row, generator=noise)
         return cls((2 * q).to(dtype), rows.to(dtype), start)
 
@@ -128,8 +128,8 @@ def absorbed(
 ) -> torch.Tensor:
     """The whole of the absorbed form, from a head's queries to its values: [T', N, V]."""
     key_width, latent = heads.up_key.shape[1:]
-    plain, turned = made.q.split([key_width, made.q.shape[2] - key_width], dim=2)
-    q = torch.cat((head_linear(plain, heads.up_key.transpose(1, 2), backend=backend), turned), 2)
+    plain, rope_part = made.q.split([key_width, made.q.shape[2] - key_width], dim=2)
+    q = torch.cat((head_linear(plain, heads.up_key.transpose(1, 2), backend=backend), rope_part), 2)
     seen = attend_absorbed(
         q, made.cache, made.plan, latent_width=latent, scale=scale, backend=backend
     )

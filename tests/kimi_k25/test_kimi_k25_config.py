@@ -63,9 +63,9 @@ def test_what_options_become() -> None:
     assert (experts.num_experts, experts.top_k, experts.num_groups) == (8, 3, 2)
     assert (experts.top_groups, experts.num_shared, experts.scale) == (1, 1, 1.5)
     assert config.get_kv_params() == config.kv_params
-    (leaf,) = config.get_state_specs()
-    assert leaf == config.kv_params.spec
-    assert leaf.row_shape == (32,)  # type: ignore[union-attr]
+    (spec,) = config.get_state_specs()
+    assert spec == config.kv_params.spec
+    assert spec.row_shape == (32,)  # type: ignore[union-attr]
     assert config.get_max_seq_len() == 128
 
 

@@ -13,10 +13,10 @@ import torch
 from kimi_k25.towers import IMAGE, VIDEO, hf_config, hf_model, image, save_published
 from pilotfish import LLM, CacheConfig, SamplingParams
 from pilotfish.errors import CapacityError, RequestError
-from pilotfish.layers.images import ImageInputs
+from pilotfish.multimodal.model import ImageInputs
 from pilotfish.protocols import ImageFeatures
 from pilotfish.testing.compare import want_near
-from pilotfish.testing.oracle import _Widened
+from pilotfish.testing.transformers_oracle import _Widened
 from pilotfish_kimi_k25.model import KimiK25Model
 from pilotfish_kimi_k25.vision.processor import KimiImageProcessor
 from speculation.pairs import Shelf, registry

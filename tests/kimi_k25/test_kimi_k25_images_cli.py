@@ -123,7 +123,7 @@ def test_an_image_for_a_text_model(
     capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said before any weight is read, as is a path without a file."""
-    monkeypatch.setattr("pilotfish.engine.prepared.Prepared.load", None)
+    monkeypatch.setattr("pilotfish.loading.prepared.Prepared.load", None)
     argv = ["generate", "demo", "--image", str(folder / "a.png"), "--max-tokens", "2"]
     for kind in ("--prompt", "--chat"):
         assert main([*argv, kind, "what is it?"]) == 2

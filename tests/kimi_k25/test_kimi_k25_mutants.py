@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kimi_k25.cases import subject, write_shape
-from pilotfish.layers.model import DecoderModel
+from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.testing import Broken, Subject, promise_named
 from pilotfish_kimi_k25 import mla, network
 from pilotfish_kimi_k25.config import ExpertsConfig
@@ -78,8 +78,8 @@ def key_not_turned(patch: pytest.MonkeyPatch) -> None:
         turning: torch.Tensor,
         run: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        turned, _ = real(self, q, latent, turning, run)
-        return turned, torch.cat((latent, turning), 1)
+        rope_part, _ = real(self, q, latent, turning, run)
+        return rope_part, torch.cat((latent, turning), 1)
 
     patch.setattr(LatentAttention, "_turn", turn)
 
@@ -156,13 +156,13 @@ def test_a_form_chosen_by_the_batch_is_noticed(path: Path, monkeypatch: pytest.M
     def attend(
         self: LatentAttention,
         plain: torch.Tensor,
-        turned: torch.Tensor,
+        rope_part: torch.Tensor,
         cache: torch.Tensor,
         run: Any,
     ) -> Any:
         if plain.shape[0] < 16:
-            return real(self, plain, turned, cache, run)
-        whole = torch.cat((plain, turned), -1)
+            return real(self, plain, rope_part, cache, run)
+        whole = torch.cat((plain, rope_part), -1)
         return mla.attend_expanded(
             whole, cache, run.plan, self.kv_b.heads, scale=self.scale, backend=run.backend
         )

@@ -13,7 +13,7 @@ from kimi_k25.cases import SHAPES, subject, write_kimi, write_shape
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.native.buffers import Buffer, Rows
 from pilotfish.kernels.native.plan import Plan
-from pilotfish.layers.model import DecoderModel
+from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.protocols import ReturnLogits
 from pilotfish.testing import Subject
 from pilotfish_kimi_k25 import mla

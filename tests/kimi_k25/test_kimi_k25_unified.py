@@ -14,9 +14,9 @@ from kimi_k25.towers import image
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig
 from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.config import PipelineConfig, RuntimeConfig
-from pilotfish.engine.images import ImageAdmission
 from pilotfish.errors import ConfigError, RouteError
 from pilotfish.kernels import KernelBackend
+from pilotfish.multimodal.admission import ImageAdmission
 from pilotfish.state import StateManager
 from pilotfish.weights import open_checkpoint
 from pilotfish_kimi_k25.unified import (
@@ -143,7 +143,7 @@ class Steps:
             self.states.reserve(context.request_id, rows, scratch=4)
         wants = [int(c.num_computed + c.num_scheduled == len(c.tokens)) for c in batch]
         fields = {
-            "draft_kv_blocks": self.states.leaf("draft").blocks,
+            "draft_kv_blocks": self.states.paged_cache("draft").blocks,
             "temperature": torch.full((len(batch),), self.temperature),
             "seed": torch.full((len(batch),), SEED),
             "draft_tokens": torch.tensor([self.drafts[i] for i in places]) if length else None,
@@ -201,7 +201,7 @@ def test_pixels_may_be_given_instead_of_embeddings(pair: Pair) -> None:
         [contexts],
         kv,
         1,
-        draft_kv_blocks=states.leaf("draft").blocks,
+        draft_kv_blocks=states.paged_cache("draft").blocks,
         image_token_indices=torch.tensor(rows),
         pixel_values=torch.cat([one.features.pixel_values for one in images]),
         grid_thws=torch.tensor([one.features.grid_thw for one in images]),
@@ -265,7 +265,7 @@ def test_the_config_is_that_of_both(pair: Pair) -> None:
     assert config.get_max_seq_len() == config.target.get_max_seq_len()
     assert [spec.name for spec in config.get_state_specs()] == ["kv", "draft"]
     latent, draft = config.get_state_specs()
-    assert latent.row_shape != draft.row_shape  # each leaf its own geometry
+    assert latent.row_shape != draft.row_shape  # each paged cache its own geometry
     model = pair.model()
     assert model.get_kv_params() == config.get_kv_params()
     hf = pair.options().model.huggingface_config
@@ -328,7 +328,7 @@ def test_pages_for_the_draft_are_wanted_of_every_request(pair: Pair) -> None:
         states.claim(context.request_id)
         states.reserve(context.request_id, context.tokens, scratch=scratch)
     kv = states.kv_inputs(["a", "b"], [20, 4])
-    fields = {"draft_kv_blocks": states.leaf("draft").blocks}
+    fields = {"draft_kv_blocks": states.paged_cache("draft").blocks}
     inputs = model.prepare_initial_token_inputs([contexts], kv, 1, **fields)
     with pytest.raises(ValueError, match="of request 1, whose pages end at 4; wanted pages"):
         model.execute(inputs)

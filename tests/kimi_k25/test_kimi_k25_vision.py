@@ -25,7 +25,8 @@ from pilotfish.errors import ConfigError, WeightsError
 from pilotfish.kernels import KernelBackend
 from pilotfish.testing import Broken
 from pilotfish.testing.compare import want_near
-from pilotfish.testing.oracle import _Widened, quiet
+from pilotfish.testing.quiet import quiet
+from pilotfish.testing.transformers_oracle import _Widened
 from pilotfish.weights.hf_config import PlainConfig, read_config
 from pilotfish_kimi_k25.vision import network, positions
 from pilotfish_kimi_k25.vision.config import VisionConfig
@@ -72,7 +73,7 @@ class Case:
         """Embeddings of some of the images, in one pass."""
         which = list(range(len(self.grids))) if which is None else which
         parts = torch.split(self.pixels, [h * w for _, h, w in self.grids])
-        dtype = tower.patch_embed.prepared.dtype
+        dtype = tower.patch_embed.packed.dtype
         pixels = torch.cat([parts[i] for i in which]).to(dtype)
         grids = [self.grids[i] for i in which]
         multiple = 1 if backend.name == "triton" else 16
@@ -276,9 +277,9 @@ def test_angles_turn_pairs_by_column_and_row() -> None:
         for column in range(5):
             wanted = [column, row, column / 10.0, row / 10.0]
             angle = torch.atan2(sin[row * 5 + column], cos[row * 5 + column])
-            turned = torch.tensor(wanted * 2)
-            assert torch.allclose(angle.cos(), turned.cos(), atol=1e-6)
-            assert torch.allclose(angle.sin(), turned.sin(), atol=1e-6)
+            rope_part = torch.tensor(wanted * 2)
+            assert torch.allclose(angle.cos(), rope_part.cos(), atol=1e-6)
+            assert torch.allclose(angle.sin(), rope_part.sin(), atol=1e-6)
 
 
 # Planted bugs: each must take the embeddings further off than rounding may

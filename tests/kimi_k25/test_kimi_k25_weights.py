@@ -24,8 +24,8 @@ from kimi_k25.cases import (
 )
 from pilotfish import LLM, SamplingParams
 from pilotfish.cli import main
-from pilotfish.engine.loading import prepare_from_options
 from pilotfish.errors import ConfigError, PilotfishError, RequestError, WeightsError
+from pilotfish.loading.prepare import prepare_from_options
 from pilotfish_kimi_k25.examples import kimi_oracle
 
 BASE = "latent queries, two groups, yarn"
@@ -280,16 +280,16 @@ def test_the_cache_is_one_latent_row_a_token_and_layer(
     dtype: str, itemsize: int, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`inspect` against the formula, and the memory itself, to the byte."""
-    layers, latent, turned = 2, 24, 8
-    bytes_per_token = layers * (latent + turned) * itemsize
+    layers, latent, rope_part = 2, 24, 8
+    bytes_per_token = layers * (latent + rope_part) * itemsize
     memory = inspect(capsys, base, "--dtype", dtype)["memory"]
     tokens = memory["num_pages"] * memory["page_size_tokens"]
     assert memory["state_bytes"]["kv"] == tokens * bytes_per_token
     with subject(base) as one:
-        leaf = one.session(dtype).state.leaf("kv")
-        assert leaf.num_bytes == 64 * 4 * bytes_per_token
-        assert sum(block.nbytes for block in leaf.blocks) == leaf.num_bytes
-        assert [tuple(block.shape) for block in leaf.blocks] == [(64, 4, 32)] * 2
+        cache = one.session(dtype).state.paged_cache("kv")
+        assert cache.num_bytes == 64 * 4 * bytes_per_token
+        assert sum(block.nbytes for block in cache.blocks) == cache.num_bytes
+        assert [tuple(block.shape) for block in cache.blocks] == [(64, 4, 32)] * 2
 
 
 def test_packed_weights_are_planned_packed(

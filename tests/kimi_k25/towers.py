@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import Kimi_K25Config, Kimi_K25ForConditionalGeneration
 
-from core.toy_model import toy_tokenizer
 from pilotfish.kernels import KernelBackend
 from pilotfish.layers.layer import Layer
 from pilotfish.weights import WeightRules, execute_load, plan_load
-from pilotfish.weights.safetensors import SafetensorsSource
+from pilotfish.weights.formats.safetensors import SafetensorsSource
 from pilotfish_kimi_k25.vision.config import VisionConfig
 from pilotfish_kimi_k25.vision.network import VisionTower
 from pilotfish_kimi_k25.vision.weights import vision_rules
+from support.toy_model import toy_tokenizer
 
 IMAGE, VIDEO, VOCAB = 90, 91, 96
 Grids = list[tuple[int, int, int]]

@@ -15,7 +15,7 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.protocols import ReturnLogits
 from pilotfish.state import SlotStateSpec
 from pilotfish.state.manager import StateManager
-from pilotfish.weights.safetensors import SafetensorsSource
+from pilotfish.weights.formats.safetensors import SafetensorsSource
 from pilotfish_lfm2.cache import ConvStateCache
 from pilotfish_lfm2.config import LFM2Config
 from pilotfish_lfm2.model import LFM2Model
@@ -101,7 +101,7 @@ class Driver:
             page_size_tokens=page_size_tokens,
             device=model.device,
             prefix_caching=prefix_caching,
-            attached=self.caches,
+            slot_caches=self.caches,
             poison=True,
         )
         self.contexts: dict[str, RequestContext] = {}

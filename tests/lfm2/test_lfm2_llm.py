@@ -12,7 +12,7 @@ from lfm2.checkpoints import generate, prompt, reference
 from pilotfish import LLM, SamplingParams, SpeculativeConfig
 from pilotfish.cli.inspect import describe
 from pilotfish.config import CacheConfig
-from pilotfish.engine.loading import prepare_from_options
+from pilotfish.loading.prepare import prepare_from_options
 from pilotfish_lfm2.cache import ConvStateCache
 
 Checkpoint = Callable[[str], Path]
@@ -118,7 +118,7 @@ def test_tiny_pools_do_preempt_and_prefixes_do_hit(
     assert max(restored) >= 4
     assert llm._state is not None
     assert llm._state.num_available_pages == 13
-    cache = llm._state._attached._caches[0]
+    cache = llm._state._slot_caches._caches[0]
     assert isinstance(cache, ConvStateCache)
     assert cache.slots.num_free == cache.slots.num_slots
 
@@ -133,7 +133,7 @@ def test_inspect_plans_both_states(checkpoint: Checkpoint) -> None:
     )
     state = describe(prepared)["memory"]["state_bytes"]
     states = prepared.allocate()
-    cache = states._attached._caches[0]
+    cache = states._slot_caches._caches[0]
     assert isinstance(cache, ConvStateCache)
     assert state == {
         "kv": 7 * 8 * 2 * 2 * 2 * 12 * 4,
@@ -145,7 +145,7 @@ def test_inspect_plans_both_states(checkpoint: Checkpoint) -> None:
         str(checkpoint("plain")), dtype="float32", cache=CacheConfig(prefix_caching=False)
     )
     assert set(without.memory_plan.state) == {"kv", "conv"}
-    lone = without.allocate()._attached._caches[0]
+    lone = without.allocate()._slot_caches._caches[0]
     assert isinstance(lone, ConvStateCache)
     assert lone.kept.numel() == 0
 

@@ -118,11 +118,11 @@ def slot_keeps_the_columns_of_its_last_owner(patch: pytest.MonkeyPatch) -> None:
 def states_of_two_requests_are_exchanged(patch: pytest.MonkeyPatch) -> None:
     inputs = ConvStateCache.inputs
 
-    def exchanged(self: ConvStateCache, leaf: str, request_ids: Any, *rest: Any) -> Any:
+    def exchanged(self: ConvStateCache, cache_name: str, request_ids: Any, *rest: Any) -> Any:
         bases = [self._request(name).base for name in request_ids]
         for name, base in zip(request_ids, reversed(bases), strict=True):
             self._request(name).base = base
-        made = inputs(self, leaf, request_ids, *rest)
+        made = inputs(self, cache_name, request_ids, *rest)
         for name, base in zip(request_ids, bases, strict=True):
             self._request(name).base = base
         return made

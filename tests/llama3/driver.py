@@ -13,7 +13,7 @@ from pilotfish.config import ModelConfig, PipelineConfig, RuntimeConfig
 from pilotfish.kernels import KernelBackend
 from pilotfish.protocols import ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state.manager import StateManager
-from pilotfish.weights.safetensors import SafetensorsSource
+from pilotfish.weights.formats.safetensors import SafetensorsSource
 from pilotfish_llama3.config import Llama3Config
 from pilotfish_llama3.model import Llama3Model
 
@@ -121,7 +121,7 @@ def chunked(model: Llama3Model, prompt: Sequence[int], sizes: Sequence[int]) -> 
 def greedy(
     model: Llama3Model, prompt: Sequence[int], count: int, *, prefill_chunk: int = 1000
 ) -> list[int]:
-    """Greedy tokens, one at a time; prefills anew where the config says so (layers/rope.py)."""
+    """Greedy tokens, one at a time; prefills anew where the config says so (config/rope.py)."""
     driver = Driver(model)
     context = driver.add("a", prompt)
     answer: list[int] = []

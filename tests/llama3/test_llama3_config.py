@@ -79,8 +79,8 @@ def test_plain_options() -> None:
     assert config.attention_multiplier == 16**-0.5
     assert config.rope_scaling_params is None
     assert config.kv_params == config.get_kv_params()
-    (leaf,) = config.get_state_specs()
-    assert (leaf.name, leaf.num_layers, leaf.row_shape) == ("kv", 2, (2, 4, 16))
+    (spec,) = config.get_state_specs()
+    assert (spec.name, spec.num_layers, spec.row_shape) == ("kv", 2, (2, 4, 16))
     assert Llama3Config.construct_kv_params(raw(), "bfloat16").head_dim == 12
     assert Llama3Config.get_num_layers(raw()) == 2
     assert Llama3Config.get_head_dim_from_config(raw()) == 12

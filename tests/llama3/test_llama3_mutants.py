@@ -13,7 +13,7 @@ import torch
 from llama3.driver import load, whole
 from llama3.families import exact, logits, prompt, reference
 from pilotfish.layers import attention, norm
-from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.rope import Rotary
 from pilotfish_llama3 import weights
 from pilotfish_llama3.config import Llama3Config
 from pilotfish_llama3.model import Llama3Model
@@ -98,8 +98,8 @@ def add_forgotten(patch: Patch) -> None:
     patch.setattr(
         norm,
         "add_rms_norm",
-        lambda x, stream, *args, multiplier, **options: REAL_ADD(
-            x, stream, *args, multiplier=1.0, **options
+        lambda x, residual, *args, multiplier, **options: REAL_ADD(
+            x, residual, *args, multiplier=1.0, **options
         ),
     )
 

@@ -13,10 +13,10 @@ import torch
 from llama3.driver import Driver, load, selected, whole
 from llama3.families import exact, logits, prompt, reference
 from pilotfish.errors import ConfigError
+from pilotfish.invariance.rows import padded, wanted_rows
 from pilotfish.kernels import KernelBackend
-from pilotfish.layers.inputs import DecoderInputs
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.rows import padded, wanted_rows
+from pilotfish.models.inputs import DecoderInputs
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits, SpeculativeTarget
 from pilotfish_llama3.inputs import Llama3Inputs
 from pilotfish_llama3.model import Llama3Model

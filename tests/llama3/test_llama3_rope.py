@@ -14,10 +14,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from kernels.native_cases import needs_library
 from llama3.families import DYNAMIC, LLAMA3, LONG, LONGROPE, SMALL, YARN, rope
+from pilotfish.config.rope import ROPE_TYPES, RopeParameters
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
-from pilotfish.layers.rope import ROPE_TYPES, RopeParameters
-from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.rope import Rotary
 
 HEAD_DIM = 12
 SCALED = {

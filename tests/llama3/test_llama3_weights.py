@@ -141,8 +141,8 @@ def test_a_missing_head_is_tied_only_where_the_config_says_so(
         load(path)
     model = load(checkpoint("llama-tied"))
     assert model.config.tie_word_embeddings
-    assert model.network.lm_head.prepared.kind == "plain"
-    assert model.network.lm_head.prepared.weight is model.network.embed_tokens.weight
+    assert model.network.lm_head.packed.kind == "plain"
+    assert model.network.lm_head.packed.weight is model.network.embed_tokens.weight
 
 
 def test_fused_files_fill_the_fused_weights(checkpoint: Checkpoint) -> None:

@@ -19,8 +19,8 @@ from kimi_k25.cases import PACKED
 from native.formula import by_formula
 from native.formula_files import LlamaSizes, packed_experts, write_llama
 from pilotfish.testing.checkpoints import tiny_config
-from pilotfish.testing.oracle import quiet
-from pilotfish.weights.safetensors import SINGLE_FILE
+from pilotfish.testing.quiet import quiet
+from pilotfish.weights.formats.safetensors import SINGLE_FILE
 from pilotfish.weights.stored_rows import PACKED_KINDS
 
 CONTEXT = 640

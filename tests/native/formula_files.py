@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.gguf_files import write_gguf
 from kernels.weight_cases import SCALES
 from native.formula import by_formula, mixed, signed
 from pilotfish.weights.int4 import GROUP_SIZE
+from support.gguf_files import write_gguf
 
 _HALVES = {
     **{"Q4_0": 2.0**-11, "Q4_1": 2.0**-11, "Q5_0": 2.0**-12, "Q5_1": 2.0**-12, "Q8_0": 2.0**-15},

@@ -97,7 +97,9 @@ def digest(case: Case, folder: Path) -> str:
             def proposed(batch: Any) -> Any:
                 for proposal in (made := propose(batch)):
                     found.update(repr(proposal.tokens).encode())
-                    found.update(b"" if proposal.laws is None else proposal.laws.numpy().tobytes())
+                    found.update(
+                        b"" if proposal.probs is None else proposal.probs.numpy().tobytes()
+                    )
                 return made
 
             llm.proposer.propose = proposed  # type: ignore[method-assign]

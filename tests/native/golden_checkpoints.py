@@ -21,7 +21,7 @@ from native.compiled import CACHE, alone
 from native.formula import by_formula
 from native.formula_files import LlamaSizes, packed_experts, write_llama
 from pilotfish.testing.checkpoints import examples_of, save_with_transformers, tiny_config
-from pilotfish.weights.safetensors import SINGLE_FILE
+from pilotfish.weights.formats.safetensors import SINGLE_FILE
 from pilotfish.weights.stored_rows import PACKED_KINDS
 from pilotfish_kimi_k25.examples import TEXT
 from speculation.pairs import Shelf, registry
@@ -33,7 +33,7 @@ FILES = (
     "formula.py",
     "formula_files.py",
     "../speculation/pairs.py",
-    "../core/gguf_files.py",
+    "../support/gguf_files.py",
 )
 TARGET = "LlamaForCausalLM-plain"
 SOFTCAP = "dflash-softcap"

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from kernels.native_cases import instruction_set, instruction_sets, needs_library, threads
 from native.drawn_models import DTYPES, DrawnModel, models
 from pilotfish import CacheConfig, load_registry
-from pilotfish.engine.loading import prepare_from_options
-from pilotfish.engine.prepared import Prepared
+from pilotfish.loading.prepare import prepare_from_options
+from pilotfish.loading.prepared import Prepared
 from pilotfish.testing.session import Session
 
 pytestmark = needs_library

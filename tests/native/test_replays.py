@@ -24,7 +24,7 @@ from native.golden_checkpoints import checkpoints
 from native.replays import Replay, recorded, write
 from native.test_digests import SANITIZERS
 from pilotfish import CacheConfig, load_registry
-from pilotfish.engine.loading import prepare_from_options
+from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.testing.session import Session
 
 pytestmark = [on_linux, needs_compiler, needs_library]

@@ -32,7 +32,7 @@ def test_the_tests_of_native_code_pass_where_there_is_none(tmp_path: Path) -> No
     environment |= {"PATH": str(tmp_path / "bin"), "PYTHONPATH": os.pathsep.join(map(str, places))}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", "native"]
     done = subprocess.run(
-        [*command, "tests/native", "tests/kernels", "tests/core/test_weights_stored.py"],
+        [*command, "tests/native", "tests/kernels", "tests/weights/test_weights_stored.py"],
         env=environment,
         cwd=clone,
         capture_output=True,

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig, load_registry
 from pilotfish.cli import main
-from pilotfish.engine.loading import prepare_from_options
 from pilotfish.errors import CheckpointError, ConfigError
+from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.testing import save_tiny
+from pilotfish.tokenization.token_texts import first_difference, token_texts
 from pilotfish.weights import open_checkpoint
-from pilotfish.weights.token_texts import first_difference, token_texts
 
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9] * 5]
 CACHE = CacheConfig(page_size_tokens=4, num_pages=64)

@@ -288,11 +288,11 @@ class History:
         for request in scheduler.requests:
             done = request.context.num_computed
             assert done == (state.num_committed(request.request_id) if done else 0)
-        for cache in state._attached._caches:
+        for cache in state._slot_caches._caches:
             slots: Any = cache
             assert set(slots.slots.request_ids) == running, "slots are left behind"
         for owner in (engine.runner, self.llm.proposer):
-            for name in ("_laws", "_indices"):
+            for name in ("_draft_probs", "_indices"):
                 assert set(getattr(owner, name, ())) <= live, f"{name} are left behind"
 
     def _check_output(self, job: Job, output: RequestOutput | None) -> None:

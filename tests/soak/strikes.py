@@ -52,7 +52,7 @@ PARTS = (
     ("pilotfish.engine", 2000),
     ("pilotfish.engine.request", 500),
     ("pilotfish.engine.scheduler", 300),
-    ("pilotfish.engine.detokenizer", 60),
+    ("pilotfish.tokenization.detokenizer", 60),
     ("pilotfish.engine.engine", 300),
     ("pilotfish.engine.turns", 40),
     ("pilotfish.sampling", 500),

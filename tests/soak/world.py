@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from pilotfish import LLM, CacheConfig, RequestOutput, SamplingParams, SpeculativeConfig
 from pilotfish.config.sampling import seed_of_sample
 from pilotfish.testing import drafters
-from pilotfish.weights.byte_letters import BYTE_LETTERS
+from pilotfish.tokenization.byte_letters import BYTE_LETTERS
 from speculation.pairs import DRAFTERS, DTYPES, METHODS, VOCAB, Shelf, targets
 
 SHARED = ([3, 7, 7, 5] * 9, [60, 61, 3, 7] * 9)

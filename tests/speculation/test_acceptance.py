@@ -14,8 +14,8 @@ from scipy.stats import chisquare
 from pilotfish.config import SamplingParams, SpeculativeConfig
 from pilotfish.errors import ConfigError
 from pilotfish.sampling import Sampler, SamplingRow, TokenHistory
-from pilotfish.sampling import acceptance as rules
-from pilotfish.sampling.acceptance import (
+from pilotfish.speculation import acceptance as rules
+from pilotfish.speculation.acceptance import (
     Accepted,
     CoupledAcceptance,
     RelaxedAcceptance,
@@ -24,7 +24,7 @@ from pilotfish.sampling.acceptance import (
     VerifyRequest,
     acceptance_probability,
     acceptance_rule,
-    residual_law,
+    residual_probs,
     synthetic_base,
 )
 
@@ -32,22 +32,22 @@ EXACT = 1e-12
 
 
 @st.composite
-def laws(draw: st.DrawFn, size: int) -> torch.Tensor:
+def probs(draw: st.DrawFn, size: int) -> torch.Tensor:
     """A law over a tiny vocabulary: zeros, ties, one-hots and uneven ones."""
     weights = draw(
         st.lists(st.sampled_from([0, 0, 1, 1, 2, 3, 7, 50]), min_size=size, max_size=size).filter(
             any
         )
     )
-    law = torch.tensor(weights, dtype=torch.float64)
-    return law / law.sum()
+    probs = torch.tensor(weights, dtype=torch.float64)
+    return probs / probs.sum()
 
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     size = draw(st.integers(1, 8))
-    p = draw(laws(size))
-    q = p.clone() if draw(st.booleans()) and draw(st.booleans()) else draw(laws(size))
+    p = draw(probs(size))
+    q = p.clone() if draw(st.booleans()) and draw(st.booleans()) else draw(probs(size))
     return p, q
 
 
@@ -61,8 +61,8 @@ def test_residual_acceptance_leaves_the_targets_law_exactly(
     chance = acceptance_probability(p, q)
     assert bool(((chance >= 0) & (chance <= 1)).all())
     kept = q * chance
-    law = kept + (1 - kept.sum()) * residual_law(p, q)
-    assert (law - p).abs().max() <= EXACT
+    probs = kept + (1 - kept.sum()) * residual_probs(p, q)
+    assert (probs - p).abs().max() <= EXACT
 
 
 @settings(max_examples=100)
@@ -75,16 +75,16 @@ def test_a_certain_draft_leaves_the_law_too(
     q = torch.zeros_like(p)
     q[token % len(p)] = 1.0
     kept = q * acceptance_probability(p, q)
-    assert (kept + (1 - kept.sum()) * residual_law(p, q) - p).abs().max() <= EXACT
+    assert (kept + (1 - kept.sum()) * residual_probs(p, q) - p).abs().max() <= EXACT
 
 
 def test_the_traps_of_the_residual() -> None:
     """Pitfalls 20 and 21: p == q, disjoint supports, one-hots; a zero is never accepted."""
     p = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
-    assert torch.equal(residual_law(p, p), p)
+    assert torch.equal(residual_probs(p, p), p)
     assert torch.equal(acceptance_probability(p, p), torch.tensor([1.0, 1.0, 0.0]).double())
     q = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    assert torch.equal(residual_law(p, q), p)
+    assert torch.equal(residual_probs(p, q), p)
     assert float(acceptance_probability(p, q)[2]) == 0.0
 
 
@@ -103,13 +103,13 @@ def request(
     *,
     params: SamplingParams | None = None,
     seed: int = 0,
-    laws: torch.Tensor | None = None,
+    probs: torch.Tensor | None = None,
     context: Sequence[int] = (),
 ) -> VerifyRequest:
     return VerifyRequest(
         rows=rows_of(params or SamplingParams(), seed, drafts),
         drafts=tuple(drafts),
-        laws=laws,
+        probs=probs,
         context=context,
     )
 
@@ -155,11 +155,11 @@ def test_the_sampled_law_is_the_targets(rule: type[CoupledAcceptance], temperatu
     drafts = torch.multinomial(q[0], drawn, replacement=True, generator=generator).tolist()
     for seed, draft in enumerate(drafts):
         [got] = rule(Sampler()).decide(
-            LOGITS[:2], [request([draft], params=params, seed=seed, laws=q)]
+            LOGITS[:2], [request([draft], params=params, seed=seed, probs=q)]
         )
         counts[got.tokens[0]] += 1
-    law = (LOGITS[0].double() / temperature).softmax(-1)
-    assert chisquare(counts, (law * drawn).numpy()).pvalue > 1e-4
+    probs = (LOGITS[0].double() / temperature).softmax(-1)
+    assert chisquare(counts, (probs * drawn).numpy()).pvalue > 1e-4
 
 
 def test_a_uniform_of_zero_never_comes_and_a_banned_draft_is_never_accepted(
@@ -170,7 +170,7 @@ def test_a_uniform_of_zero_never_comes_and_a_banned_draft_is_never_accepted(
     params = SamplingParams(logit_bias={2: -1e9})
     for seed in range(50):
         [got] = ResidualAcceptance(Sampler()).decide(
-            LOGITS[:2], [request([2], params=params, seed=seed, laws=torch.eye(4)[2:3])]
+            LOGITS[:2], [request([2], params=params, seed=seed, probs=torch.eye(4)[2:3])]
         )
         assert got.num_accepted == 0
         assert got.tokens[0] != 2

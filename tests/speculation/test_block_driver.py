@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from core.engine_strategies import Job
-from core.toy_model import ToyEngine, naive_answer
 from pilotfish.config import SamplingParams
 from pilotfish.speculation.width import FixedWidth
 from speculation.toy_block import ToyBlock, block_drafting
+from support.engine_strategies import Job
+from support.toy_model import ToyEngine, naive_answer
 
 WORK: list[Job] = [
     ([7] * 9, SamplingParams(temperature=0, max_tokens=17, ignore_eos=True)),

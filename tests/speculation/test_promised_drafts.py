@@ -63,9 +63,9 @@ def positions_zero(model: EagleModel) -> None:
 
 
 def recycled_zeros(rows: DraftRows) -> DraftRows:
-    if rows.recycled is None:
+    if rows.prev_hidden_states is None:
         return rows
-    return attrs.evolve(rows, recycled=torch.zeros_like(rows.recycled))
+    return attrs.evolve(rows, prev_hidden_states=torch.zeros_like(rows.prev_hidden_states))
 
 
 def tokens_shifted(rows: DraftRows) -> DraftRows:
@@ -92,7 +92,7 @@ def features_shifted(rows: Any) -> Any:
 
 MUTANTS: dict[str, tuple[str, Plant]] = {
     "positions are zero": ("eagle-3", loaded(positions_zero)),
-    "recycled rows are zero": ("eagle-3", rows_with(recycled_zeros)),
+    "prev_hidden_states rows are zero": ("eagle-3", rows_with(recycled_zeros)),
     "features before the norm": ("eagle-1", features_before_the_norm),
     "tokens of the row before": ("eagle-1", rows_with(tokens_shifted)),
     "features of the row before": ("dflash", context_with(features_shifted)),

@@ -37,25 +37,25 @@ class Bigrams(ScriptedProposer):
 
     def __init__(self, setup: Any = None) -> None:
         super().__init__(setup)
-        self.chooser = TokenChooser(keeps_laws=True)
+        self.chooser = TokenChooser(keeps_probs=True)
 
     def propose(self, batch: Any) -> Any:
         return [self.said(self.drawn(request)) for request in batch.requests]
 
     def drawn(self, request: Any) -> Proposal:
-        text, tokens, laws = list(request.tokens), list[int](), list[torch.Tensor]()
+        text, tokens, probs = list(request.tokens), list[int](), list[torch.Tensor]()
         for _ in range(request.width):
             logits = torch.zeros(1, VOCAB)
             for before, after in pairwise(text):
                 if before == text[-1]:
                     logits[0, after] += 2.0
             [one] = self.chooser.choose(logits, [request.sampling_row(tokens)])
-            if one is None or one.law is None:
+            if one is None or one.probs is None:
                 break
             tokens.append(one.token)
-            laws.append(one.law)
+            probs.append(one.probs)
             text.append(one.token)
-        return Proposal(tokens=tokens, laws=torch.stack(laws) if laws else None)
+        return Proposal(tokens=tokens, probs=torch.stack(probs) if probs else None)
 
     def said(self, proposal: Proposal) -> Proposal:
         return proposal
@@ -67,9 +67,9 @@ class OwnNoise(Bigrams):
     generator = torch.Generator().manual_seed(0)
 
     def said(self, proposal: Proposal) -> Proposal:
-        if proposal.laws is None:
+        if proposal.probs is None:
             return proposal
-        drawn = torch.multinomial(proposal.laws, 1, generator=self.generator)
+        drawn = torch.multinomial(proposal.probs, 1, generator=self.generator)
         return attrs.evolve(proposal, tokens=drawn[:, 0].tolist())
 
 
@@ -77,63 +77,63 @@ class Likeliest(Bigrams):
     """Takes the likeliest token and says that it was drawn."""
 
     def said(self, proposal: Proposal) -> Proposal:
-        if proposal.laws is None:
+        if proposal.probs is None:
             return proposal
-        return attrs.evolve(proposal, tokens=proposal.laws.argmax(-1).tolist())
+        return attrs.evolve(proposal, tokens=proposal.probs.argmax(-1).tolist())
 
 
 class Flattened(Bigrams):
     """Says a flatter law than the one it drew from."""
 
     def said(self, proposal: Proposal) -> Proposal:
-        if proposal.laws is None:
+        if proposal.probs is None:
             return proposal
-        flat = proposal.laws**0.2
-        return attrs.evolve(proposal, laws=flat / flat.sum(-1, keepdim=True))
+        flat = proposal.probs**0.2
+        return attrs.evolve(proposal, probs=flat / flat.sum(-1, keepdim=True))
 
 
-class OddLaws(Bigrams):
+class OddProbs(Bigrams):
     """Laws that are none."""
 
     def said(self, proposal: Proposal) -> Proposal:
-        if proposal.laws is None:
+        if proposal.probs is None:
             return proposal
-        laws = proposal.laws.clone()
-        self.spoil(laws, proposal.tokens)
-        return attrs.evolve(proposal, laws=laws)
+        probs = proposal.probs.clone()
+        self.spoil(probs, proposal.tokens)
+        return attrs.evolve(proposal, probs=probs)
 
-    def spoil(self, laws: torch.Tensor, tokens: Any) -> None:
+    def spoil(self, probs: torch.Tensor, tokens: Any) -> None:
         raise NotImplementedError
 
 
-class WithNaN(OddLaws):
+class WithNaN(OddProbs):
     """A number that is none."""
 
-    def spoil(self, laws: torch.Tensor, tokens: Any) -> None:
-        laws[-1, 3] = float("nan")
+    def spoil(self, probs: torch.Tensor, tokens: Any) -> None:
+        probs[-1, 3] = float("nan")
 
 
-class Negative(OddLaws):
+class Negative(OddProbs):
     """Below zero, and of sum 1."""
 
-    def spoil(self, laws: torch.Tensor, tokens: Any) -> None:
-        laws[0, 4] -= 0.5
-        laws[0, 5] += 0.5
+    def spoil(self, probs: torch.Tensor, tokens: Any) -> None:
+        probs[0, 4] -= 0.5
+        probs[0, 5] += 0.5
 
 
-class Unnormalized(OddLaws):
+class Unnormalized(OddProbs):
     """Of another sum."""
 
-    def spoil(self, laws: torch.Tensor, tokens: Any) -> None:
-        laws *= 1.01
+    def spoil(self, probs: torch.Tensor, tokens: Any) -> None:
+        probs *= 1.01
 
 
-class NoChance(OddLaws):
+class NoChance(OddProbs):
     """Nothing for the token that was drafted."""
 
-    def spoil(self, laws: torch.Tensor, tokens: Any) -> None:
-        laws[0] = 0.0
-        laws[0, (tokens[0] + 1) % VOCAB] = 1.0
+    def spoil(self, probs: torch.Tensor, tokens: Any) -> None:
+        probs[0] = 0.0
+        probs[0, (tokens[0] + 1) % VOCAB] = 1.0
 
 
 class Pool(ScriptedProposer):
@@ -204,7 +204,7 @@ def test_tokens_drawn_from_what_is_said_of_them_keep_the_law(shelf: Shelf, draft
     [
         (Likeliest, "drafted tokens that are the likely ones more, or less, often"),
         (Flattened, "deviations; wanted at most 6: each token drawn from the law"),
-        (WithNaN, "WithNaN.propose returned laws whose row"),
+        (WithNaN, "WithNaN.propose returned probs whose row"),
         (Negative, "which is below 0 for request"),
         (Unnormalized, "adds up to 1.01"),
         (NoChance, "the probability 0 for request"),
@@ -221,10 +221,10 @@ def test_laws_that_are_not_those_of_the_tokens_break_the_promise(
 @pytest.mark.parametrize(
     ("drafter", "said"),
     [
-        (WithNaN, r"laws whose row \d holds NaN or an infinity for request 0; wanted in each row"),
-        (Negative, r"laws whose row 0 has -0\.\d+, which is below 0"),
-        (Unnormalized, r"laws whose row 0 adds up to 1\.01"),
-        (NoChance, r"laws whose row 0 gives its own token \d+ the probability 0"),
+        (WithNaN, r"probs whose row \d holds NaN or an infinity for request 0; wanted in each row"),
+        (Negative, r"probs whose row 0 has -0\.\d+, which is below 0"),
+        (Unnormalized, r"probs whose row 0 adds up to 1\.01"),
+        (NoChance, r"probs whose row 0 gives its own token \d+ the probability 0"),
     ],
 )
 def test_the_engine_refuses_laws_that_are_none(shelf: Shelf, drafter: type, said: str) -> None:

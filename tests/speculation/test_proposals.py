@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from core.engine_strategies import Job
-from core.toy_model import VOCAB, Drafting, ToyEngine, naive_answer
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig, load_registry
 from pilotfish.errors import PilotfishError
 from pilotfish.registry import Plugin, Registry, SpeculatorSpec
@@ -16,6 +14,8 @@ from pilotfish.speculation import Proposal
 from pilotfish.testing import Subject, check, promise_named
 from pilotfish.testing.drafters import ScriptedProposer
 from speculation.pairs import Shelf
+from support.engine_strategies import Job
+from support.toy_model import VOCAB, Drafting, ToyEngine, naive_answer
 
 ASKED = "the draft is what was asked for"
 PARAMS = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
@@ -42,13 +42,13 @@ FAULTS: dict[str, tuple[Any, str]] = {
         [Proposal(tokens=[True])],
         r"a token True \(bool\) .* wanted token ids that are ints",
     ),
-    "laws of another length": (
-        [Proposal(tokens=[1], laws=LAWS)],
-        rf"laws \[2, {VOCAB}\] of float32 for request 0; wanted laws \[1, {VOCAB}\] of floats",
+    "probs of another length": (
+        [Proposal(tokens=[1], probs=LAWS)],
+        rf"probs \[2, {VOCAB}\] of float32 for request 0; wanted probs \[1, {VOCAB}\] of floats",
     ),
-    "laws of another vocabulary": ([Proposal(tokens=[1, 2], laws=LAWS[:, 1:])], r"laws \[2, "),
-    "whole laws": ([Proposal(tokens=[1, 2], laws=LAWS.long())], "of int64 for request 0"),
-    "a list for laws": ([Proposal(tokens=[1], laws=[0.5])], r"laws \[0.5\] \(list\)"),  # type: ignore[arg-type]
+    "probs of another vocabulary": ([Proposal(tokens=[1, 2], probs=LAWS[:, 1:])], r"probs \[2, "),
+    "whole probs": ([Proposal(tokens=[1, 2], probs=LAWS.long())], "of int64 for request 0"),
+    "a list for probs": ([Proposal(tokens=[1], probs=[0.5])], r"probs \[0.5\] \(list\)"),  # type: ignore[arg-type]
 }
 
 
@@ -81,8 +81,8 @@ def test_too_many_tokens_and_foreign_ids_cost_nothing(tokens: Any) -> None:
     assert list(output.token_ids) == naive_answer(*job)[0]
 
 
-def test_laws_of_the_right_shape_are_taken() -> None:
-    engine = ToyEngine(drafting=Drafting(proposer=Faulty([Proposal(tokens=[1, 2], laws=LAWS)])))
+def test_probs_of_the_right_shape_are_taken() -> None:
+    engine = ToyEngine(drafting=Drafting(proposer=Faulty([Proposal(tokens=[1, 2], probs=LAWS)])))
     assert engine.run([([1, 2, 3], PARAMS)])[0].finish_reason == "length"
 
 

@@ -9,16 +9,15 @@ import attrs
 import pytest
 import torch
 
-from core.engine_strategies import Job
-from core.toy_model import Drafting, ToyEngine, naive_answer
 from pilotfish.config import SamplingParams
 from pilotfish.engine.speculative import SpeculativeRunner
-from pilotfish.sampling import acceptance
-from pilotfish.speculation import BlockProposer, SequentialProposer
+from pilotfish.speculation import BlockProposer, SequentialProposer, acceptance
 from pilotfish.speculation.width import FixedWidth
 from pilotfish.testing import drafters
 from speculation.toy_block import ToyBlock, block_drafting
 from speculation.toy_draft import ToyDraft, ToyShiftedDraft, drafting
+from support.engine_strategies import Job
+from support.toy_model import Drafting, ToyEngine, naive_answer
 
 Patch = pytest.MonkeyPatch
 
@@ -115,7 +114,10 @@ def blocks_after_the_rows_of_the_pass(real: Any) -> Any:
     def block_rows(self: Any, batch: Any, live: Any) -> Any:
         view = batch.kv_inputs
         without = attrs.evolve(
-            batch, kv_inputs=lambda ids, counts, leaf, skip: view(ids, counts, leaf, [0] * len(ids))
+            batch,
+            kv_inputs=lambda ids, counts, cache_name, skip: view(
+                ids, counts, cache_name, [0] * len(ids)
+            ),
         )
         return real(self, without, live)
 

@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.engine_strategies import MAX_SEQ_LEN, Job, jobs, sizes, token_lists
-from core.test_engine_faults import PlantedError, check_lengths, planted
-from core.toy_model import VOCAB, Drafting, ToyEngine, ToyModel, naive_answer, output_of
+from engine.test_engine_faults import PlantedError, check_lengths, planted
 from pilotfish.config import SamplingParams
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.errors import PilotfishError
@@ -20,6 +18,8 @@ from pilotfish.speculation.width import AdaptiveWidth, FixedWidth, ScheduledWidt
 from pilotfish.state import StateManager
 from pilotfish.testing import drafters
 from speculation.toy_draft import ToyDraft, ToyShiftedDraft, drafting
+from support.engine_strategies import MAX_SEQ_LEN, Job, jobs, sizes, token_lists
+from support.toy_model import VOCAB, Drafting, ToyEngine, ToyModel, naive_answer, output_of
 
 KINDS: tuple[type[ToyDraft], ...] = (ToyDraft, ToyShiftedDraft)
 

@@ -1,8 +1,8 @@
 """A toy block draft that checks its own cache: whatever is wrong with rows or features shows.
 
-Each row of its leaf holds the hash of the text up to the row's own token, which is the target's
-feature of that row. Rows of a block hold nothing that may be read; `broken` counts what was read
-and should not have been, and anchors that do not continue the rows before.
+Each row of its paged cache holds the hash of the text up to the row's own token, which is the
+target's feature of that row. Rows of a block hold nothing that may be read; `broken` counts what
+was read and should not have been, and anchors that do not continue the rows before.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from core.toy_model import Drafting, context_hash_step, logits_of
 from pilotfish.sampling import Sampler
-from pilotfish.sampling.acceptance import CoupledAcceptance
 from pilotfish.speculation import BlockProposer, BlockRows, ContextRows, WidthPolicy
+from pilotfish.speculation.acceptance import CoupledAcceptance
 from pilotfish.speculation.width import FixedWidth
-from speculation.toy_draft import LEAF
+from speculation.toy_draft import DRAFT_CACHE
+from support.toy_model import Drafting, context_hash_step, logits_of
 
 MASK = 1
 JUNK = 54321.0
@@ -35,7 +35,7 @@ class ToyBlock(BlockProposer):
         samples_anchor: bool = False,
     ) -> None:
         super().__init__(
-            leaf=LEAF.name,
+            cache_name=DRAFT_CACHE.name,
             device=torch.device("cpu"),
             mask_token_id=MASK,
             samples_anchor=samples_anchor,
@@ -94,7 +94,7 @@ def block_drafting(proposer: ToyBlock, *, policy: WidthPolicy | None = None) -> 
         proposer=proposer,
         policy=policy,
         acceptance=CoupledAcceptance(Sampler()),
-        leaves=[LEAF],
+        paged_caches=[DRAFT_CACHE],
         lookahead=0,
         num_scratch=policy.most + proposer.num_silent_rows,
     )

@@ -1,7 +1,7 @@
 """A toy draft that checks its own cache: whatever is wrong with rows, lengths or features shows.
 
-Each row of its leaf holds the hash of the text up to the token the row reads. Every row that a pass
-reads must continue the one before; `broken` counts those that do not.
+Each row of its paged cache holds the hash of the text up to the token the row reads. Every row that
+a pass reads must continue the one before; `broken` counts those that do not.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from core.toy_model import Drafting, context_hash_step, logits_of
 from pilotfish.sampling import Sampler
-from pilotfish.sampling.acceptance import Acceptance, CoupledAcceptance
 from pilotfish.speculation import DraftOutputs, DraftRows, SequentialProposer, WidthPolicy
+from pilotfish.speculation.acceptance import Acceptance, CoupledAcceptance
 from pilotfish.speculation.width import FixedWidth
 from pilotfish.state import PagedStateSpec
+from support.toy_model import Drafting, context_hash_step, logits_of
 
-LEAF = PagedStateSpec(name="toy.draft", num_layers=1, row_shape=(2,), dtype="float32")
+DRAFT_CACHE = PagedStateSpec(name="toy.draft", num_layers=1, row_shape=(2,), dtype="float32")
 
 
 class ToyDraft(SequentialProposer):
@@ -30,13 +30,13 @@ class ToyDraft(SequentialProposer):
     shift: ClassVar[int] = 0
 
     def __init__(
-        self, *, wrong_one_in: int = 0, max_positions: int | None = None, keeps_laws: bool = False
+        self, *, wrong_one_in: int = 0, max_positions: int | None = None, keeps_probs: bool = False
     ) -> None:
         super().__init__(
-            leaf=LEAF.name,
+            cache_name=DRAFT_CACHE.name,
             device=torch.device("cpu"),
             max_positions=max_positions,
-            keeps_laws=keeps_laws,
+            keeps_probs=keeps_probs,
         )
         self.wrong_one_in = wrong_one_in
         self.broken = 0
@@ -68,7 +68,7 @@ class ToyDraft(SequentialProposer):
         halves = [divmod(number, 65536) for number in chosen]
         return DraftOutputs(
             logits=torch.from_numpy(logits.astype(np.float32)),
-            recycled=torch.tensor(halves, dtype=torch.float32),
+            prev_hidden_states=torch.tensor(halves, dtype=torch.float32),
         )
 
     def _before(self, rows: DraftRows, b: int, i: int, context: np.ndarray) -> int:
@@ -88,7 +88,8 @@ class ToyShiftedDraft(ToyDraft):
     shift: ClassVar[int] = 1
 
     def _before(self, rows: DraftRows, b: int, i: int, context: np.ndarray) -> int:
-        source = rows.recycled[b] if rows.features is None else rows.features[i]  # type: ignore[index]
+        before = rows.prev_hidden_states
+        source = before[b] if rows.features is None else rows.features[i]  # type: ignore[index]
         number = _number(source.numpy().astype(np.float64))
         if len(context) and _number(context[-1]) != number:
             self.broken += 1
@@ -109,7 +110,7 @@ def drafting(
         proposer=proposer,
         policy=policy,
         acceptance=acceptance or CoupledAcceptance(Sampler()),
-        leaves=[LEAF],
+        paged_caches=[DRAFT_CACHE],
         lookahead=1 if shifted else 0,
         num_scratch=max(0, policy.most - 1) if shifted else policy.most,
     )

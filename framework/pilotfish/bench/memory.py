@@ -67,7 +67,7 @@ def _measure(model: str, dtype: str) -> dict[str, int]:
         "peak_bytes": peak_bytes(),
         "imported_bytes": imported,
         "weights_bytes": sum(plan.weights.values()),
-        "state_bytes": num_pages * sum(plan.leaves.values()) + sum(plan.slots.values()),
+        "state_bytes": num_pages * sum(plan.paged_caches.values()) + sum(plan.slots.values()),
     }
 
 

@@ -16,11 +16,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from pilotfish import openmp
 from pilotfish.bench.measure import timed
 from pilotfish.bench.memory import peak_bytes
 from pilotfish.bench.workloads import TokenIds
 from pilotfish.errors import PilotfishError
+from pilotfish.platform import openmp
 
 if TYPE_CHECKING:
     from pilotfish.bench.peers import Side

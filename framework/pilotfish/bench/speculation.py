@@ -16,8 +16,8 @@ from pilotfish.bench.report import BenchReport, BenchRow
 from pilotfish.bench.workloads import QUOTED, TEXTS, TokenIds, Workload
 from pilotfish.config import CacheConfig, SamplingParams, SpeculativeConfig
 from pilotfish.engine import LLM, RequestOutput
-from pilotfish.engine.loading import prepare_from_options
 from pilotfish.errors import ConfigError
+from pilotfish.loading.prepare import prepare_from_options
 
 
 def run_speculation(

@@ -20,8 +20,8 @@ from pilotfish.bench.report import BenchReport, BenchRow
 from pilotfish.bench.rows import Suite
 from pilotfish.bench.workloads import Workload
 from pilotfish.engine import LLM
-from pilotfish.engine.loading import prepare_from_options
 from pilotfish.errors import ConfigError
+from pilotfish.loading.prepare import prepare_from_options
 
 PEERS = ("transformers", "llama.cpp")
 PREFILLS = (512,)

@@ -14,7 +14,7 @@ from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
     from pilotfish.engine import LLM
-    from pilotfish.engine.tokenizer import Tokenizer
+    from pilotfish.tokenization.tokenizer import Tokenizer
 
 TokenIds = list[int]
 

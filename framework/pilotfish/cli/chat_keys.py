@@ -66,6 +66,7 @@ class TypedKeys:
         if self.fd is not None:
             quiet = termios.tcgetattr(self.fd)
             quiet[3] &= ~(termios.ECHO | termios.ICANON)
+            quiet[3] |= termios.NOFLSH  # or Ctrl-C would drop what nobody has read yet
             termios.tcsetattr(self.fd, termios.TCSANOW, quiet)
 
     def keep(self) -> None:

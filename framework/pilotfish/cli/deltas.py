@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pilotfish.engine import LLM
     from pilotfish.engine.outputs import Delta, RequestOutput
-    from pilotfish.engine.tokenizer import Tokenizer
+    from pilotfish.tokenization.tokenizer import Tokenizer
 
 _COLORS = (("\x1b[32m", "\x1b[0m"), ("\x1b[31;9m", "\x1b[0m"))
 _MARKS = (("{+", "+}"), ("[-", "-]"))
@@ -37,7 +37,7 @@ class DraftColors:
     def __init__(
         self, tokenizer: Tokenizer, *, has_color: bool, context: Sequence[int] = ()
     ) -> None:
-        from pilotfish.engine.text_stream import text_stream
+        from pilotfish.tokenization.text_stream import text_stream
 
         self._tokenizer = tokenizer
         self._accepted, self._rejected = _COLORS if has_color else _MARKS
@@ -83,7 +83,7 @@ def draft_colors(llm: LLM, prompt: str | None = None) -> Callable[[Delta], str]:
 
     Raises RequestError for a checkpoint without a tokenizer.
     """
-    from pilotfish.engine.tokenizer import need_tokenizer
+    from pilotfish.tokenization.tokenizer import need_tokenizer
 
     tokenizer = need_tokenizer(llm.tokenizer, llm.model_path)
     context = [] if prompt is None else tokenizer.encode_prompt(prompt)

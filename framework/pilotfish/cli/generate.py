@@ -237,8 +237,8 @@ def _check_images(args: argparse.Namespace) -> None:
 
     Before weights are read, since no answer can come of it.
     """
-    from pilotfish.engine.image_files import check_path
-    from pilotfish.engine.loading import prepare_from_options
+    from pilotfish.loading.prepare import prepare_from_options
+    from pilotfish.multimodal.files import check_path
 
     for place, path in enumerate(args.image):
         check_path(path, f"image {place}")

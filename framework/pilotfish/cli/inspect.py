@@ -1,6 +1,6 @@
 """`pilotfish inspect`: what a model is and what it will take. Reads headers, never weights.
 
-Knows: how to show what `engine.loading.prepare` decided. Does not know: how it was decided.
+Knows: how to show what `loading` decided. Does not know: how it was decided.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pilotfish.config.speculative import MOST
 from pilotfish.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
-    from pilotfish.engine.drafting import PreparedDraft
-    from pilotfish.engine.prepared import Prepared
-    from pilotfish.engine.tokenizer import Tokenizer
+    from pilotfish.loading.draft import PreparedDraft
+    from pilotfish.loading.prepared import Prepared
+    from pilotfish.tokenization.tokenizer import Tokenizer
 
 
 _FROM_THE_CONFIG = (
@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    from pilotfish.engine.loading import prepare_from_options
+    from pilotfish.loading.prepare import prepare_from_options
 
     prepared = prepare_from_options(args.model, must_fit=False, **engine_options(args))
     facts = describe(prepared)
@@ -70,9 +70,9 @@ def _show(facts: dict[str, Any], prepared: Prepared) -> None:
 
 def describe(prepared: Prepared) -> dict[str, Any]:
     """The facts as plain data."""
-    from pilotfish.engine.arithmetic import probe_arithmetic
-    from pilotfish.engine.tokenizer import load_tokenizer
-    from pilotfish.engine.tokenizer_files import describe_tokenizer
+    from pilotfish.loading.arithmetic import probe_arithmetic
+    from pilotfish.tokenization.files import describe_tokenizer
+    from pilotfish.tokenization.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(prepared.checkpoint)  # what cannot be read is refused here too
     checkpoint, route, config = prepared.checkpoint, prepared.route, prepared.model.config
@@ -108,7 +108,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 def _warnings(prepared: Prepared, tokenizer: Tokenizer | None) -> Iterator[str]:
     """What of prompts or of defaults would be refused."""
     from pilotfish.config.generation import sampling_of
-    from pilotfish.engine.tokenizer import need_tokenizer
+    from pilotfish.tokenization.tokenizer import need_tokenizer
 
     checkpoint, vocab_size = prepared.checkpoint, prepared.vocab_size
     try:

@@ -35,7 +35,7 @@ def load_llm(
     try:
         with Meanwhile(keys or TypedKeys(None), line.look), warnings.catch_warnings():
             from pilotfish.engine import LLM
-            from pilotfish.engine.planning import NOTE
+            from pilotfish.loading.planning import NOTE
 
             warnings.filterwarnings("ignore", NOTE)  # it is said here, on one line
             llm = LLM(

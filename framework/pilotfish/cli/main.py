@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TextIO
 
-from pilotfish import openmp
 from pilotfish.cli.interrupts import import_whole
 from pilotfish.cli.parser import Parser, UsageError, with_variables
 from pilotfish.errors import UserError
 from pilotfish.nearest import did_you_mean
+from pilotfish.platform import openmp
 from pilotfish.warn import PilotfishWarning
 
 VERBS = ("generate", "chat", "inspect", "verify", "bench", "plugins")

@@ -82,7 +82,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     from pilotfish.testing import PROMISES, check, promises_for, promises_named
-    from pilotfish.testing.oracle import quiet
+    from pilotfish.testing.quiet import quiet
 
     if args.list and args.architecture is not None:
         with quiet(), _subjects(args) as subjects:

@@ -14,8 +14,9 @@ from pilotfish.config.checks import is_int, is_number
 from pilotfish.config.model import ModelConfig
 from pilotfish.config.pipeline import PipelineConfig
 from pilotfish.errors import ConfigError
-from pilotfish.protocols import NO_LIMIT
 
+NO_LIMIT = 2**31 - 1
+"""The longest context of a model that has no limit of its own: what counts its tokens has one."""
 CHECKPOINT = "the checkpoint's config"
 _MOST_SHOWN = 80
 MOST_PADDING = 512

@@ -201,32 +201,15 @@ CALL: Mapping[str, Answer] = {
 }
 
 
-def _is_of_sampling(name: str) -> bool:
-    """Whether it is a field of SamplingParams, or another name of one."""
-    from pilotfish.config.sampling import SamplingParams
-
-    ours = SAMPLING[name].ours if name in SAMPLING else name
-    return ours in attrs.fields_dict(SamplingParams)
-
-
-def _of_sampling(name: str, value: Any) -> str:
-    """What to say of an option of SamplingParams in another place; "" for what is none."""
-    if name not in SAMPLING and not _is_of_sampling(name):
-        return ""
-    try:
-        options = SAMPLING[name].options(value) if name in SAMPLING else {name: value}
-    except ValueError as refusal:
-        return f"of SamplingParams, and {name}={value!r} is not served there: {refusal}"
-    given = ", ".join(f"{ours}={it!r}" for ours, it in options.items())
-    return f"wanted it in the params of generate: SamplingParams({given})"
-
-
 def answers_peers(
-    names: Mapping[str, Answer], error: type[ConfigError] | type[RequestError]
+    names: Mapping[str, Answer],
+    error: type[ConfigError] | type[RequestError],
+    elsewhere: Callable[[str, Any], str] = lambda name, value: "",
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A function that takes options by peers' names too, and refuses unknown ones by `error`.
 
-    names: see `Answer`.
+    names: see `Answer`. elsewhere: what is said of an option, and its value, that belongs in
+    another place; "" for what is none.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -238,7 +221,7 @@ def answers_peers(
 
         def ours(name: str, value: Any) -> Mapping[str, Any]:
             if name not in names:
-                if names is not SAMPLING and (meant := _of_sampling(name, value)):
+                if meant := elsewhere(name, value):
                     raise error(f"{whose} has no option {name!r}: {meant}")
                 raise error(
                     f"{whose} has no option {name!r}{did_you_mean(name, known)}; there are "
@@ -256,7 +239,7 @@ def answers_peers(
         @wraps(function)
         def call(*args: P.args, **given: P.kwargs) -> T:
             for name in [name for name in given if name not in own]:
-                if name in names or not has_others or _is_of_sampling(name):
+                if name in names or not has_others or elsewhere(name, given[name]):
                     for found, value in ours(name, given.pop(name)).items():
                         if found in given:
                             raise error(f"{whose} got {name} and {found}; wanted one of them")
@@ -269,12 +252,14 @@ def answers_peers(
 
 
 def answering_peers(
-    names: Mapping[str, Answer], error: type[ConfigError] | type[RequestError]
+    names: Mapping[str, Answer],
+    error: type[ConfigError] | type[RequestError],
+    elsewhere: Callable[[str, Any], str] = lambda name, value: "",
 ) -> Callable[[C], C]:
     """The same of a class, for what it is made with."""
 
     def decorate(kind: C) -> C:
-        kind.__init__ = answers_peers(names, error)(kind.__init__)  # type: ignore[misc]
+        kind.__init__ = answers_peers(names, error, elsewhere)(kind.__init__)  # type: ignore[misc]
         return kind
 
     return decorate

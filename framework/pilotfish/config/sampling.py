@@ -216,3 +216,16 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, without noise."""
         return self.temperature < GREEDY_BELOW
+
+
+def of_sampling(name: str, value: Any) -> str:
+    """What to say of an option of SamplingParams in another place; "" for what is none."""
+    ours = SAMPLING[name].ours if name in SAMPLING else name
+    if name not in SAMPLING and ours not in attrs.fields_dict(SamplingParams):
+        return ""
+    try:
+        options = SAMPLING[name].options(value) if name in SAMPLING else {name: value}
+    except ValueError as refusal:
+        return f"of SamplingParams, and {name}={value!r} is not served there: {refusal}"
+    given = ", ".join(f"{ours}={it!r}" for ours, it in options.items())
+    return f"wanted it in the params of generate: SamplingParams({given})"

@@ -5,8 +5,9 @@ Import-light: names are resolved on first use, since they need torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pilotfish.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pilotfish.engine.llm import LLM
@@ -23,8 +24,4 @@ _HOMES = {
 
 __all__ = ["Delta", "LLM", "MultimodalPrompt", "RequestOutput", "Timing"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -16,16 +16,16 @@ from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.config import SamplingParams
 from pilotfish.config.checks import plain
 from pilotfish.config.sampling import seed_of_sample
-from pilotfish.engine.detokenizer import Detokenizer
-from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.prompt import RAW, MultimodalPrompt, Prompt
 from pilotfish.engine.request import Request
 from pilotfish.engine.stopping import StopRules
-from pilotfish.engine.tokenizer import Tokenizer, need_tokenizer
 from pilotfish.errors import CapacityError, RequestError
+from pilotfish.multimodal.admission import ImageAdmission
 from pilotfish.sampling import TokenHistory
 from pilotfish.speculation import SpeculationCounters
+from pilotfish.tokenization.detokenizer import Detokenizer
+from pilotfish.tokenization.tokenizer import Tokenizer, need_tokenizer
 
 
 @attrs.define(kw_only=True)

@@ -9,18 +9,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pilotfish.engine.engine import Engine
-from pilotfish.engine.host_memory import keep_freed_memory
 from pilotfish.engine.runner import Runner
 from pilotfish.engine.scheduler import Scheduler
 from pilotfish.engine.speculative import SpeculativeRunner
+from pilotfish.platform.heap import keep_freed_memory
 from pilotfish.sampling import Sampler
-from pilotfish.sampling.acceptance import acceptance_rule
 from pilotfish.speculation import SpeculationCounters
+from pilotfish.speculation.acceptance import acceptance_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pilotfish.engine.prepared import Prepared
+    from pilotfish.loading.prepared import Prepared
     from pilotfish.speculation import Proposer
     from pilotfish.state import StateManager
 

@@ -25,15 +25,13 @@ from pilotfish.config.generation import sampling_of
 from pilotfish.config.peer_attributes import AnswersAsLLM
 from pilotfish.config.peers import CALL, LOADING, answers_peers
 from pilotfish.config.runtime import Arithmetic, BackendName
+from pilotfish.config.sampling import of_sampling
 from pilotfish.engine.admission import Admission
-from pilotfish.engine.arithmetic import warn_once
 from pilotfish.engine.asking import Asking, Params, scores_of
 from pilotfish.engine.assembly import counters_for, make_engine
 from pilotfish.engine.async_turns import AsyncTurns
 from pilotfish.engine.engine import Engine
-from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.loading import prepare_from_options
 from pilotfish.engine.loading_bar import LoadingBar
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
@@ -42,13 +40,16 @@ from pilotfish.engine.prompt import (
     Prompt,
     listed_images,
 )
-from pilotfish.engine.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.engine.turns import Turns
 from pilotfish.errors import ConfigError, RequestError
+from pilotfish.loading.arithmetic import warn_of
+from pilotfish.loading.prepare import prepare_from_options
+from pilotfish.multimodal.admission import ImageAdmission
 from pilotfish.plugins import load_registry
 from pilotfish.registry import Registry
 from pilotfish.speculation import Proposer
 from pilotfish.state import MemoryPlan, StateManager, available_bytes
+from pilotfish.tokenization.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.warn import warn_caller
 
 
@@ -81,7 +82,7 @@ class LLM(AnswersAsLLM):
     says what to do; nothing is allocated before it is known to fit.
     """
 
-    @answers_peers(LOADING, ConfigError)
+    @answers_peers(LOADING, ConfigError, of_sampling)
     def __init__(
         self,
         model: str,
@@ -153,11 +154,11 @@ class LLM(AnswersAsLLM):
         with LoadingBar(*prepared.sources) as bar:
             self._state: StateManager | None = prepared.load(bar.counted)
             self.proposer: Proposer | None = prepared.load_proposer(registry, bar.counted)
-        unproved = [] if arithmetic == "fastest" else [prepared]
+        if arithmetic != "fastest":
+            warn_of(prepared)
         engine = make_engine(prepared, self._state, self.proposer)
         # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
-        self._warn = partial(warn_once, unproved)
-        self._turns = Turns(engine, self._warn, may_fork=prepared.backend.name == "native")
+        self._turns = Turns(engine, may_fork=prepared.backend.name == "native")
         self._async_turns = AsyncTurns(self._turns)
         self._asking = Asking(self._admission, self._turns, self._defaults)
         self.load_s = perf_counter() - start
@@ -214,7 +215,7 @@ class LLM(AnswersAsLLM):
         """Raises what `generate` would refuse this prompt with: RequestError, CapacityError."""
         self._admission.admit(prompt, params)
 
-    @answers_peers(CALL, RequestError)
+    @answers_peers(CALL, RequestError, of_sampling)
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -240,7 +241,7 @@ class LLM(AnswersAsLLM):
             self._turns.run(asked.requests, bar)
         return asked.outputs()
 
-    @answers_peers(CALL, RequestError)
+    @answers_peers(CALL, RequestError, of_sampling)
     async def agenerate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None
     ) -> list[RequestOutput]:
@@ -252,7 +253,7 @@ class LLM(AnswersAsLLM):
         await self._async_turns.run(asked.requests)
         return asked.outputs()
 
-    @answers_peers(CALL, RequestError)
+    @answers_peers(CALL, RequestError, of_sampling)
     async def astream(
         self, prompt: Prompt, params: SamplingParams | None = None
     ) -> AsyncGenerator[Delta, None]:
@@ -268,7 +269,7 @@ class LLM(AnswersAsLLM):
         finally:
             await pieces.aclose()
 
-    @answers_peers(CALL, RequestError)
+    @answers_peers(CALL, RequestError, of_sampling)
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Answers one prompt piece by piece.
 
@@ -306,7 +307,7 @@ class LLM(AnswersAsLLM):
         self._admission.images.check_parts(messages)
         return need_tokenizer(self.tokenizer, self.model_path).encode_chat(messages, **variables)
 
-    @answers_peers(CALL, RequestError)
+    @answers_peers(CALL, RequestError, of_sampling)
     def chat(
         self,
         messages: str | Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],

@@ -1,6 +1,6 @@
 """What a drafter returned, checked before it is used.
 
-Knows: what a proposer owes (speculation/proposer.py), what a law of probability is. Does not know:
+Knows: what a proposer owes (speculation/proposer.py), what probabilities are. Does not know:
 drafters, or what is accepted.
 """
 
@@ -55,20 +55,24 @@ def _fault_of_one(proposal: Any, vocab_size: int) -> tuple[str, str] | None:
     for token in tokens:
         if not is_int(token):
             return f"a token {_shown(token)}", "token ids that are ints"
-    return None if proposal.laws is None else _fault_of_laws(proposal.laws, tokens, vocab_size)
+    return None if proposal.probs is None else _fault_of_probs(proposal.probs, tokens, vocab_size)
 
 
-def _fault_of_laws(laws: Any, tokens: Sequence[int], vocab_size: int) -> tuple[str, str] | None:
+def _fault_of_probs(probs: Any, tokens: Sequence[int], vocab_size: int) -> tuple[str, str] | None:
     num_tokens = len(tokens)
-    wanted = f"laws [{num_tokens}, {vocab_size}] of floats, one for each token, or None"
-    if not isinstance(laws, torch.Tensor):
-        return f"laws {_shown(laws)}", wanted
-    if tuple(laws.shape) != (num_tokens, vocab_size) or not laws.is_floating_point():
-        return f"laws {list(laws.shape)} of {str(laws.dtype).removeprefix('torch.')}", wanted
+    wanted = f"probs [{num_tokens}, {vocab_size}] of floats, one for each token, or None"
+    if not isinstance(probs, torch.Tensor):
+        return f"probs {_shown(probs)}", wanted
+    if tuple(probs.shape) != (num_tokens, vocab_size) or not probs.is_floating_point():
+        return f"probs {list(probs.shape)} of {str(probs.dtype).removeprefix('torch.')}", wanted
     places = [min(max(token, 0), vocab_size - 1) for token in tokens]
-    columns = torch.tensor(places, dtype=torch.int64, device=laws.device)[:, None]
-    facts = laws.sum(-1, True, dtype=torch.float64), laws.amin(-1, True), laws.gather(-1, columns)
-    slack = max(_MOST_OFF, torch.finfo(laws.dtype).eps)
+    columns = torch.tensor(places, dtype=torch.int64, device=probs.device)[:, None]
+    facts = (
+        probs.sum(-1, True, dtype=torch.float64),
+        probs.amin(-1, True),
+        probs.gather(-1, columns),
+    )
+    slack = max(_MOST_OFF, torch.finfo(probs.dtype).eps)
     rows = torch.cat([fact.double() for fact in facts], dim=1).tolist()  # the one wait for a GPU
     for row, (token, (total, low, own)) in enumerate(zip(tokens, rows, strict=True)):
         odd = ""
@@ -81,7 +85,7 @@ def _fault_of_laws(laws: Any, tokens: Sequence[int], vocab_size: int) -> tuple[s
         elif own == 0 and 0 <= token < vocab_size:
             odd = f"gives its own token {token} the probability 0"
         if odd:
-            return f"laws whose row {row} {odd}", (
+            return f"probs whose row {row} {odd}", (
                 "in each row the probabilities that its token was drawn from: finite, none below "
                 "0, of sum 1, above 0 at the token; or None for a token that nothing was drawn for"
             )

@@ -23,9 +23,9 @@ from pilotfish.engine.stopping import StopRules
 if TYPE_CHECKING:
     import torch
 
-    from pilotfish.engine.detokenizer import Detokenizer
     from pilotfish.sampling import SamplingRow, TokenHistory, TokenLogprobs
     from pilotfish.speculation import SpeculationCounters
+    from pilotfish.tokenization.detokenizer import Detokenizer
 
 
 @attrs.define(eq=False)

@@ -47,7 +47,7 @@ class StepResult:
 class Runner:
     """Runs passes of one model over one state.
 
-    The model returns VARIABLE logits. Its paged leaf is the first that it declares; a model
+    The model returns VARIABLE logits. Its paged cache is the first that it declares; a model
     without pages gets no page tables.
     """
 
@@ -55,7 +55,7 @@ class Runner:
         self.model = model
         self.state = state
         self._sampler = sampler
-        self._leaf = paged_leaf(model)
+        self._cache_name = paged_cache_name(model)
 
     @torch.inference_mode()
     def compute(self, requests: Sequence[Request]) -> list[StepResult]:
@@ -99,7 +99,7 @@ class Runner:
     def _execute(self, requests: Sequence[Request], num_logit_rows: list[int]) -> ModelOutputs:
         contexts = [request.context for request in requests]
         return self.model.execute(
-            pass_inputs(self.model, self.state, contexts, num_logit_rows, self._leaf)
+            pass_inputs(self.model, self.state, contexts, num_logit_rows, self._cache_name)
         )
 
     def _sample(
@@ -137,8 +137,8 @@ class Runner:
             return StepResult(num_rows=request.context.num_scheduled, error=error)
 
 
-def paged_leaf(model: PipelineModel) -> str | None:
-    """The leaf whose pages a model's inputs describe: the first it declares; None without pages."""
+def paged_cache_name(model: PipelineModel) -> str | None:
+    """The paged cache of a model's inputs, the first that it declares; None without pages."""
     return next((spec.name for spec in model.state if isinstance(spec, PagedStateSpec)), None)
 
 
@@ -147,18 +147,18 @@ def pass_inputs(
     state: StateManager,
     contexts: Sequence[RequestContext],
     num_logit_rows: Sequence[int],
-    leaf: str | None,
+    cache_name: str | None,
 ) -> ModelInputs:
     """Inputs of one pass over the scheduled rows of some requests, all of them reserved.
 
-    num_logit_rows: [B], rows of logits wanted of each. leaf: see `paged_leaf`.
+    num_logit_rows: [B], rows of logits wanted of each. cache_name: see `paged_cache_name`.
     """
     kv_inputs = None
-    if leaf is not None:
+    if cache_name is not None:
         kv_inputs = state.kv_inputs(
             [context.request_id for context in contexts],
             [context.num_scheduled for context in contexts],
-            leaf,
+            cache_name,
         )
     return model.prepare_initial_token_inputs([contexts], kv_inputs, num_logit_rows)
 

@@ -21,8 +21,8 @@ from pilotfish.engine.runner import Runner, StepResult
 from pilotfish.errors import PilotfishError
 from pilotfish.protocols import ModelOutputs, PipelineModel
 from pilotfish.sampling import Sampler
-from pilotfish.sampling.acceptance import Acceptance, VerifyRequest
 from pilotfish.speculation import DraftBatch, DraftRequest, Proposal, Proposer, WidthPolicy
+from pilotfish.speculation.acceptance import Acceptance, VerifyRequest
 from pilotfish.state import StateManager
 
 
@@ -55,7 +55,7 @@ class SpeculativeRunner(Runner):
         self._vocab_size = vocab_size
         self._num_scratch = num_scratch
         self._max_batch_tokens = max_batch_tokens
-        self._laws: dict[str, torch.Tensor] = {}
+        self._draft_probs: dict[str, torch.Tensor] = {}
 
     @torch.inference_mode()
     def compute(self, requests: Sequence[Request]) -> list[StepResult]:
@@ -84,13 +84,13 @@ class SpeculativeRunner(Runner):
         super().commit(request, result)
         proposal = result.proposal or Proposal()
         request.context.draft_tokens = self._known(proposal.tokens)
-        self._laws.pop(request.request_id, None)
-        if proposal.laws is not None:
-            self._laws[request.request_id] = proposal.laws
+        self._draft_probs.pop(request.request_id, None)
+        if proposal.probs is not None:
+            self._draft_probs[request.request_id] = proposal.probs
 
     def release(self, request_id: str) -> None:
         """Drops what is kept for a request that gave up its state."""
-        self._laws.pop(request_id, None)
+        self._draft_probs.pop(request_id, None)
         self._acceptance.release(request_id)
         self._proposer.release(request_id)
 
@@ -148,17 +148,19 @@ class SpeculativeRunner(Runner):
         count = len(one.drafts)
         if not count:
             return StepResult(num_rows=request.context.num_scheduled, error=error)
-        laws = None if one.laws is None else one.laws[: count - 1]
-        fewer = attrs.evolve(one, rows=one.rows[:count], drafts=one.drafts[: count - 1], laws=laws)
+        probs = None if one.probs is None else one.probs[: count - 1]
+        fewer = attrs.evolve(
+            one, rows=one.rows[:count], drafts=one.drafts[: count - 1], probs=probs
+        )
         return self._decide(logits[:count], [request], [fewer])[0]
 
     def _verify_request(self, request: Request) -> VerifyRequest:
         drafts = request.context.draft_tokens
-        laws = self._laws.get(request.request_id)
+        probs = self._draft_probs.get(request.request_id)
         return VerifyRequest(
             rows=[request.sampling_row(drafts[:place]) for place in range(len(drafts) + 1)],
             drafts=drafts,
-            laws=None if laws is None else laws[: len(drafts)],
+            probs=None if probs is None else probs[: len(drafts)],
             context=request.context.tokens,
         )
 

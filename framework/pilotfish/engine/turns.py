@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import torch
 
 from pilotfish.engine.engine import Engine, step_and_warn
-from pilotfish.engine.host_memory import return_freed_memory
 from pilotfish.engine.outputs import Delta
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.request import Caller, Request
 from pilotfish.errors import PilotfishError
+from pilotfish.platform.heap import return_freed_memory
 
 T = TypeVar("T")
 
@@ -41,13 +41,12 @@ class Turns:
     A signal handler or a finalizer may run in the midst of a pass of its own thread. What it lets
     go of, or closes, waits for the end of that pass; what it asks to run raises StateError.
 
-    before_pass: called in each turn that adds requests, before they are. may_fork: whether a pass
-        of several threads runs in a fork of the process too; torch's waits there for ever.
+    may_fork: whether a pass of several threads runs in a fork of the process too; torch's waits
+        there for ever.
     """
 
-    def __init__(self, engine: Engine, before_pass: Callable[[], None], *, may_fork: bool) -> None:
+    def __init__(self, engine: Engine, *, may_fork: bool) -> None:
         self._engine: Engine | None = engine
-        self._before_pass = before_pass
         self._lock = RLock()
         self._holder: int | None = None
         self._last_holder: int | None = None
@@ -191,7 +190,6 @@ class Turns:
 
     def _add(self, requests: Sequence[Request]) -> None:
         engine = self.engine
-        self._before_pass()
         for request in requests:
             if not request.caller.is_gone:
                 engine.add(request)

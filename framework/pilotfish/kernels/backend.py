@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from pilotfish.kernels.strict import ask_for_strict_products
+from pilotfish.platform.mkl import ask_for_strict_products
 
 BackendName: TypeAlias = Literal["torch", "triton", "native"]
 

@@ -6,11 +6,10 @@ Axis letters: T packed tokens, D model width.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from pilotfish.errors import PluginError
 from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
@@ -30,29 +29,18 @@ class Block(Layer):
     """What the decoder asks of a layer.
 
     A sublayer's output is added to the residual stream by the norm that reads the sum, in one
-    kernel; so blocks hand over both, and the stream of boundary i is `stream + multiplier * x`
+    kernel; so blocks hand over both, and the stream of boundary i is `residual + multiplier * x`
     after block i-1.
     """
 
     def __call__(
-        self, x: torch.Tensor, stream: torch.Tensor | None, run: ForwardPass
+        self, x: torch.Tensor, residual: torch.Tensor | None, run: ForwardPass
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x: [T, D], what the part before put out; stream: [T, D] without it, None at the start.
+        """x: [T, D], what the part before put out; residual: [T, D] without it, None at the start.
 
-        Returns the same pair for the next block; may update `stream` in place.
+        Returns the same pair for the next block; may update `residual` in place.
         """
         raise NotImplementedError
-
-
-def pair_of(block: object, made: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a block returned. Raises PluginError naming the block where it is no pair of tensors."""
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], torch.Tensor):
-        return made
-    got = [type(each).__name__ for each in made] if isinstance(made, tuple) else type(made).__name__
-    raise PluginError(
-        f"the block {type(block).__name__} returned {got}; wanted (x, stream), its last sublayer's "
-        "output and the residual stream without it: the norm that reads their sum adds them"
-    )
 
 
 class PreNormBlock(Block):
@@ -74,19 +62,19 @@ class PreNormBlock(Block):
         self.residual_multiplier = residual_multiplier
 
     def __call__(
-        self, x: torch.Tensor, stream: torch.Tensor | None, run: ForwardPass
+        self, x: torch.Tensor, residual: torch.Tensor | None, run: ForwardPass
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Block`."""
         backend, multiplier = run.backend, self.residual_multiplier
-        normed, stream = self.attention_norm.add(x, stream, backend, multiplier)
+        normed, residual = self.attention_norm.add(x, residual, backend, multiplier)
         x = self.attention(normed, run)
-        normed, stream = self.mlp_norm.add(x, stream, backend, multiplier)
-        return self.mlp(normed, run), stream
+        normed, residual = self.mlp_norm.add(x, residual, backend, multiplier)
+        return self.mlp(normed, run), residual
 
-    def plan(self, run: PassPlan, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
+    def plan(self, run: PassPlan, x: Buffer, residual: Buffer | None) -> tuple[Buffer, Buffer]:
         """As `__call__`."""
         multiplier = self.residual_multiplier
-        normed, stream = run.add_norm(self.attention_norm, x, stream, multiplier)
+        normed, residual = run.add_norm(self.attention_norm, x, residual, multiplier)
         x = run.sublayer(self.attention, normed)
-        normed, stream = run.add_norm(self.mlp_norm, x, stream, multiplier)
-        return run.sublayer(self.mlp, normed), stream
+        normed, residual = run.add_norm(self.mlp_norm, x, residual, multiplier)
+        return run.sublayer(self.mlp, normed), residual

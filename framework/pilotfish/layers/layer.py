@@ -16,7 +16,7 @@ from pilotfish.kernels import KernelBackend
 if TYPE_CHECKING:
     import torch
 
-    from pilotfish.weights import DeferredTensor, StoredRows
+    from pilotfish.weights import StoredRows
 
 Shape = tuple[int, ...]
 KeepsBits: TypeAlias = bool | Literal["portable"]
@@ -47,11 +47,9 @@ class Layer(Written):
     Subclasses call `declare` for their own tensors and keep other layers as plain attributes (or
     in lists and tuples); a parameter's name is the path of attributes that leads to it:
     "layers.3.attention.qkv.weight".
-    takes_deferred: whether its tensors may come as DeferredTensors, which `complete` then gets.
-    takes_stored: whether its matrices may come as StoredRows, likewise.
+    takes_stored: whether its matrices may come as StoredRows, which `complete` then gets.
     """
 
-    takes_deferred: ClassVar[bool] = False
     takes_stored: ClassVar[bool] = False
 
     def declare(self, name: str, shape: Shape) -> None:
@@ -76,9 +74,7 @@ class Layer(Written):
             found.update(child.parameter_shapes(f"{prefix}{name}."))
         return found
 
-    def assign(
-        self, name: str, tensor: torch.Tensor | DeferredTensor | StoredRows, backend: KernelBackend
-    ) -> None:
+    def assign(self, name: str, tensor: torch.Tensor | StoredRows, backend: KernelBackend) -> None:
         """Hands the tensor called `name` to the layer that declared it. Raises KeyError if none."""
         head, _, rest = name.partition(".")
         if not rest:
@@ -89,10 +85,6 @@ class Layer(Written):
                 child.assign(name.removeprefix(child_name + "."), tensor, backend)
                 return
         raise KeyError(f"no layer called {head!r} wants {name!r}")
-
-    def may_defer(self, name: str) -> bool:
-        """Whether the tensor called `name` may come as a DeferredTensor. Raises KeyError."""
-        return self._owner(name).takes_deferred
 
     def may_stay(self, name: str) -> bool:
         """Whether the matrix called `name` may come as StoredRows. Raises KeyError."""
@@ -126,7 +118,7 @@ class Layer(Written):
         raise KeyError(f"no layer wants {name!r}")
 
     def _take_own(
-        self, name: str, tensor: torch.Tensor | DeferredTensor | StoredRows, backend: KernelBackend
+        self, name: str, tensor: torch.Tensor | StoredRows, backend: KernelBackend
     ) -> None:
         shapes = self._declared()
         if name not in shapes:

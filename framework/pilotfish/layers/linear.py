@@ -1,12 +1,11 @@
-"""Linear: a linear layer whose weight is used as it lies, or packed before it is first used.
+"""Linear: a linear layer whose weight is packed when it is loaded, or used as it lies in the file.
 
-Knows: when the weight is read and prepared. Does not know: files, or what packing is.
+Knows: which of the two. Does not know: files, or what packing is.
 Axis letters: T packed tokens, K input width, O output width.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from pilotfish.kernels.linear.planned import plan_linear
 from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.pass_plan import PassPlan
-from pilotfish.weights import DeferredTensor, StoredRows
+from pilotfish.weights import StoredRows
 
 
 class Linear(Layer):
@@ -29,8 +28,8 @@ class Linear(Layer):
     bias: whether there is one. keep_plain: share the weight with an embedding, unpacked.
     """
 
-    takes_deferred = True
     takes_stored = True
+    packed: LinearWeight
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool = False, keep_plain: bool = False
@@ -41,29 +40,12 @@ class Linear(Layer):
             self.declare("bias", (out_features,))
 
     def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
-        """Prepares the weight and drops what it was; a deferred one waits for its first use."""
-        self._unpacked = (tensors, backend)
-        if not any(isinstance(tensor, DeferredTensor) for tensor in tensors.values()):
-            self.load()
-
-    def load(self) -> LinearWeight:
-        """Prepares the weight, if that is not done. After an exception it can be called again."""
-        if "prepared" not in self.__dict__:
-            self.prepared = self._prepare()
-            del self._unpacked
-        return self.prepared
-
-    @cached_property
-    def prepared(self) -> LinearWeight:
-        """The weight as `linear` reads it."""
-        return self.load()
-
-    def _prepare(self) -> LinearWeight:
-        tensors, backend = self._unpacked
-        weight, bias = (_read(tensors.get(name)) for name in ("weight", "bias"))
+        """Packs the weight: `packed` is what `linear` reads."""
+        weight, bias = tensors["weight"], tensors.get("bias")
         if isinstance(weight, StoredRows):
-            return prepare_blocks(weight.parts, bias, dtype=weight.dtype)
-        return prepare_linear(weight, bias, backend=backend, keep_plain=self.keep_plain)
+            self.packed = prepare_blocks(weight.parts, bias, dtype=weight.dtype)
+        else:
+            self.packed = prepare_linear(weight, bias, backend=backend, keep_plain=self.keep_plain)
 
     def __call__(
         self, x: torch.Tensor, backend: KernelBackend, out_dtype: torch.dtype | None = None
@@ -74,13 +56,9 @@ class Linear(Layer):
                 "float64 rows reached a Linear, which takes those of the run (float32, bfloat16): "
                 "a part that computes in float64 hands its rows on with `.to(x.dtype)`"
             )
-        return linear(x, self.prepared, backend=backend, out_dtype=out_dtype)
+        return linear(x, self.packed, backend=backend, out_dtype=out_dtype)
 
     def plan(self, run: PassPlan, x: Buffer, out: Buffer | None = None) -> Buffer:
         """As `__call__`; out: where the rows go, of any dtype; None makes a buffer of x's."""
-        out = out or Buffer(x.rows, self.prepared.out_features, x.dtype)
-        return plan_linear(run.plan, x, self.prepared, out)
-
-
-def _read(tensor: Any) -> Any:
-    return tensor.read() if isinstance(tensor, DeferredTensor) else tensor
+        out = out or Buffer(x.rows, self.packed.out_features, x.dtype)
+        return plan_linear(run.plan, x, self.packed, out)

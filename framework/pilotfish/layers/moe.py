@@ -32,7 +32,7 @@ from pilotfish.layers.layer import Layer, Shape
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.pass_plan import PassPlan, has_plan
 from pilotfish.layers.router import Router, Routing
-from pilotfish.weights import DeferredTensor, StoredRows
+from pilotfish.weights import StoredRows
 
 
 @attrs.frozen(kw_only=True)
@@ -86,11 +86,9 @@ class Experts(Layer):
                 for expert in range(num_experts):
                     self.declare(f"{expert}.{name}", shape)
 
-    def assign(
-        self, name: str, tensor: torch.Tensor | DeferredTensor | StoredRows, backend: KernelBackend
-    ) -> None:
+    def assign(self, name: str, tensor: torch.Tensor | StoredRows, backend: KernelBackend) -> None:
         """As `Layer.assign`, one expert at a time."""
-        assert not isinstance(tensor, DeferredTensor | StoredRows), name
+        assert not isinstance(tensor, StoredRows), name
         shapes = self._declared()
         if name not in shapes:
             raise KeyError(

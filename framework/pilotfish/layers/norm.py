@@ -28,22 +28,22 @@ class Norm(Layer):
     def add(
         self,
         x: torch.Tensor,
-        stream: torch.Tensor | None,
+        residual: torch.Tensor | None,
         backend: KernelBackend,
         multiplier: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds a sublayer's output to the residual stream and norms the sum.
 
-        x: [T, D], the output; stream: [T, D], updated in place, or None where x is the stream.
+        x: [T, D], the output; residual: [T, D], updated in place, or None where x is the stream.
         Returns (normed rows, stream + multiplier * x).
         """
-        if stream is None:
+        if residual is None:
             return self(x, backend), x
-        stream = add_scaled(stream, x, multiplier, out=stream, backend=backend)
-        return self(stream, backend), stream
+        residual = add_scaled(residual, x, multiplier, out=residual, backend=backend)
+        return self(residual, backend), residual
 
     def plan_add(
-        self, run: PassPlan, x: Buffer, stream: Buffer | None, multiplier: float
+        self, run: PassPlan, x: Buffer, residual: Buffer | None, multiplier: float
     ) -> tuple[Buffer, Buffer]:
         """Plans `add`; a subclass that has native calls writes both."""
         raise NotImplementedError
@@ -69,18 +69,18 @@ class RMSNorm(Norm):
     def add(
         self,
         x: torch.Tensor,
-        stream: torch.Tensor | None,
+        residual: torch.Tensor | None,
         backend: KernelBackend,
         multiplier: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Norm.add`, in one kernel."""
-        if stream is None:
+        if residual is None:
             return rms_norm(x, self.weight, self.eps, cast=self.cast, backend=backend), x
-        if stream.dtype != x.dtype:
-            return self._add_wider(x, stream, backend, multiplier)
+        if residual.dtype != x.dtype:
+            return self._add_wider(x, residual, backend, multiplier)
         return add_rms_norm(
             x,
-            stream,
+            residual,
             self.weight,
             self.eps,
             multiplier=multiplier,
@@ -89,11 +89,11 @@ class RMSNorm(Norm):
         )
 
     def _add_wider(
-        self, x: torch.Tensor, stream: torch.Tensor, backend: KernelBackend, multiplier: float
+        self, x: torch.Tensor, residual: torch.Tensor, backend: KernelBackend, multiplier: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A stream of a dtype of its own: the sum is kept in that, the norm rounded to x's."""
-        total = add_scaled(stream, x.to(stream.dtype), multiplier, backend=backend)
-        weight = self.weight.to(stream.dtype)
+        total = add_scaled(residual, x.to(residual.dtype), multiplier, backend=backend)
+        weight = self.weight.to(residual.dtype)
         normed = rms_norm(total, weight, self.eps, cast=self.cast, backend=backend)
         return normed.to(x.dtype), total
 
@@ -102,7 +102,7 @@ class RMSNorm(Norm):
         plan_rms_norm(run.plan, x, self.weight, self.eps, self.cast, into=into)
 
     def plan_add(
-        self, run: PassPlan, x: Buffer, stream: Buffer | None, multiplier: float
+        self, run: PassPlan, x: Buffer, residual: Buffer | None, multiplier: float
     ) -> tuple[Buffer, Buffer]:
         """As `add`."""
         normed = plan_rms_norm(
@@ -111,10 +111,10 @@ class RMSNorm(Norm):
             self.weight,
             self.eps,
             self.cast,
-            residual=stream,
+            residual=residual,
             multiplier=multiplier,
         )
-        return normed, x if stream is None else stream
+        return normed, x if residual is None else residual
 
 
 class LayerNorm(Norm):
@@ -146,19 +146,19 @@ class LayerNorm(Norm):
     def add(
         self,
         x: torch.Tensor,
-        stream: torch.Tensor | None,
+        residual: torch.Tensor | None,
         backend: KernelBackend,
         multiplier: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Norm.add`, in one kernel where it is native."""
-        if stream is None:
+        if residual is None:
             return self(x, backend), x
         return add_layer_norm(
-            x, stream, self.weight, self.bias, self.eps, multiplier=multiplier, backend=backend
+            x, residual, self.weight, self.bias, self.eps, multiplier=multiplier, backend=backend
         )
 
     def plan_add(
-        self, run: PassPlan, x: Buffer, stream: Buffer | None, multiplier: float
+        self, run: PassPlan, x: Buffer, residual: Buffer | None, multiplier: float
     ) -> tuple[Buffer, Buffer]:
         """As `add`."""
         normed = plan_layer_norm(
@@ -167,7 +167,7 @@ class LayerNorm(Norm):
             self.weight,
             self.bias,
             self.eps,
-            residual=stream,
+            residual=residual,
             multiplier=multiplier,
         )
-        return normed, x if stream is None else stream
+        return normed, x if residual is None else residual

@@ -9,7 +9,7 @@ Axis letters: T packed tokens, D model width, R rotated width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import torch
@@ -20,12 +20,8 @@ from pilotfish.kernels.native.buffers import Buffer, Columns, Pointer, Rows
 from pilotfish.kernels.native.numbers import address_of
 from pilotfish.kernels.native.plan import Plan, PlannedCalls
 from pilotfish.kernels.paged_attention.planned import pass_address
-from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.forward_pass import ForwardPass, pair_of
 from pilotfish.layers.layer import Layer
-
-if TYPE_CHECKING:
-    from pilotfish.layers.linear import Linear
-    from pilotfish.layers.norm import Norm
 
 
 def has_plan(layer: object, plan: str = "plan") -> bool:
@@ -178,24 +174,23 @@ class PassPlan:
         self._step(lambda rows: (layer(rows, self.current[0]),), (x,), (out,))
         return out
 
-    def block(self, block: Any, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
+    def block(self, block: Any, x: Buffer, residual: Buffer | None) -> tuple[Buffer, Buffer]:
         """Plans a `Block`, or another layer that takes two [T, D] and gives x and the stream."""
         if has_plan(block):
-            planned: tuple[Buffer, Buffer] = block.plan(self, x, stream)
+            planned: tuple[Buffer, Buffer] = block.plan(self, x, residual)
             return planned
         outs = self.buffer(x.width), self.buffer(x.width)
-        from pilotfish.layers.block import pair_of  # which imports this file
-
         self._step(
-            lambda x, before: pair_of(block, block(x, before, self.current[0])), (x, stream), outs
+            lambda x, before: pair_of(block, block(x, before, self.current[0])), (x, residual), outs
         )
         return outs
 
-    def linear(self, layer: Linear, x: Buffer, out: Buffer | None = None) -> Buffer:
+    def linear(self, layer: Any, x: Buffer, out: Buffer | None = None) -> Buffer:
         """Plans a Linear, which takes the backend instead of the pass; out: see `Linear.plan`."""
         if has_plan(layer):
-            return layer.plan(self, x, out)
-        into = out or Buffer(x.rows, layer.prepared.out_features, x.dtype)
+            planned: Buffer = layer.plan(self, x, out)
+            return planned
+        into = out or Buffer(x.rows, layer.packed.out_features, x.dtype)
         self._step(lambda rows: (layer(rows, self.backend, into.dtype),), (x,), (into,))
         return into
 
@@ -215,14 +210,15 @@ class PassPlan:
         return into.buffer
 
     def add_norm(
-        self, norm: Norm, x: Buffer, stream: Buffer | None, multiplier: float
+        self, norm: Any, x: Buffer, residual: Buffer | None, multiplier: float
     ) -> tuple[Buffer, Buffer]:
         """Plans `Norm.add`: returns (normed rows, the stream, which is updated in place)."""
         if has_plan(norm, "plan_add"):
-            return norm.plan_add(self, x, stream, multiplier)
-        outs = Buffer(x.rows, x.width, x.dtype), stream or x
+            planned: tuple[Buffer, Buffer] = norm.plan_add(self, x, residual, multiplier)
+            return planned
+        outs = Buffer(x.rows, x.width, x.dtype), residual or x
         self._step(
-            lambda x, before: norm.add(x, before, self.backend, multiplier), (x, stream), outs
+            lambda x, before: norm.add(x, before, self.backend, multiplier), (x, residual), outs
         )
         return outs
 

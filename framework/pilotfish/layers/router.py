@@ -111,7 +111,7 @@ class Router(Linear):
     Parameters: weight [E, D], bias [E]; kept in float32.
     """
 
-    takes_deferred = takes_stored = False
+    takes_stored = False
     correction: torch.Tensor | None
 
     def __init__(self, width: int, routing: Routing, *, bias: bool = True) -> None:

@@ -5,8 +5,9 @@ Import-light: names are resolved on first use, since they need torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pilotfish.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pilotfish.sampling.logprobs import TokenLogprobs, prompt_logprobs, token_logprobs
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pilotfish.sampling.sampler import SampledRows, Sampler
     from pilotfish.sampling.truncation import Truncation, truncate_
 
-_HOME = {
+_HOMES = {
     "gumbel": "noise",
     "gumbel_at": "noise",
     "prompt_logprobs": "logprobs",
@@ -44,8 +45,4 @@ __all__ = [
     "Truncation",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"pilotfish.sampling.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

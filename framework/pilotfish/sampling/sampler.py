@@ -97,7 +97,7 @@ class Sampler:
             processed[noisy] = picked
         return processed
 
-    def laws(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    def probs(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         """[R, V] float32, the law of each row's token; arguments as `process_logits`."""
         processed = self.process_logits(logits, rows)
         backend = KernelBackend("native" if serves_logits(processed) else "torch")

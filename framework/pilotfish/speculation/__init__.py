@@ -5,8 +5,9 @@ Import-light: names are resolved on first use, since most need torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pilotfish.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pilotfish.speculation.block import BlockProposer, BlockRows, ContextRows
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pilotfish.speculation.stateless import StatelessConfig
     from pilotfish.speculation.width import WidthPolicy
 
-_HOME = {
+_HOMES = {
     "BlockProposer": "block",
     "BlockRows": "block",
     "ContextRows": "block",
@@ -64,8 +65,4 @@ __all__ = [
     "WidthPolicy",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"pilotfish.speculation.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

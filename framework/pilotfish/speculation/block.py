@@ -40,7 +40,7 @@ class ContextRows:
     """Rows that count, to be taken in; they read no other row.
 
     features: [T, F] of the target. input_row_offsets: [B+1] int32. kv: where the rows lie in the
-        draft's leaf. num_started_tokens: [B] host, see DraftRequest.
+        draft's paged cache. num_started_tokens: [B] host, see DraftRequest.
     """
 
     features: torch.Tensor
@@ -54,8 +54,8 @@ class BlockRows:
     """One block a request.
 
     tokens: [T] int64, what each row reads. input_row_offsets: [B+1] int32. kv: where the rows lie
-        in the draft's leaf; rows see their request's earlier rows. wanted_rows: [R] host, rows
-        that propose, in order. num_started_tokens: [B] host, see DraftRequest.
+        in the draft's paged cache; rows see their request's earlier rows. wanted_rows: [R] host,
+        rows that propose, in order. num_started_tokens: [B] host, see DraftRequest.
     """
 
     tokens: torch.Tensor
@@ -88,9 +88,10 @@ class _Piece:
 class BlockProposer:
     """Base of such drafts; a subclass implements `take_in` and `forward`.
 
-    leaf: its paged leaf. device: of its tensors. mask_token_id: what the rows after the first read.
+    cache_name: its paged cache. device: of its tensors. mask_token_id: what the rows after the
+    first read.
     samples_anchor: see above. max_positions: rows past it are never run: drafting pauses there.
-    keeps_laws: whether proposals say which law each token was drawn from ("residual" acceptance
+    keeps_probs: whether proposals say which law each token was drawn from ("residual" acceptance
     needs it). whose: draft, for messages.
     """
 
@@ -99,20 +100,20 @@ class BlockProposer:
     def __init__(
         self,
         *,
-        leaf: str,
+        cache_name: str,
         device: torch.device,
         mask_token_id: int,
         samples_anchor: bool = False,
         max_positions: int | None = None,
-        keeps_laws: bool = False,
+        keeps_probs: bool = False,
         whose: str = "the draft",
     ) -> None:
-        self.leaf = leaf
+        self.cache_name = cache_name
         self.device = device
         self.mask_token_id = mask_token_id
         self.max_positions = max_positions
         self.num_silent_rows = 0 if samples_anchor else 1
-        self._chooser = TokenChooser(keeps_laws=keeps_laws, whose=whose)
+        self._chooser = TokenChooser(keeps_probs=keeps_probs, whose=whose)
 
     def take_in(self, rows: ContextRows) -> None:
         """Writes the rows' keys and values."""
@@ -189,7 +190,7 @@ class BlockProposer:
             kv=batch.kv_inputs(
                 [piece.request.request_id for piece in pieces],
                 counts,
-                self.leaf,
+                self.cache_name,
                 [piece.start for piece in pieces],
             ),
             num_started_tokens=tuple(piece.request.num_started_tokens for piece in pieces),
@@ -236,7 +237,7 @@ class BlockProposer:
             kv=batch.kv_inputs(
                 [one.request.request_id for one in live],
                 counts,
-                self.leaf,
+                self.cache_name,
                 [one.request.num_new for one in live],
             ),
             wanted_rows=tuple(wanted),

@@ -27,19 +27,19 @@ class Chosen:
     """token: an id of the target. law: [V] float32 that it was drawn from; None: not kept."""
 
     token: int
-    law: torch.Tensor | None = None
+    probs: torch.Tensor | None = None
 
 
 class TokenChooser:
     """Chooses one token a row with the target's own noise of that position (Gumbel coupling).
 
     Where the draft's law is close to the target's the same token wins, at every temperature.
-    keeps_laws: whether the law is kept, which "residual" acceptance needs. whose: draft, for the
+    keeps_probs: whether the law is kept, which "residual" acceptance needs. whose: draft, for the
         one RuntimeWarning where its logits are not finite.
     """
 
-    def __init__(self, *, keeps_laws: bool = False, whose: str = "the draft") -> None:
-        self.keeps_laws = keeps_laws
+    def __init__(self, *, keeps_probs: bool = False, whose: str = "the draft") -> None:
+        self.keeps_probs = keeps_probs
         self.whose = whose
         self._has_warned = False
         self._sampler = Sampler()
@@ -51,8 +51,8 @@ class TokenChooser:
             if token is None:
                 found.append(None)
                 continue
-            law = self._law(logits, rows, index) if self.keeps_laws else None
-            found.append(Chosen(token=token, law=law))
+            probs = self._probs(logits, rows, index) if self.keeps_probs else None
+            found.append(Chosen(token=token, probs=probs))
         return found
 
     def _warn(self, logits: torch.Tensor) -> None:
@@ -69,9 +69,9 @@ class TokenChooser:
             stacklevel=2,
         )
 
-    def _law(self, logits: torch.Tensor, rows: Sequence[SamplingRow], index: int) -> torch.Tensor:
+    def _probs(self, logits: torch.Tensor, rows: Sequence[SamplingRow], index: int) -> torch.Tensor:
         one = slice(index, index + 1)
-        return self._sampler.laws(logits[one], rows[one])[0]
+        return self._sampler.probs(logits[one], rows[one])[0]
 
     def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
         try:
@@ -86,7 +86,7 @@ class TokenChooser:
 
 def proposal_of(chosen: Sequence[Chosen]) -> Proposal:
     """The proposal of these tokens, in order, with their laws where they were kept."""
-    laws = [one.law for one in chosen if one.law is not None]
+    probs = [one.probs for one in chosen if one.probs is not None]
     return Proposal(
-        tokens=tuple(one.token for one in chosen), laws=torch.stack(laws) if laws else None
+        tokens=tuple(one.token for one in chosen), probs=torch.stack(probs) if probs else None
     )

@@ -34,7 +34,7 @@ class DraftRequest:
         whose row no cache has yet; only a text that is scored ends without one.
     width: most tokens to propose; 0 asks only that the rows be taken in.
     sampling_row: drafted tokens -> the SamplingRow of the token after `tokens` and those.
-    num_started_tokens: tokens known when its rows were first computed (m of layers/rope.py); only
+    num_started_tokens: tokens known when its rows were first computed (m of config/rope.py); only
         drafts whose rotary angles depend on it read it.
     """
 
@@ -59,8 +59,8 @@ class DraftBatch:
     requests: B of them, in the order of the target's pass.
     features: [T, F], the target's hidden states as the proposer asked for them, rows that count
         only, packed in the order of the requests; None when it asked for none.
-    kv_inputs: (request ids, rows of each, leaf, rows to skip of each) -> the view of one pass of
-        the draft over a paged leaf of its own. The rows num_before .. num_after of a request are
+    kv_inputs: (request ids, rows of each, cache name, rows to skip of each) -> the view of one pass
+        of the draft over a paged cache of its own. Rows num_before .. num_after of a request are
         reserved, and as many scratch rows after them as the proposer asked for.
     """
 
@@ -79,7 +79,7 @@ class Proposal:
     """
 
     tokens: Sequence[int] = ()
-    laws: torch.Tensor | None = None
+    probs: torch.Tensor | None = None
 
 
 class SpeculatorConfig(Protocol):
@@ -125,7 +125,7 @@ class SpeculatorConfig(Protocol):
     # conformance kit then asks for nothing that it cannot promise.
 
     def num_scratch_rows(self, width: int) -> int:
-        """Rows past the committed ones that drafting `width` tokens writes in its paged leaves."""
+        """Rows past the committed ones that drafting `width` tokens writes in its paged caches."""
         ...
 
     def get_state_specs(self) -> tuple[StateSpec, ...]:

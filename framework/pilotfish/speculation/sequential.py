@@ -33,10 +33,10 @@ class DraftRows:
     """One pass of a draft.
 
     request_ids: B of them. tokens: [T] int64, what each row reads. input_row_offsets: [B+1] int32.
-    kv: where the rows lie in the draft's leaf; rows see their request's earlier rows.
-    features: [T, F] of the target in pass 1 of a draft of shift 1, else None. recycled: [B, D],
-        what the pass before returned for these requests, else None. wanted: [B] host, whether a
-        token is drafted.
+    kv: where the rows lie in the draft's paged cache; rows see their request's earlier rows.
+    features: [T, F] of the target in pass 1 of a draft of shift 1, else None.
+    prev_hidden_states: [B, D], what the pass before returned for these requests, else None.
+    wanted: [B] host, whether a token is drafted.
     """
 
     request_ids: tuple[str, ...]
@@ -44,7 +44,7 @@ class DraftRows:
     input_row_offsets: torch.Tensor
     kv: KVCacheInputs
     features: torch.Tensor | None = None
-    recycled: torch.Tensor | None = None
+    prev_hidden_states: torch.Tensor | None = None
     wanted: tuple[bool, ...]
 
     @property
@@ -57,11 +57,12 @@ class DraftRows:
 @attrs.frozen(kw_only=True)
 class DraftOutputs:
     """logits: [B', V] float32 over the target's ids, -inf for ids the draft does not know; B' the
-    requests that draft. recycled: [B', D] for their next rows; None for a draft that needs none.
+    requests that draft. prev_hidden_states: [B', D] for their next rows; None for a draft that
+    needs none.
     """
 
     logits: torch.Tensor
-    recycled: torch.Tensor | None = None
+    prev_hidden_states: torch.Tensor | None = None
 
 
 @attrs.define
@@ -82,9 +83,9 @@ class _Live:
 class SequentialProposer:
     """Base of such drafts; a subclass implements `forward`.
 
-    leaf: its paged leaf. shift: see above. max_positions: rows past it are never run: drafting
-    pauses there. device: of its tensors. keeps_laws: whether proposals say which law each token
-    was drawn from ("residual" acceptance needs it). whose: draft, for messages.
+    cache_name: its paged cache. shift: see above. max_positions: rows past it are never run:
+    drafting pauses there. device: of its tensors. keeps_probs: whether proposals say which law each
+    token was drawn from ("residual" acceptance needs it). whose: draft, for messages.
     """
 
     shift: ClassVar[int]
@@ -93,16 +94,16 @@ class SequentialProposer:
     def __init__(
         self,
         *,
-        leaf: str,
+        cache_name: str,
         device: torch.device,
         max_positions: int | None = None,
-        keeps_laws: bool = False,
+        keeps_probs: bool = False,
         whose: str = "the draft",
     ) -> None:
-        self.leaf = leaf
+        self.cache_name = cache_name
         self.device = device
         self.max_positions = max_positions
-        self._chooser = TokenChooser(keeps_laws=keeps_laws, whose=whose)
+        self._chooser = TokenChooser(keeps_probs=keeps_probs, whose=whose)
 
     def forward(self, rows: DraftRows) -> DraftOutputs:
         """One pass: writes the rows' keys and values, returns logits for the next tokens."""
@@ -117,9 +118,9 @@ class SequentialProposer:
         proposals = [Proposal() for _ in batch.requests]
         live, outputs = self._first_pass(batch)
         while live:
-            live, recycled = self._choose(live, outputs, proposals)
+            live, prev_hidden_states = self._choose(live, outputs, proposals)
             if live:
-                outputs = self._next_pass(batch, live, recycled)
+                outputs = self._next_pass(batch, live, prev_hidden_states)
         return proposals
 
     def _first_pass(self, batch: DraftBatch) -> tuple[list[_Live], DraftOutputs]:
@@ -148,14 +149,14 @@ class SequentialProposer:
         return [live for live, wants in zip(running, wanted, strict=True) if wants], outputs
 
     def _next_pass(
-        self, batch: DraftBatch, live: list[_Live], recycled: torch.Tensor | None
+        self, batch: DraftBatch, live: list[_Live], prev_hidden_states: torch.Tensor | None
     ) -> DraftOutputs:
         rows = self._rows(
             batch,
             live,
             [one.drafted[-1:] for one in live],
             skip=[one.skip for one in live],
-            recycled=recycled,
+            prev_hidden_states=prev_hidden_states,
             wanted=(True,) * len(live),
         )
         for one in live:
@@ -171,7 +172,7 @@ class SequentialProposer:
         skip: list[int] | None,
         wanted: tuple[bool, ...],
         features: torch.Tensor | None = None,
-        recycled: torch.Tensor | None = None,
+        prev_hidden_states: torch.Tensor | None = None,
     ) -> DraftRows:
         ids = tuple(one.request.request_id for one in live)
         counts = [len(row) for row in tokens]
@@ -184,10 +185,10 @@ class SequentialProposer:
             tokens=torch.tensor(flat, dtype=torch.int64, device=self.device),
             input_row_offsets=torch.tensor(offsets, dtype=torch.int32, device=self.device),
             kv=batch.kv_inputs(
-                ids, counts, self.leaf, skip if skip is not None else [0] * len(ids)
+                ids, counts, self.cache_name, skip if skip is not None else [0] * len(ids)
             ),
             features=features,
-            recycled=recycled,
+            prev_hidden_states=prev_hidden_states,
             wanted=wanted,
         )
 
@@ -206,10 +207,10 @@ class SequentialProposer:
                 if len(one.chosen) < self._width(one.request):
                     going.append(one)
                     kept.append(index)
-        recycled = outputs.recycled
-        if recycled is not None and len(kept) != len(live):
-            recycled = recycled[torch.tensor(kept, dtype=torch.int64, device=recycled.device)]
-        return going, recycled
+        states = outputs.prev_hidden_states
+        if states is not None and len(kept) != len(live):
+            states = states[torch.tensor(kept, dtype=torch.int64, device=states.device)]
+        return going, states
 
     def _num_first_rows(self, request: DraftRequest) -> int:
         """Rows of pass 1. Rows that count are run also where nothing is drafted."""

@@ -147,7 +147,7 @@ class _Rate:
 
 
 @attrs.define
-class _Book:
+class _LengthStats:
     """What is known of batches of about one size.
 
     current: the width in use. probe, left: a width that is looked at, for so many steps more.
@@ -179,34 +179,34 @@ class AdaptiveWidth:
         self.most = most
         self._widths = [*(width for width in _WIDTHS if width < most), most]
         self._rates: list[_Rate] = []
-        self._books: dict[int, _Book] = {}
+        self._stats: dict[int, _LengthStats] = {}
 
     def choose(self, num_requests: int) -> int:
         """As WidthPolicy."""
-        book = self._book(num_requests)
-        if book.left:
-            book.left -= 1
-            return book.probe
-        untried = [width for width in (book.current, 0) if width not in book.tried]
+        stats = self._stats_of(num_requests)
+        if stats.left:
+            stats.left -= 1
+            return stats.probe
+        untried = [width for width in (stats.current, 0) if width not in stats.tried]
         if untried:
-            book.tried.add(untried[0])
-            return self._look(book, untried[0])
-        best = max(self._widths, key=lambda width: self._value(book, width))
-        if self._value(book, best) > _GAP * self._value(book, book.current):
-            book.current, book.wait, book.waited = best, _PROBE_AFTER, 0
-        book.waited += 1
-        if book.waited >= book.wait:
-            book.wait, book.waited = min(2 * book.wait, _PROBE_AT_MOST), 0
-            return self._look(book, self._second_best(book))
-        return book.current
+            stats.tried.add(untried[0])
+            return self._look(stats, untried[0])
+        best = max(self._widths, key=lambda width: self._value(stats, width))
+        if self._value(stats, best) > _GAP * self._value(stats, stats.current):
+            stats.current, stats.wait, stats.waited = best, _PROBE_AFTER, 0
+        stats.waited += 1
+        if stats.waited >= stats.wait:
+            stats.wait, stats.waited = min(2 * stats.wait, _PROBE_AT_MOST), 0
+            return self._look(stats, self._second_best(stats))
+        return stats.current
 
     def observe(self, num_requests: int, width: float, seconds: float) -> None:
         """As WidthPolicy."""
-        self._book(num_requests).passes.add(round(width), seconds)
+        self._stats_of(num_requests).passes.add(round(width), seconds)
 
     def observe_drafting(self, num_requests: int, width: int, seconds: float) -> None:
         """As WidthPolicy."""
-        self._book(num_requests).drafting.add(width, seconds)
+        self._stats_of(num_requests).drafting.add(width, seconds)
 
     def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
         """As WidthPolicy; places after the first rejection say nothing."""
@@ -220,26 +220,26 @@ class AdaptiveWidth:
         known = self._rates[: place + 1]
         return known[-1].value if known else _FIRST_RATE
 
-    def _book(self, num_requests: int) -> _Book:
+    def _stats_of(self, num_requests: int) -> _LengthStats:
         """Batch sizes that share their averages: 1, 2, 4, 8, ..."""
         size = 1 << max(0, num_requests - 1).bit_length()
-        if size not in self._books:
-            self._books[size] = _Book(current=min(_FIRST, self.most))
-        return self._books[size]
+        if size not in self._stats:
+            self._stats[size] = _LengthStats(current=min(_FIRST, self.most))
+        return self._stats[size]
 
     @staticmethod
-    def _look(book: _Book, width: int) -> int:
-        book.probe, book.left = width, _PROBE_STEPS - 1
+    def _look(stats: _LengthStats, width: int) -> int:
+        stats.probe, stats.left = width, _PROBE_STEPS - 1
         return width
 
-    def _second_best(self, book: _Book) -> int:
-        others = [width for width in self._widths if width != book.current]
-        return max(others, key=lambda width: self._value(book, width), default=book.current)
+    def _second_best(self, stats: _LengthStats) -> int:
+        others = [width for width in self._widths if width != stats.current]
+        return max(others, key=lambda width: self._value(stats, width), default=stats.current)
 
-    def _value(self, book: _Book, width: int) -> float:
+    def _value(self, stats: _LengthStats, width: int) -> float:
         """Tokens a second."""
         expected, chance = 1.0, 1.0
         for place in range(width):
             chance *= self._rate(place)
             expected += chance
-        return expected / (book.passes.guess(width) + book.drafting.guess(width))
+        return expected / (stats.passes.guess(width) + stats.drafting.guess(width))

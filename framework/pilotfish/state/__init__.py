@@ -5,9 +5,9 @@ Import-light: names that need numpy or torch are resolved on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pilotfish.lazy import lazy_names
 from pilotfish.state.pages import PagePool
 from pilotfish.state.prefix import PrefixIndex
 from pilotfish.state.slots import SlotPool
@@ -21,17 +21,15 @@ from pilotfish.state.specs import (
 )
 
 if TYPE_CHECKING:
-    from pilotfish.state.attached import AttachedCache
-    from pilotfish.state.embeddings import EmbeddingCache
     from pilotfish.state.inputs import KVCacheInputs, SlotInputs
     from pilotfish.state.manager import StateManager
     from pilotfish.state.memory import MemoryPlan, activation_bytes, available_bytes
     from pilotfish.state.paged import PagedCache
+    from pilotfish.state.slot_caches import SlotCache
 
 __all__ = [
-    "AttachedCache",
+    "SlotCache",
     "CacheParams",
-    "EmbeddingCache",
     "KVCacheInputs",
     "KVCacheParams",
     "LatentCacheParams",
@@ -49,9 +47,8 @@ __all__ = [
     "available_bytes",
 ]
 
-_LAZY = {
-    "AttachedCache": "attached",
-    "EmbeddingCache": "embeddings",
+_HOMES = {
+    "SlotCache": "slot_caches",
     "KVCacheInputs": "inputs",
     "MemoryPlan": "memory",
     "PagedCache": "paged",
@@ -61,8 +58,4 @@ _LAZY = {
     "available_bytes": "memory",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"pilotfish.state.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

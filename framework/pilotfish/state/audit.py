@@ -9,17 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pilotfish.errors import StateError
-from pilotfish.state.books import RequestBook
 from pilotfish.state.pages import PagePool
 from pilotfish.state.prefix import PrefixIndex
+from pilotfish.state.request_blocks import RequestBlocks
 
 
-def audit(pool: PagePool, index: PrefixIndex, books: Mapping[str, RequestBook]) -> None:
+def audit(pool: PagePool, index: PrefixIndex, request_blocks: Mapping[str, RequestBlocks]) -> None:
     """Raises StateError for the first page whose place, references or publication are wrong.
 
     books: of every claimed request.
     """
-    references = Counter(page for book in books.values() for page in book.pages)
+    references = Counter(page for blocks in request_blocks.values() for page in blocks.pages)
     free = pool.free_pages()
     owned, num_free, cached = len(references), len(free), pool.num_cached
     if owned + num_free + cached != pool.num_pages or pool.num_owned != owned:
@@ -44,7 +44,7 @@ def audit(pool: PagePool, index: PrefixIndex, books: Mapping[str, RequestBook]) 
 
 def audit_request(
     request_id: str,
-    book: RequestBook,
+    blocks: RequestBlocks,
     pool: PagePool,
     page_size_tokens: int,
     *,
@@ -55,20 +55,20 @@ def audit_request(
 
     table: its row of the page tables, up to the first entry past its pages, which is 0, where the
         row is wide enough to have one.
-    lengths: its committed rows in each attached cache.
+    lengths: its committed rows in each slot cache.
     """
-    wanted = -(-book.num_rows // page_size_tokens)
-    if len(book.pages) != wanted or list(table) not in ([*book.pages, 0], book.pages):
+    wanted = -(-blocks.num_rows // page_size_tokens)
+    if len(blocks.pages) != wanted or list(table) not in ([*blocks.pages, 0], blocks.pages):
         raise StateError(
-            f"request {request_id!r}: pages {book.pages}, table {list(table)}; wanted the "
-            f"same with a 0 after them, and {wanted} pages for {book.num_rows} rows"
+            f"request {request_id!r}: pages {blocks.pages}, table {list(table)}; wanted the "
+            f"same with a 0 after them, and {wanted} pages for {blocks.num_rows} rows"
         )
-    if any(length != book.num_committed for length in lengths):
+    if any(length != blocks.num_committed for length in lengths):
         raise StateError(
-            f"request {request_id!r}: {book.num_committed} rows committed, attached caches have "
+            f"request {request_id!r}: {blocks.num_committed} rows committed, slot caches have "
             f"{list(lengths)}; wanted all equal"
         )
-    for page in book.pages[book.num_committed // page_size_tokens :]:
+    for page in blocks.pages[blocks.num_committed // page_size_tokens :]:
         if not pool.is_writable(page):
             raise StateError(
                 f"request {request_id!r} may write to page {page}, which is shared or published; "

@@ -1,4 +1,4 @@
-"""KVCacheInputs: where each request's rows lie in the caches, for one pass over one leaf.
+"""KVCacheInputs: where each request's rows lie in the caches, for one pass over one paged cache.
 
 Knows: tensors and host copies of lengths. Does not know: who owns which page or slot.
 Axis letters: B requests, T packed tokens, P pages, S tokens in a page, W pages of the longest
@@ -12,7 +12,7 @@ from typing import Self
 import attrs
 import torch
 
-from pilotfish.protocols import TensorRecord
+from pilotfish.records import TensorRecord
 
 
 @attrs.frozen(kw_only=True)
@@ -26,16 +26,17 @@ class SlotInputs(TensorRecord):
 
 @attrs.frozen(kw_only=True)
 class KVCacheInputs(TensorRecord):
-    """One pass's view of a paged leaf.
+    """One pass's view of a paged cache.
 
-    blocks: per layer [P, S, *row_shape], the leaf's memory; row_shape is [2, K, H] for keys/values.
+    blocks: per layer [P, S, *row_shape], the cache's memory; row_shape is [2, K, H] for
+    keys/values.
     lookup_table: [B, W] int32, page ids in order; entries past a request's pages are 0.
     page_counts: pages of each request, on the host; empty: all of its row of the table.
     cache_lengths: [B] int32, committed rows before this pass.
     write_slots: [T] int64, page * S + offset of each packed row of this pass.
     page_size_tokens: S.
     lengths, row_counts: the same on the host: committed rows, and rows of this pass, per request.
-    slots: views of the caches without pages that passes over this leaf read, in their order.
+    slots: views of the caches without pages that passes over this one read, in their order.
     """
 
     blocks: tuple[torch.Tensor, ...]

@@ -10,30 +10,31 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pilotfish.errors import OutOfPagesError, StateError
-from pilotfish.state.attached import AttachedGroup
-from pilotfish.state.books import FullPage, RequestBook
 from pilotfish.state.pages import PagePool
 from pilotfish.state.prefix import PrefixIndex, PrefixMatch
+from pilotfish.state.request_blocks import FullPage, RequestBlocks
+from pilotfish.state.slot_caches import SlotCaches
 from pilotfish.state.tables import PageTables, pack, write_slots
 
 if TYPE_CHECKING:
     import torch
 
-    from pilotfish.state.attached import AttachedCache
     from pilotfish.state.inputs import KVCacheInputs
     from pilotfish.state.paged import PagedCache
+    from pilotfish.state.slot_caches import SlotCache
     from pilotfish.state.specs import PagedStateSpec
 
 
 class StateManager:
-    """claim -> [reserve -> forward writes -> commit]* -> release, for pages and attached caches.
+    """claim -> [reserve -> forward writes -> commit]* -> release, for pages and slot caches.
 
-    One length and one list of pages serve all leaves of a request: a target's and its draft's.
-    After every call, also one in which the pool or a cache raised, all caches agree on every
-    request's length, and every page is owned, free or cached. Only an exception out of nowhere, as
+    One length and one list of pages serve all paged caches of a request: a target's and its
+    draft's. After every call, also one in which the pool or a cache raised, all caches agree on
+    every request's length, and every page is owned, free or cached. Only an exception out of
+    nowhere, as
     an interrupt is, may leave a call half done: `reset` is for after it.
 
-    leaves: specs of the paged leaves; their tensors are allocated here.
+    leaves: specs of the paged caches; their tensors are allocated here.
     prefix_caching: whether full pages are shared. lookahead: see `PrefixIndex`.
     attached: caches without pages that follow the same lifecycle.
     poison: fill rows that nobody may read with NaN; for tests.
@@ -41,14 +42,14 @@ class StateManager:
 
     def __init__(
         self,
-        leaves: Sequence[PagedStateSpec] = (),
+        paged_caches: Sequence[PagedStateSpec] = (),
         *,
         num_pages: int,
         page_size_tokens: int,
         device: torch.device | str = "cpu",
         prefix_caching: bool = True,
         lookahead: int = 0,
-        attached: Sequence[AttachedCache] = (),
+        slot_caches: Sequence[SlotCache] = (),
         poison: bool = False,
     ) -> None:
         self.page_size_tokens = page_size_tokens
@@ -56,12 +57,12 @@ class StateManager:
         self.pool = PagePool(num_pages)
         self.index = PrefixIndex(page_size_tokens, lookahead)
         self._tables = PageTables()
-        self._attached = AttachedGroup(attached)
-        self._requests: dict[str, RequestBook] = {}
-        self._leaves: dict[str, PagedCache] = {}
-        for spec in leaves:
-            self._add_leaf(spec, num_pages, device, poison)
-        self._poisoned = tuple(self._leaves.values()) if poison else ()
+        self._slot_caches = SlotCaches(slot_caches)
+        self._requests: dict[str, RequestBlocks] = {}
+        self._paged_caches: dict[str, PagedCache] = {}
+        for spec in paged_caches:
+            self._add_paged_cache(spec, num_pages, device, poison)
+        self._poisoned = tuple(self._paged_caches.values()) if poison else ()
 
     # What there is
 
@@ -102,13 +103,13 @@ class StateManager:
         """The request's page ids in order."""
         return tuple(self._request(request_id).pages)
 
-    def leaf(self, name: str) -> PagedCache:
-        """A paged leaf's memory. Raises StateError when no leaf has the name."""
+    def paged_cache(self, name: str) -> PagedCache:
+        """A paged cache's memory. Raises StateError when no paged cache has the name."""
         try:
-            return self._leaves[name]
+            return self._paged_caches[name]
         except KeyError:
-            known = ", ".join(map(repr, self._leaves)) or "none"
-            raise StateError(f"no leaf is named {name!r}; there are: {known}") from None
+            known = ", ".join(map(repr, self._paged_caches)) or "none"
+            raise StateError(f"no paged cache is named {name!r}; there are: {known}") from None
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that so many rows of one request take."""
@@ -118,8 +119,8 @@ class StateManager:
 
     @property
     def keeps_snapshots(self) -> bool:
-        """Whether a prefix hit needs what attached caches keep, not pages alone."""
-        return self.prefix_caching and self._attached.has_caches
+        """Whether a prefix hit needs what slot caches keep, not pages alone."""
+        return self.prefix_caching and self._slot_caches.has_caches
 
     def page_names(self, keys: Sequence[int], salt: bytes = b"") -> tuple[bytes, ...]:
         """The names of the pages that a prefix hit of these keys may find; see `PrefixIndex`."""
@@ -155,9 +156,9 @@ class StateManager:
             raise StateError(f"request {request_id!r} is claimed already; release it first")
         hit = self._restorable_match(keys, salt)
         num_tokens = len(hit.pages) * self.page_size_tokens
-        self._attached.claim(request_id, hit.pages[-1] if hit.pages else None, num_tokens)
+        self._slot_caches.claim(request_id, hit.pages[-1] if hit.pages else None, num_tokens)
         root = self.index.root(salt)
-        request = RequestBook(
+        request = RequestBlocks(
             row=self._tables.claim_row(),
             root=root,
             chain=hit.chains[-1] if hit.chains else root,
@@ -186,7 +187,7 @@ class StateManager:
         self._grow(request_id, request, wanted)
         try:
             num_reserved = len(request.reserved) + request.num_scratch
-            self._attached.reserve(request_id, num_new, num_reserved)
+            self._slot_caches.reserve(request_id, num_new, num_reserved)
         except BaseException:
             self._shrink(request, num_before)
             raise
@@ -198,7 +199,7 @@ class StateManager:
         """Keeps the first num_tokens reserved rows; the others, and all scratch, never happened.
 
         Pages that became full are published. Raises StateError when fewer rows were reserved. If an
-        attached cache fails to commit, the request stays claimed with nothing committed, in
+        slot cache fails to commit, the request stays claimed with nothing committed, in
         every cache, and the cache's error is raised: prefill it again, or release it.
         """
         request = self._request(request_id)
@@ -210,11 +211,11 @@ class StateManager:
         tail = request.tail + request.reserved[:num_tokens] if self.prefix_caching else []
         full = request.full_pages(tail, self.index)
         try:
-            self._attached.commit(request_id, num_tokens, full)
+            self._slot_caches.commit(request_id, num_tokens, full)
         except BaseException:
             self._shrink(request, 0)
             request.empty()
-            self._attached.reset(request_id, full)
+            self._slot_caches.reset(request_id, full)
             raise
         request.num_committed += num_tokens
         self._drop_reserved(request)
@@ -224,14 +225,14 @@ class StateManager:
     def release(self, request_id: str) -> None:
         """Gives everything back: published pages to the cache, the others to the free list.
 
-        Raises StateError when the request is not claimed. If an attached cache fails, all the
+        Raises StateError when the request is not claimed. If a slot cache fails, all the
         others are released before its error is raised.
         """
         request = self._request(request_id)
         del self._requests[request_id]
         self._shrink(request, 0)
         self._tables.release_row(request.row)
-        self._attached.release(request_id)
+        self._slot_caches.release(request_id)
 
     def forget_cached(self) -> None:
         """Empties the prefix cache; requests that run keep their pages."""
@@ -239,14 +240,14 @@ class StateManager:
         self.index.clear()
         self._poison(self.pool.unpublish_all())
         for page in pages:
-            self._attached.forget(page)
+            self._slot_caches.forget(page)
 
     def reset(self) -> None:
         """Back to no request and an empty prefix cache, whatever was left half done.
 
         Looks at nothing that an interrupted call may have spoilt; may itself be begun again.
         """
-        self._attached.clear(range(self.num_pages))
+        self._slot_caches.clear(range(self.num_pages))
         self.index.clear()
         self.pool = PagePool(self.num_pages)
         self._tables = PageTables()
@@ -259,10 +260,10 @@ class StateManager:
         self,
         request_ids: Sequence[str],
         row_counts: Sequence[int],
-        leaf: str = "kv",
+        cache_name: str = "kv",
         skip: Sequence[int] | None = None,
     ) -> KVCacheInputs:
-        """Where the rows of one pass lie in a leaf, requests in the order of the batch.
+        """Where the rows of one pass lie in a paged cache, requests in the order of the batch.
 
         row_counts: [B], rows of this pass, all of them reserved.
         skip: [B], rows written earlier in this step and not committed yet: the pass continues
@@ -271,7 +272,7 @@ class StateManager:
         """
         from pilotfish.state.inputs import KVCacheInputs
 
-        memory = self.leaf(leaf)
+        memory = self.paged_cache(cache_name)
         size = self.page_size_tokens
         slots: list[int] = []
         lengths: list[int] = []
@@ -303,7 +304,7 @@ class StateManager:
             lengths=tuple(lengths),
             row_counts=tuple(row_counts),
             page_counts=tuple(page_counts),
-            slots=self._attached.inputs(leaf, request_ids, row_counts, skip),
+            slots=self._slot_caches.inputs(cache_name, request_ids, row_counts, skip),
         )
 
     def check(self) -> None:
@@ -319,18 +320,18 @@ class StateManager:
                 self.pool,
                 self.page_size_tokens,
                 table=table,
-                lengths=self._attached.lengths(request_id),
+                lengths=self._slot_caches.lengths(request_id),
             )
 
     # Parts
 
-    def _request(self, request_id: str) -> RequestBook:
+    def _request(self, request_id: str) -> RequestBlocks:
         try:
             return self._requests[request_id]
         except KeyError:
             raise StateError(f"request {request_id!r} is not claimed; claim it first") from None
 
-    def _want_writable(self, request_id: str, request: RequestBook, scratch: int) -> None:
+    def _want_writable(self, request_id: str, request: RequestBlocks, scratch: int) -> None:
         """The page with the next row, if there is one, must be the request's alone."""
         index = request.num_committed // self.page_size_tokens
         if scratch < 0:
@@ -341,14 +342,14 @@ class StateManager:
                 "shared or published; wanted a page of its own"
             )
 
-    def _add_leaf(
+    def _add_paged_cache(
         self, spec: PagedStateSpec, num_pages: int, device: torch.device | str, poison: bool
     ) -> None:
         from pilotfish.state.paged import PagedCache
 
-        if spec.name in self._leaves:
-            raise StateError(f"two leaves are named {spec.name!r}; wanted one name each")
-        self._leaves[spec.name] = PagedCache(
+        if spec.name in self._paged_caches:
+            raise StateError(f"two paged caches are named {spec.name!r}; wanted one name each")
+        self._paged_caches[spec.name] = PagedCache(
             spec,
             num_pages=num_pages,
             page_size_tokens=self.page_size_tokens,
@@ -357,7 +358,7 @@ class StateManager:
         )
 
     def _restorable_match(self, keys: Sequence[int], salt: bytes) -> PrefixMatch:
-        """The prefix hit, cut to the longest boundary that every attached cache can restore."""
+        """The prefix hit, cut to the longest boundary that every slot cache can restore."""
         if not self.prefix_caching or not keys:
             return PrefixMatch(pages=(), chains=())
         hit = self.index.match(keys, salt)
@@ -366,11 +367,11 @@ class StateManager:
 
     def _num_restorable(self, pages: Sequence[int]) -> int:
         count = len(pages)
-        while count and not self._attached.restorable(pages[count - 1]):
+        while count and not self._slot_caches.restorable(pages[count - 1]):
             count -= 1
         return count
 
-    def _grow(self, request_id: str, request: RequestBook, wanted: int) -> None:
+    def _grow(self, request_id: str, request: RequestBlocks, wanted: int) -> None:
         num_before = len(request.pages)
         if wanted <= num_before:
             return
@@ -382,7 +383,7 @@ class StateManager:
         request.pages.extend(pages)
         self._tables.write(request.row, num_before, pages)
 
-    def _shrink(self, request: RequestBook, wanted: int) -> None:
+    def _shrink(self, request: RequestBlocks, wanted: int) -> None:
         """Frees the pages past `wanted`, the last one first: prefixes outlive what follows them."""
         num_before = len(request.pages)
         if wanted >= num_before:
@@ -395,7 +396,7 @@ class StateManager:
         self._tables.cut(request.row, wanted, num_before)
         self._poison(freed)
 
-    def _drop_reserved(self, request: RequestBook) -> None:
+    def _drop_reserved(self, request: RequestBlocks) -> None:
         wanted = self.pages_for(request.num_committed)
         if self._poisoned and request.num_committed % self.page_size_tokens:
             for cache in self._poisoned:
@@ -405,7 +406,7 @@ class StateManager:
         request.num_scratch = 0
         self._shrink(request, wanted)
 
-    def _publish(self, request: RequestBook, full: Sequence[FullPage]) -> None:
+    def _publish(self, request: RequestBlocks, full: Sequence[FullPage]) -> None:
         """Publishes pages of new content; a page of known content stays its owner's alone."""
         for page in full:
             if page.is_new:
@@ -416,7 +417,7 @@ class StateManager:
 
     def _forget_page(self, page: int) -> None:
         self.index.forget(page)
-        self._attached.forget(page)
+        self._slot_caches.forget(page)
 
     def _poison(self, pages: Sequence[int]) -> None:
         for cache in self._poisoned:

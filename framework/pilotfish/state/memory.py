@@ -71,7 +71,7 @@ class MemoryPlan:
 
     weights: bytes of each model's weights, by role; weight_kinds: the same by form, "q4_1" and
         the like, where that is known.
-    leaves: bytes of one page in each paged leaf, and of what slot caches keep at a page's end.
+    leaves: bytes of one page in each paged cache, and of what slot caches keep at a page's end.
     slots: bytes of each slot cache, all requests.
     images: bytes of what images take, by part; empty for text only.
     activations: bytes of a pass. available: bytes that could be taken when the plan was made.
@@ -86,7 +86,7 @@ class MemoryPlan:
     available: int
     weights: Mapping[str, int] = attrs.field(repr=_plain_repr)
     activations: int
-    leaves: Mapping[str, int] = attrs.field(repr=_plain_repr)
+    paged_caches: Mapping[str, int] = attrs.field(repr=_plain_repr)
     slots: Mapping[str, int] = attrs.field(repr=_plain_repr)
     num_pages: int
     page_size_tokens: int
@@ -128,9 +128,9 @@ class MemoryPlan:
         size = cache.page_size_tokens
         paged = [spec for spec in specs if isinstance(spec, PagedStateSpec)]
         slotted = [spec for spec in specs if isinstance(spec, SlotStateSpec)]
-        leaves = {spec.name: spec.bytes_per_token * size for spec in paged}
+        paged_caches = {spec.name: spec.bytes_per_token * size for spec in paged}
         if cache.prefix_caching:
-            leaves |= {
+            paged_caches |= {
                 f"{spec.name} at page ends": spec.bytes_per_boundary
                 for spec in slotted
                 if spec.bytes_per_boundary
@@ -138,7 +138,7 @@ class MemoryPlan:
         slots = {spec.name: spec.bytes_per_slot * max_batch_size for spec in slotted}
         choice = _PageChoice(
             cache=cache,
-            page_bytes=sum(leaves.values()),
+            page_bytes=sum(paged_caches.values()),
             slot_bytes=sum(slots.values()),
             fixed_bytes=sum(weights.values()) + activations + sum((images or {}).values()),
             available=available,
@@ -152,7 +152,7 @@ class MemoryPlan:
             available=available,
             weights=MappingProxyType(dict(weights)),
             activations=activations,
-            leaves=MappingProxyType(leaves),
+            paged_caches=MappingProxyType(paged_caches),
             slots=MappingProxyType(slots),
             num_pages=num_pages,
             page_size_tokens=size,
@@ -167,7 +167,7 @@ class MemoryPlan:
     @property
     def state(self) -> dict[str, int]:
         """Bytes of every cache, by name."""
-        return {name: page * self.num_pages for name, page in self.leaves.items()} | dict(
+        return {name: page * self.num_pages for name, page in self.paged_caches.items()} | dict(
             self.slots
         )
 
@@ -188,7 +188,7 @@ class MemoryPlan:
 
         A tenth of what is left is left alone: other programs live in that memory too.
         """
-        page_bytes = sum(self.leaves.values())
+        page_bytes = sum(self.paged_caches.values())
         if not page_bytes:
             return 0 if self.missing else self.max_seq_len
         left = self.available - (self.total - page_bytes * self.num_pages)
@@ -199,7 +199,7 @@ class MemoryPlan:
     @property
     def unasked_tokens(self) -> int:
         """Of one context, what the pages hold that the user set, or else are taken unasked."""
-        page_bytes, pages = sum(self.leaves.values()), self.num_pages
+        page_bytes, pages = sum(self.paged_caches.values()), self.num_pages
         if page_bytes and not self.reason.startswith(SET_BY):
             left = self.available - (self.total - page_bytes * pages)
             pages = unasked_bytes(left, self.device) // page_bytes
@@ -310,7 +310,7 @@ class MemoryPlan:
         return (would_fit("max_length", self.max_seq_len, longest),)
 
     def _pages_that_fit(self) -> str:
-        page_bytes = sum(self.leaves.values())
+        page_bytes = sum(self.paged_caches.values())
         left = self.available - (self.total - page_bytes * self.num_pages)
         pages = left // page_bytes if page_bytes else 0
         if pages < 1:

@@ -1,4 +1,4 @@
-"""PagedCache: the tensors of one paged leaf.
+"""PagedCache: the tensors of one paged cache.
 
 Knows: memory and its layout. Does not know: which page belongs to whom.
 Axis letters: L layers, P pages, S tokens in a page.
@@ -14,7 +14,7 @@ from pilotfish.state.specs import PagedStateSpec
 
 
 class PagedCache:
-    """One leaf: per layer a tensor `blocks[l]: [P, S, *row_shape]` of the spec's dtype.
+    """One paged cache: per layer a tensor `blocks[l]: [P, S, *row_shape]` of the spec's dtype.
 
     The memory comes uninitialised: a row may be read only after it was written. With `poison`
     every row that nobody may read is NaN (for whole numbers the largest), so that a test sees a

@@ -36,10 +36,11 @@ def _check_dtype(instance: Any, attribute: Any, value: Any) -> None:
 
 @attrs.frozen(kw_only=True)
 class PagedStateSpec:
-    """A leaf of the page space: `num_layers` layers, each with one row of `row_shape` a token.
+    """A paged cache of the page space: `num_layers` layers, each with one row of `row_shape` a
+    token.
 
-    Target and draft share page ids; each leaf has its own geometry and dtype.
-    name: unique among the leaves of one engine, e.g. "kv".
+    Target and draft share page ids; each paged cache has its own geometry and dtype.
+    name: unique among the caches of one engine, e.g. "kv".
     """
 
     name: str
@@ -49,7 +50,7 @@ class PagedStateSpec:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token takes in this leaf, all layers."""
+        """Bytes that one token takes in this cache, all layers."""
         return self.num_layers * math.prod(self.row_shape) * DTYPE_BYTES[self.dtype]
 
 
@@ -106,7 +107,7 @@ class KVCacheParams:
 
     @property
     def spec(self) -> PagedStateSpec:
-        """The leaf these parameters declare."""
+        """The paged cache these parameters declare."""
         return PagedStateSpec(
             name=self.name,
             num_layers=self.num_layers,
@@ -129,7 +130,7 @@ class LatentCacheParams:
 
     @property
     def spec(self) -> PagedStateSpec:
-        """The leaf these parameters declare."""
+        """The paged cache these parameters declare."""
         return PagedStateSpec(
             name=self.name,
             num_layers=self.num_layers,

@@ -5,16 +5,18 @@ Import-light: names are resolved on first use, since they need torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pilotfish.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pilotfish.testing.checkpoints import save_tiny, save_with_transformers
     from pilotfish.testing.draft_oracle import DraftOracle, DraftTarget
     from pilotfish.testing.examples import SMALL, Examples
     from pilotfish.testing.naive import NaiveAnswer, naive_answer, naive_token
-    from pilotfish.testing.oracle import Oracle, TransformersOracle
-    from pilotfish.testing.promise import Broken, NotApplicable, NotKnown, Promise, want
+    from pilotfish.testing.oracle import Oracle
+    from pilotfish.testing.outcome import Broken, NotApplicable, NotKnown, want
+    from pilotfish.testing.promise import Promise
     from pilotfish.testing.session import Session
     from pilotfish.testing.subject import Subject
     from pilotfish.testing.suite import (
@@ -27,15 +29,16 @@ if TYPE_CHECKING:
         run,
         tiny_subjects,
     )
+    from pilotfish.testing.transformers_oracle import TransformersOracle
 
 _HOMES = {
-    "Broken": "promise",
+    "Broken": "outcome",
     "DraftOracle": "draft_oracle",
     "DraftTarget": "draft_oracle",
     "Examples": "examples",
     "NaiveAnswer": "naive",
-    "NotApplicable": "promise",
-    "NotKnown": "promise",
+    "NotApplicable": "outcome",
+    "NotKnown": "outcome",
     "Oracle": "oracle",
     "PROMISES": "suite",
     "Promise": "promise",
@@ -43,7 +46,7 @@ _HOMES = {
     "SMALL": "examples",
     "Session": "session",
     "Subject": "subject",
-    "TransformersOracle": "oracle",
+    "TransformersOracle": "transformers_oracle",
     "check": "suite",
     "naive_answer": "naive",
     "naive_token": "naive",
@@ -54,7 +57,7 @@ _HOMES = {
     "save_tiny": "checkpoints",
     "save_with_transformers": "checkpoints",
     "tiny_subjects": "suite",
-    "want": "promise",
+    "want": "outcome",
 }
 
 __all__ = [
@@ -86,8 +89,4 @@ __all__ = [
     "want",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pilotfish.errors import ConfigError
 from pilotfish.plugin_specs import resolve
 from pilotfish.testing.examples import SMALL, Examples
+from pilotfish.weights.formats.safetensors import SINGLE_FILE
 from pilotfish.weights.hf_config import CONFIG_FILE
-from pilotfish.weights.safetensors import SINGLE_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +166,7 @@ def save_with_transformers(
     import torch
     import transformers
 
-    from pilotfish.testing.oracle import quiet
+    from pilotfish.testing.quiet import quiet
 
     (architecture,) = options["architectures"]
     model_class = getattr(transformers, architecture, None)

@@ -11,7 +11,7 @@ from itertools import zip_longest
 import torch
 
 from pilotfish.engine.outputs import RequestOutput
-from pilotfish.testing.promise import Broken, want
+from pilotfish.testing.outcome import Broken, want
 
 
 def want_same_bits(got: torch.Tensor, wanted: torch.Tensor, where: str) -> None:

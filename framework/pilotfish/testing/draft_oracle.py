@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
-from pilotfish.testing.oracle import TransformersOracle
-from pilotfish.testing.promise import NotKnown
+from pilotfish.testing.outcome import NotKnown
+from pilotfish.testing.transformers_oracle import TransformersOracle
 
 
 class DraftOracle:

@@ -17,7 +17,7 @@ from pilotfish.errors import StateError
 from pilotfish.registry import Registry
 from pilotfish.testing import drafters
 from pilotfish.testing.compare import want_same_answer
-from pilotfish.testing.promise import Broken, NotApplicable, want
+from pilotfish.testing.outcome import Broken, NotApplicable, want
 from pilotfish.testing.subject import PAGE_SIZE, Subject
 
 NUM_TOKENS = 13

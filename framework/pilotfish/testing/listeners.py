@@ -16,11 +16,11 @@ import torch
 from pilotfish.config import SamplingParams
 from pilotfish.engine import LLM
 from pilotfish.engine.proposals import fault_of
-from pilotfish.sampling import SamplingRow, acceptance
-from pilotfish.sampling.acceptance import VerifyRequest
-from pilotfish.speculation import DraftBatch, Proposal
+from pilotfish.sampling import SamplingRow
+from pilotfish.speculation import DraftBatch, Proposal, acceptance
+from pilotfish.speculation.acceptance import VerifyRequest
 from pilotfish.testing import drafters
-from pilotfish.testing.promise import Broken
+from pilotfish.testing.outcome import Broken
 
 ASKED = ("embed", "lm_head")
 """What a drafter may call of its target."""
@@ -190,7 +190,7 @@ class Judged:
         rule: Any = acceptance.ResidualAcceptance
         rule.judge = self._real
 
-    def committed_law(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    def committed_probs(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """[V] float64, the law of the token that follows when drafts are drawn from q.
 
         Of every draft the rule itself is asked: for which uniform numbers it is accepted, by
@@ -198,10 +198,10 @@ class Judged:
         """
         assert self.first is not None
         logits, request = self.first
-        one = attrs.evolve(request, rows=request.rows[:2], drafts=(0,), laws=q[None])
-        sampler: Any = _FixedLaw(p)
+        one = attrs.evolve(request, rows=request.rows[:2], drafts=(0,), probs=q[None])
+        sampler: Any = _FixedProbs(p)
         rule = acceptance.ResidualAcceptance(sampler)
-        law = torch.zeros_like(p)
+        probs = torch.zeros_like(p)
         drawn: list[torch.Tensor] = []
         real = acceptance._uniform, acceptance._draw
         module: Any = acceptance
@@ -223,23 +223,23 @@ class Judged:
                     middle = (low + high) / 2
                     low, high = (middle, high) if accepted(draft, middle) else (low, middle)
                 chance = 1.0 if accepted(draft, 1.0) else low
-                law[draft] += q[draft] * chance
+                probs[draft] += q[draft] * chance
                 if chance < 1.0:
-                    law += q[draft] * (1 - chance) * drawn[-1]
+                    probs += q[draft] * (1 - chance) * drawn[-1]
         finally:
             module._uniform, module._draw = real
-        return law
+        return probs
 
 
 @attrs.frozen
-class _FixedLaw:
-    """A sampler whose target has one law in every row."""
+class _FixedProbs:
+    """A sampler whose target has the same probabilities in every row. one_row: [V]."""
 
-    law: torch.Tensor
+    one_row: torch.Tensor
 
-    def laws(self, logits: torch.Tensor, rows: Sequence[Any]) -> torch.Tensor:
-        """The law, for every row."""
-        return self.law.expand(len(rows), -1)
+    def probs(self, logits: torch.Tensor, rows: Sequence[Any]) -> torch.Tensor:
+        """[R, V], one row as the other."""
+        return self.one_row.expand(len(rows), -1)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[Any]) -> Any:
         """The bonus token, which nobody looks at."""

@@ -106,16 +106,16 @@ def naive_kept(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """
     order = sorted(range(len(scores)), key=lambda token: (-float(scores[token]), token))
     length = len(order) if params.top_k < 0 else min(params.top_k, len(order))
-    law = torch.softmax(scores.double(), 0)
-    total = sum(float(law[token]) for token in order[:length])
+    probs = torch.softmax(scores.double(), 0)
+    total = sum(float(probs[token]) for token in order[:length])
     count, before = 0, 0.0
     while count < length and (count == 0 or before < params.top_p * total):
-        before += float(law[order[count]])
+        before += float(probs[order[count]])
         count += 1
-    least = params.min_p * float(law[order[0]])
+    least = params.min_p * float(probs[order[0]])
     kept = torch.zeros(len(scores), dtype=torch.bool)
     for place, token in enumerate(order[:count]):
-        kept[token] = place == 0 or float(law[token]) >= least
+        kept[token] = place == 0 or float(probs[token]) >= least
     return kept
 
 

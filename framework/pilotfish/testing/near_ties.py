@@ -14,7 +14,7 @@ import torch
 
 from pilotfish.testing.compare import want_near
 from pilotfish.testing.oracle import Oracle
-from pilotfish.testing.promise import Broken, NotKnown
+from pilotfish.testing.outcome import Broken, NotKnown
 
 NUDGES = 64
 """Passes of the oracle with weights moved by their rounding, until one chooses as we did."""

@@ -1,6 +1,6 @@
 """Promise: one property that every architecture keeps, by name, with a check that can fail.
 
-Knows: how a broken promise is said. Does not know: any one promise.
+Knows: how one is checked. Does not know: any one promise.
 """
 
 from __future__ import annotations
@@ -10,31 +10,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from pilotfish.testing.outcome import Broken
+
 if TYPE_CHECKING:
     from pilotfish.testing.subject import Subject
-
-
-class Broken(AssertionError):
-    """A promise was not kept.
-
-    got, wanted: in words. promise: its name; "" until `Promise.keep` fills it in.
-    """
-
-    def __init__(self, got: str, wanted: str, promise: str = "") -> None:
-        super().__init__(got, wanted, promise)
-        self.got, self.wanted, self.promise = got, wanted, promise
-
-    def __str__(self) -> str:
-        name = f"{self.promise}: " if self.promise else ""
-        return f"{name}got {self.got}; wanted {self.wanted}"
-
-
-class NotApplicable(Exception):
-    """A promise says nothing about this subject; the message is the reason."""
-
-
-class NotKnown(Exception):
-    """The kit could not find out whether a promise is kept; the message says what it lacked."""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,9 +46,3 @@ class Promise:
                 self.check(subject)
         except Broken as broken:
             raise Broken(broken.got, broken.wanted, self.name) from broken.__cause__
-
-
-def want(holds: bool, got: str, wanted: str) -> None:
-    """Raises Broken unless it holds."""
-    if not holds:
-        raise Broken(got, wanted)

@@ -37,7 +37,7 @@ class BoundPromise:
         Skips it where it applies to no subject.
         """
         __tracebackhide__ = True
-        from pilotfish.testing.promise import NotApplicable, NotKnown
+        from pilotfish.testing.outcome import NotApplicable, NotKnown
         from pilotfish.testing.suite import promise_named
 
         reasons = []

@@ -12,7 +12,7 @@ import torch
 
 from pilotfish.batch import PlacedImage, RequestContext
 from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.runner import paged_leaf, pass_inputs
+from pilotfish.engine.runner import paged_cache_name, pass_inputs
 from pilotfish.kernels.device import current_device
 from pilotfish.protocols import ModelInputs, ModelOutputs, PipelineModel
 from pilotfish.state import StateManager
@@ -92,7 +92,7 @@ class Session:
             self.state,
             contexts,
             [counts[name] for name in rows],
-            paged_leaf(self.model),
+            paged_cache_name(self.model),
         )
 
     @torch.inference_mode()
@@ -133,12 +133,13 @@ class Session:
         return torch.cat(found)
 
     def memory_of(self, name: str) -> list[torch.Tensor]:
-        """The committed rows of a request in every layer of the paged leaf, each [rows, ...]."""
-        leaf = paged_leaf(self.model)
-        if leaf is None:
+        """The committed rows of a request in every layer of the paged cache, each [rows, ...]."""
+        cache_name = paged_cache_name(self.model)
+        if cache_name is None:
             return []
         pages = list(self.state.pages_of(name))
         count = self.state.num_committed(name)
         return [
-            block[pages].flatten(0, 1)[:count].clone() for block in self.state.leaf(leaf).blocks
+            block[pages].flatten(0, 1)[:count].clone()
+            for block in self.state.paged_cache(cache_name).blocks
         ]

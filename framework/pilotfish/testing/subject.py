@@ -21,11 +21,11 @@ from pilotfish.batch import PlacedImage
 from pilotfish.config import CacheConfig, SpeculativeConfig
 from pilotfish.config.runtime import BackendName
 from pilotfish.engine import LLM
-from pilotfish.engine.images import ImageAdmission
 from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.loading import prepare_from_options
-from pilotfish.engine.prepared import Prepared
 from pilotfish.errors import PilotfishError
+from pilotfish.loading.prepare import prepare_from_options
+from pilotfish.loading.prepared import Prepared
+from pilotfish.multimodal.admission import ImageAdmission
 from pilotfish.protocols import ImageProcessor, PipelineModel, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import (
@@ -35,11 +35,12 @@ from pilotfish.testing.checkpoints import (
     save_tiny,
     with_more_heads,
 )
-from pilotfish.testing.oracle import Oracle, TransformersOracle
-from pilotfish.testing.promise import NotApplicable, NotKnown
+from pilotfish.testing.oracle import Oracle
+from pilotfish.testing.outcome import NotApplicable, NotKnown
 from pilotfish.testing.session import Session
+from pilotfish.testing.transformers_oracle import TransformersOracle
 from pilotfish.weights import TensorInfo
-from pilotfish.weights.safetensors import SINGLE_FILE
+from pilotfish.weights.formats.safetensors import SINGLE_FILE
 
 PAGE_SIZE = 4
 """Tokens in a page, unless a test asks for another size: small, so that borders are everywhere."""

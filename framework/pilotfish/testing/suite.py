@@ -23,14 +23,14 @@ from pilotfish.nearest import did_you_mean
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import examples_of, save_tiny
 from pilotfish.testing.examples import EVEN, ODD
-from pilotfish.testing.promise import Broken, NotApplicable, NotKnown, Promise
+from pilotfish.testing.outcome import Broken, NotApplicable, NotKnown
+from pilotfish.testing.promise import Promise
 from pilotfish.testing.promises import (
-    attached,
     batching,
     contract,
     draft_parity,
+    draft_probs,
     images,
-    laws,
     lifecycle,
     loading,
     options,
@@ -39,6 +39,7 @@ from pilotfish.testing.promises import (
     planned,
     requests,
     sampling,
+    slot_caches,
     speculation,
     widths,
 )
@@ -70,7 +71,7 @@ _GROUPS = {
     "scratch is never read": lifecycle.scratch_is_never_read,
     "exceptions change nothing": lifecycle.exceptions_change_nothing,
     "declared state is all": lifecycle.declared_state_is_all,
-    "attached caches keep their contract": attached.attached_caches_keep_their_contract,
+    "slot caches keep their contract": slot_caches.slot_caches_keep_their_contract,
     "images may be cut anywhere": images.images_may_be_cut_anywhere,
     "images do not meet": images.images_do_not_meet,
     "another image is no prefix hit": images.another_image_is_no_prefix_hit,
@@ -107,7 +108,7 @@ _DRAFTS = {
     "the draft is what was asked for": speculation.the_draft_is_what_was_asked_for,
     "a warm prefix drafts as a cold one": speculation.a_warm_prefix_drafts_as_a_cold_one,
     "a draft batch equals singles": speculation.a_draft_batch_equals_singles,
-    "residual acceptance keeps the law": laws.residual_acceptance_keeps_the_law,
+    "residual acceptance keeps the law": draft_probs.residual_acceptance_keeps_the_law,
     "target and draft fail together": speculation.an_exception_leaves_target_and_draft_equal,
 }
 

@@ -1,9 +1,9 @@
 """Checkpoints on disk: opening them, reading tensors lazily, loading them strictly."""
 
 from pilotfish.weights.checkpoint import Checkpoint, open_checkpoint
-from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.experts import expert_rules
-from pilotfish.weights.gguf import GGUFFile
+from pilotfish.weights.formats.gguf import GGUFFile
+from pilotfish.weights.formats.safetensors import SafetensorsSource
 from pilotfish.weights.int4 import check_int4
 from pilotfish.weights.load_plan import (
     LoadPlan,
@@ -19,15 +19,13 @@ from pilotfish.weights.pretokenizer import (
     case_split,
     contraction_split,
 )
-from pilotfish.weights.rules import Piece, Rule, Transform, WeightRules
-from pilotfish.weights.safetensors import SafetensorsSource
+from pilotfish.weights.rules import Piece, Rule, Transform, WeightRules, layer_rule
 from pilotfish.weights.source import TensorInfo, WeightSource
 from pilotfish.weights.stored_rows import StoredRows, stays_stored
 from pilotfish.weights.transforms import drop_axis, unpermute_rope, unpermute_rope_rows
 
 __all__ = [
     "Checkpoint",
-    "DeferredTensor",
     "GGUFFile",
     "LoadPlan",
     "LoadStep",
@@ -47,6 +45,7 @@ __all__ = [
     "drop_axis",
     "execute_load",
     "expert_rules",
+    "layer_rule",
     "open_checkpoint",
     "plan_load",
     "stays_stored",

@@ -17,10 +17,10 @@ from pilotfish.errors import CheckpointError
 from pilotfish.weights.config_values import check_values
 from pilotfish.weights.demo import find_demo
 from pilotfish.weights.directory import open_directory
-from pilotfish.weights.gguf import GGUFFile
+from pilotfish.weights.formats.gguf import GGUFFile
 from pilotfish.weights.gguf_tokens import check_vocabulary, end_ids
 from pilotfish.weights.hf_config import CONFIG_FILE, PlainConfig, read_config
-from pilotfish.weights.hub import (
+from pilotfish.weights.hub.snapshot import (
     HubId,
     HubSnapshot,
     RemoteGGUF,

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from pilotfish.weights import safetensors, torch_bin
 from pilotfish.weights.absent import NoWeightsError
+from pilotfish.weights.formats import safetensors, torch_bin
 from pilotfish.weights.hf_config import what_else_it_is
 from pilotfish.weights.lfs import refuse_pointers
 from pilotfish.weights.source import WeightSource

@@ -7,13 +7,11 @@ parameter is filled so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from pilotfish.errors import PluginError, WeightsError
-from pilotfish.weights.deferred import DeferredTensor
 from pilotfish.weights.load_plan import LoadPiece, LoadPlan, LoadStep
 from pilotfish.weights.names import shortened
 from pilotfish.weights.source import TensorInfo, WeightSource
@@ -25,23 +23,17 @@ if TYPE_CHECKING:
     from pilotfish.kernels.linear.weight import PackedRows
 
 _Value: TypeAlias = Any
-"""A tensor, a DeferredTensor or StoredRows: what a parameter is filled with."""
-
-
-def _none(parameter: str) -> bool:
-    del parameter
-    return False
+"""A tensor or StoredRows: what a parameter is filled with."""
 
 
 def execute_load(
     plan: LoadPlan,
     source: WeightSource,
-    assign: Callable[[str, torch.Tensor | DeferredTensor | StoredRows], None],
+    assign: Callable[[str, torch.Tensor | StoredRows], None],
     dtype: torch.dtype,
     *,
     device: torch.device | str = "cpu",
-    defers: Callable[[str], bool] = _none,
-    keeps: Callable[[str], bool] = _none,
+    keeps: Callable[[str], bool] | None = None,
 ) -> None:
     """Reads the tensors one at a time and hands over whole parameters.
 
@@ -49,22 +41,15 @@ def execute_load(
         `dtype` (or the rule's dtype, or the file's for integers and bools) on `device`. The loader
         keeps nothing, so a layer may pack the tensor and drop it. A tied parameter gets the very
         tensor of its owner, right after it.
-    defers: whether a parameter may be handed over as a DeferredTensor, to be read when it is first
-        needed. It is where the source maps its file, memory is the CPU's and nothing shares it;
-        every tensor is mapped before this returns, so that the file may then be replaced.
     keeps: whether a parameter may be handed over as StoredRows, used where and as it lies; those
-        that share it must all. It is where its tensors are matrices of kinds that rows are
-        multiplied with (see `stays_stored`); of several, those that are not are converted alone.
+        that share it must all. None: none may. It is where its tensors are matrices of kinds that
+        rows are multiplied with (see `stays_stored`); of several, those that are not are converted
+        alone.
     """
-    can_defer = source.is_mapped and str(device) == "cpu"
     for step in plan.steps:
-        if all(map(keeps, (step.parameter, *step.tied))) and _may_stay(step, source.infos):
+        names = (step.parameter, *step.tied)
+        if keeps is not None and all(map(keeps, names)) and _may_stay(step, source.infos):
             _hand_over(step, _stored_rows(step, source, dtype), assign)
-            continue
-        if can_defer and not step.tied and defers(step.parameter):
-            mapped = {piece.name: source.load(piece.name) for piece in step.pieces}
-            read = partial(_read_step, step, mapped.__getitem__, dtype, device)
-            assign(step.parameter, DeferredTensor(step.shape, read))
             continue
         tensor = _read_step(step, source.load, dtype, device)
         assert tuple(tensor.shape) == step.shape, (step.parameter, tensor.shape, step.shape)

@@ -108,3 +108,15 @@ class WeightRules:
             if name.startswith(prefix):
                 return self.prefixes[prefix] + name.removeprefix(prefix)
         return name
+
+
+def layer_rule(parameter: str, *pieces: str | tuple[str, int | None]) -> Rule:
+    """A rule for each layer: `layers.{layer}.` stands before the parameter and the tensors' names.
+
+    pieces: names, several of which are put side by side; one may come with the rows it must have.
+    """
+    named = [(piece, None) if isinstance(piece, str) else piece for piece in pieces]
+    return Rule(
+        f"layers.{{layer}}.{parameter}",
+        [Piece(f"layers.{{layer}}.{name}", rows) for name, rows in named],
+    )

@@ -25,8 +25,8 @@ from pilotfish.config.hf_options import (
     whole_number,
     written,
 )
+from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates
 from pilotfish.registry import Registry
 from pilotfish.state import KVCacheParams, StateSpec
@@ -34,16 +34,16 @@ from pilotfish_dflash.formats import (
     DRAFT_ARCHITECTURES,
     SPECULATORS,
     DraftFormat,
-    LayerSight,
+    LayerMaskSpec,
     read_format,
-    read_sights,
+    read_mask_specs,
     read_taps,
 )
 from pilotfish_dflash.options import WHOSE, boolean
 from pilotfish_dflash.unread import refuse_other_tensors
 
-LEAF = "draft"
-"""The paged leaf with the draft's keys and values."""
+DRAFT_CACHE = "draft"
+"""The paged cache with the draft's keys and values."""
 
 NEEDED = (
     *("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -67,8 +67,8 @@ class DFlashConfig:
         draft's own embedding, which may be padded to another size.
     block_size: rows of a block, the anchor included. mask_token_id: read by the rows after it.
     samples_anchor: the anchor's row proposes too, each row the token after it.
-    sights: what each layer's rows see. rope: rotary positions; max_position: rows from here on are
-        not drafted. attention_bias: on all four projections.
+    mask_specs: what each layer's rows see. rope: rotary positions; max_position: rows from here on
+        are not drafted. attention_bias: on all four projections.
     embedding_factor: what the target's `embed` is multiplied with; logit_factor: the same of its
         `lm_head`; logit_softcap: c in `c tanh(logits / c)` after that; None for none.
     own_embedding, own_head, has_offsets: whether the FILE has embed_tokens, lm_head, d2t.
@@ -92,7 +92,7 @@ class DFlashConfig:
     intermediate_size: int = attrs.field(validator=_count)
     num_hidden_layers: int = attrs.field(validator=_count)
     rms_norm_eps: float = attrs.field(validator=norm_epsilon())
-    sights: tuple[LayerSight, ...]
+    mask_specs: tuple[LayerMaskSpec, ...]
     rope: RopeParameters
     max_position: int = attrs.field(validator=_count)
     dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
@@ -159,8 +159,10 @@ class DFlashConfig:
             want_written(model, NEEDED, WHOSE)
         dtype = draft.option("dtype") or draft.option("torch_dtype") or "auto"
         want_value("torch_dtype", str(dtype).removeprefix("torch."), DTYPES, WHOSE)
-        sights = read_sights(draft, said)
-        return _from_format(cls, draft, pipeline_config, run_dtype(pipeline_config, model), sights)
+        mask_specs = read_mask_specs(draft, said)
+        return _from_format(
+            cls, draft, pipeline_config, run_dtype(pipeline_config, model), mask_specs
+        )
 
     def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
         """Reads what only the tensors' names can tell.
@@ -199,7 +201,7 @@ class DFlashConfig:
     def kv_params(self) -> KVCacheParams:
         """The geometry of the draft's pages."""
         return KVCacheParams(
-            name=LEAF,
+            name=DRAFT_CACHE,
             num_layers=self.num_hidden_layers,
             num_kv_heads=self.num_key_value_heads,
             head_dim=self.head_dim,
@@ -219,7 +221,7 @@ class DFlashConfig:
         return self.kv_params
 
     def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """One paged leaf, "draft"."""
+        """One paged cache, "draft"."""
         return (self.kv_params.spec,)
 
     def get_max_seq_len(self) -> int:
@@ -261,7 +263,7 @@ def _from_format(
     draft: DraftFormat,
     pipeline_config: PipelineConfig,
     dtype: str,
-    sights: tuple[LayerSight, ...],
+    mask_specs: tuple[LayerMaskSpec, ...],
 ) -> Made:
     layer = draft.layer
     want_counts(layer, NEEDED, WHOSE)
@@ -296,7 +298,7 @@ def _from_format(
         intermediate_size=layer.intermediate_size,
         num_hidden_layers=layer.num_hidden_layers,
         rms_norm_eps=option(layer, "rms_norm_eps", 1e-6),
-        sights=sights,
+        mask_specs=mask_specs,
         rope=rope,
         max_position=rope.length_limit,
         dtype=dtype,

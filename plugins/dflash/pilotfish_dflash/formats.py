@@ -33,7 +33,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @attrs.frozen(kw_only=True)
-class LayerSight:
+class LayerMaskSpec:
     """What one layer's rows see. window: keys on a side, itself included; None for all.
 
     is_causal: whether a row of the block sees no later ones.
@@ -169,7 +169,7 @@ def read_taps(draft: DraftFormat, num_target_layers: int) -> tuple[tuple[int, ..
     return taps, source
 
 
-def read_sights(draft: DraftFormat, written: Mapping[str, Any]) -> tuple[LayerSight, ...]:
+def read_mask_specs(draft: DraftFormat, written: Mapping[str, Any]) -> tuple[LayerMaskSpec, ...]:
     """What each layer sees. written: as `read_format`: a window by default is another model's.
 
     Full layers see the whole block, sliding ones are causal in it, unless the config says
@@ -193,7 +193,7 @@ def read_sights(draft: DraftFormat, written: Mapping[str, Any]) -> tuple[LayerSi
             causal = [boolean("is_causal", given)] * count
     window = _window(draft, nested, written) if SLIDING in kinds else None
     return tuple(
-        LayerSight(window=window if kind == SLIDING else None, is_causal=is_causal)
+        LayerMaskSpec(window=window if kind == SLIDING else None, is_causal=is_causal)
         for kind, is_causal in zip(kinds, causal, strict=True)
     )
 

@@ -13,15 +13,15 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from pilotfish.errors import RouteError, WeightsError
+from pilotfish.invariance.row_multiples import RowMultiples
+from pilotfish.invariance.rows import padded
 from pilotfish.kernels.elementwise import tanh
-from pilotfish.layers.loading import load_layers
-from pilotfish.layers.multiples import RowMultiples
-from pilotfish.layers.rows import padded
-from pilotfish.layers.vocabulary import fitted
+from pilotfish.models.loading import load_layers
 from pilotfish.protocols import ModelInputs
 from pilotfish.speculation import BlockProposer, BlockRows, ContextRows, ProposerSetup
+from pilotfish.speculation.draft_vocabulary import fitted
 from pilotfish.weights import LoadPlan, TensorInfo, WeightSource, plan_load
-from pilotfish_dflash.config import LEAF, DFlashConfig
+from pilotfish_dflash.config import DRAFT_CACHE, DFlashConfig
 from pilotfish_dflash.network import DFlashLlama3
 from pilotfish_dflash.weights import weight_rules
 
@@ -39,13 +39,13 @@ class DFlashProposer(BlockProposer):
         config: DFlashConfig = setup.config
         speculative = setup.pipeline_config.speculative
         super().__init__(
-            leaf=LEAF,
+            cache_name=DRAFT_CACHE,
             whose=setup.pipeline_config.whose_draft,
             device=torch.device(setup.device),
             mask_token_id=config.mask_token_id,
             samples_anchor=config.samples_anchor,
             max_positions=config.max_position,
-            keeps_laws=speculative is not None and speculative.acceptance == "residual",
+            keeps_probs=speculative is not None and speculative.acceptance == "residual",
         )
         self.config = config
         self.backend = setup.backend

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from pilotfish.invariance.rows import padded
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.context_kv_write import write_context_kv
 from pilotfish.kernels.context_kv_write.native import plan_write_context_kv
@@ -28,9 +29,8 @@ from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written
-from pilotfish.layers.rotary import Rotary
-from pilotfish.layers.rows import padded
-from pilotfish.layers.vocabulary import DraftVocabulary
+from pilotfish.layers.rope import Rotary
+from pilotfish.speculation.draft_vocabulary import DraftVocabulary
 from pilotfish.state import KVCacheInputs
 from pilotfish_dflash.config import DFlashConfig
 from pilotfish_dflash.planned import BlockPass, ContextPass
@@ -203,10 +203,10 @@ class DFlashLlama3(Layer):
         )
         if planned:
             return planned(input_embeds, run, range(num_rows) if wanted is None else wanted)
-        x, stream = rows, None
+        x, residual = rows, None
         for layer in self.layers:
-            x, stream = layer(x, stream, run)
-        normed = self.norm.add(x, stream, self.backend)[0][:num_rows]
+            x, residual = layer(x, residual, run)
+        normed = self.norm.add(x, residual, self.backend)[0][:num_rows]
         return normed if wanted is None else normed[torch.tensor(wanted, device=normed.device)]
 
     def _planned(
@@ -261,15 +261,15 @@ class DFlashLlama3(Layer):
 
 
 def _block(config: DFlashConfig, layer: int) -> PreNormBlock:
-    sight = config.sights[layer]
+    mask_spec = config.mask_specs[layer]
     attention = Attention(
         layer,
         config.hidden_size,
         config.num_attention_heads,
         config.num_key_value_heads,
         config.head_dim,
-        window=sight.window,
-        mode="causal" if sight.is_causal else "block",
+        window=mask_spec.window,
+        mode="causal" if mask_spec.is_causal else "block",
         qkv_bias=config.attention_bias,
         out_bias=config.attention_bias,
         head_norm_eps=config.rms_norm_eps,

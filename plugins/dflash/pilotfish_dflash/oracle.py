@@ -222,8 +222,8 @@ class NaiveDraft:
         k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
         scores = torch.einsum("inh,jnh->nij", q, k) / math.sqrt(q.shape[-1])
         seen = self._seen(index, positions[-count:, None], positions[None, :])
-        law = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        return self._linear(f"{at}.o_proj", torch.einsum("nij,jnh->inh", law, v).flatten(1))
+        probs = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        return self._linear(f"{at}.o_proj", torch.einsum("nij,jnh->inh", probs, v).flatten(1))
 
     def _seen(self, index: int, p: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         window = self.facts.windows[index]

@@ -32,7 +32,7 @@ class ContextPass:
         self, network: DFlashLlama3, *, dtype: torch.dtype, cache_dtype: torch.dtype
     ) -> None:
         run = self._run = _empty(network, dtype, cache_dtype)
-        self._features = run.buffer(network.fc.prepared.in_features)
+        self._features = run.buffer(network.fc.packed.in_features)
         rows = run.norm(network.hidden_norm, run.linear(network.fc, self._features))
         network.context.plan(run, rows, _CACHES)
         run.plan.fill(self._features)
@@ -68,11 +68,11 @@ class BlockPass:
     ) -> None:
         run = self._run = _empty(network, dtype, cache_dtype)
         self._wanted = Rows("R")
-        self._x = run.buffer(network.fc.prepared.out_features)
-        x, stream = self._x, None
+        self._x = run.buffer(network.fc.packed.out_features)
+        x, residual = self._x, None
         for layer in network.layers:
-            x, stream = run.block(layer, x, stream)
-        ends = [x] if stream is None else [x, stream]
+            x, residual = run.block(layer, x, residual)
+        ends = [x] if residual is None else [x, residual]
         x, *before = (plan_take_rows(run.plan, rows, _WANTED, self._wanted) for rows in ends)
         self._normed: Buffer = run.add_norm(network.norm, x, before[0] if before else None, 1.0)[0]
         run.plan.fill(self._x)

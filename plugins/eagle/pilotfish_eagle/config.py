@@ -25,8 +25,8 @@ from pilotfish.config.hf_options import (
     whole_number,
     written,
 )
+from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import CheckpointError, ConfigError
-from pilotfish.layers.rope import RopeParameters
 from pilotfish.protocols import ReturnHiddenStates
 from pilotfish.registry import Registry
 from pilotfish.state import KVCacheParams, StateSpec
@@ -42,8 +42,8 @@ from pilotfish_eagle.formats import (
     read_windows,
 )
 
-LEAF = "draft"
-"""The paged leaf with the draft's keys and values."""
+DRAFT_CACHE = "draft"
+"""The paged cache with the draft's keys and values."""
 
 NEEDED = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
@@ -216,7 +216,7 @@ class EagleConfig:
     def kv_params(self) -> KVCacheParams:
         """The geometry of the draft's pages."""
         return KVCacheParams(
-            name=LEAF,
+            name=DRAFT_CACHE,
             num_layers=self.num_hidden_layers,
             num_kv_heads=self.num_key_value_heads,
             head_dim=self.head_dim,
@@ -232,7 +232,7 @@ class EagleConfig:
         return self.kv_params
 
     def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """One paged leaf, "draft"."""
+        """One paged cache, "draft"."""
         return (self.kv_params.spec,)
 
     def get_max_seq_len(self) -> int:

@@ -14,17 +14,17 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from pilotfish.errors import WeightsError
+from pilotfish.invariance.row_multiples import RowMultiples
+from pilotfish.invariance.rows import padded
 from pilotfish.kernels.paged_attention import plan_attention
-from pilotfish.layers.decoder import Stream
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.loading import load_layers
-from pilotfish.layers.multiples import RowMultiples
 from pilotfish.layers.pass_plan import is_as_written
-from pilotfish.layers.rows import padded
-from pilotfish.layers.vocabulary import fitted
+from pilotfish.models.decoder import Residual
+from pilotfish.models.loading import load_layers
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
+from pilotfish.speculation.draft_vocabulary import fitted
 from pilotfish.weights import LoadPlan, TensorInfo, WeightSource, plan_load
-from pilotfish_eagle.config import LEAF, EagleConfig
+from pilotfish_eagle.config import DRAFT_CACHE, EagleConfig
 from pilotfish_eagle.network import EagleNetwork, LastRows
 from pilotfish_eagle.planned import EaglePass
 from pilotfish_eagle.weights import weight_rules
@@ -44,11 +44,11 @@ class EagleModel(SequentialProposer):
         config: EagleConfig = setup.config
         speculative = setup.pipeline_config.speculative
         super().__init__(
-            leaf=LEAF,
+            cache_name=DRAFT_CACHE,
             whose=setup.pipeline_config.whose_draft,
             device=torch.device(setup.device),
             max_positions=config.max_position,
-            keeps_laws=speculative is not None and speculative.acceptance == "residual",
+            keeps_probs=speculative is not None and speculative.acceptance == "residual",
         )
         self.config = config
         self.backend = setup.backend
@@ -119,7 +119,7 @@ class EagleModel(SequentialProposer):
     def forward(self, rows: DraftRows) -> DraftOutputs:
         """One pass; see SequentialProposer.
 
-        rows.features: [T, F], or rows.recycled: [B, D] with one row a request.
+        rows.features: [T, F], or rows.prev_hidden_states: [B, D] with one row a request.
         Returns logits [B', V] float32 and what the next rows recycle, [B', D].
         """
         run, num_padded = self._start(rows)
@@ -129,8 +129,8 @@ class EagleModel(SequentialProposer):
             return self._outputs(planned(embedded, beside, run, rows.wanted_rows))
         short = num_padded - rows.tokens.shape[0]
         embedded = self._embed(torch.nn.functional.pad(rows.tokens, (0, short)))
-        stream = self.network.run(embedded, self._hidden(rows, short), run)
-        return self._outputs(self._finish(stream, rows.wanted_rows))
+        residual = self.network.run(embedded, self._hidden(rows, short), run)
+        return self._outputs(self._finish(residual, rows.wanted_rows))
 
     def _planned(self, rows: DraftRows) -> EaglePass | None:
         """The pass as native calls, planned when first asked for; None on another backend.
@@ -163,9 +163,11 @@ class EagleModel(SequentialProposer):
 
     def _beside(self, rows: DraftRows) -> torch.Tensor:
         """[T, F] or [T, D], what stands beside the rows' tokens."""
-        found = rows.features if rows.features is not None else rows.recycled
+        found = rows.features if rows.features is not None else rows.prev_hidden_states
         if found is None:
-            raise ValueError("the rows have neither features nor recycled ones; wanted one of them")
+            raise ValueError(
+                "the rows have neither features nor prev_hidden_states; wanted one of them"
+            )
         return found
 
     def _hidden(self, rows: DraftRows, short: int) -> torch.Tensor:
@@ -200,17 +202,17 @@ class EagleModel(SequentialProposer):
         )
         return run, num_padded
 
-    def _finish(self, stream: Stream, wanted: list[int]) -> LastRows:
+    def _finish(self, residual: Residual, wanted: list[int]) -> LastRows:
         """Of some rows of the pass."""
         count = len(wanted)
         if not count:
-            return LastRows(stream.x[:0], None)
+            return LastRows(residual.x[:0], None)
         filled = wanted + [wanted[-1]] * (padded(count, self._head_multiple) - count)
-        whole = stream.rows(torch.tensor(filled, device=self.device))
+        whole = residual.rows(torch.tensor(filled, device=self.device))
         return self.network.finish(whole.sum(self.backend), self.backend).first(count)
 
     def _outputs(self, last: LastRows) -> DraftOutputs:
-        """Logits and what is recycled."""
+        """Logits, and the hidden states that the next pass reads."""
         network, normed = self.network, last.normed
         if not len(last.whole):
             nothing = torch.empty(0, self.config.target_vocab_size, device=self.device)
@@ -222,5 +224,5 @@ class EagleModel(SequentialProposer):
         if network.vocabulary is not None:
             logits = network.vocabulary(logits)
         logits = fitted(logits, self.config.target_vocab_size)
-        recycled = normed if network.recycles_normed else last.whole
-        return DraftOutputs(logits=logits, recycled=recycled)
+        prev_hidden_states = normed if network.recycles_normed else last.whole
+        return DraftOutputs(logits=logits, prev_hidden_states=prev_hidden_states)

@@ -15,7 +15,6 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import Block, PreNormBlock
-from pilotfish.layers.decoder import Stream
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
@@ -23,8 +22,9 @@ from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan
-from pilotfish.layers.rotary import Rotary
-from pilotfish.layers.vocabulary import DraftVocabulary
+from pilotfish.layers.rope import Rotary
+from pilotfish.models.decoder import Residual
+from pilotfish.speculation.draft_vocabulary import DraftVocabulary
 from pilotfish_eagle.config import EagleConfig
 
 
@@ -37,18 +37,18 @@ class FirstBlock(Block):
         self.mlp = mlp
 
     def __call__(
-        self, x: torch.Tensor, stream: torch.Tensor | None, run: ForwardPass
+        self, x: torch.Tensor, residual: torch.Tensor | None, run: ForwardPass
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Block`; x: [T, D], what fc put out."""
-        assert stream is None
-        normed, stream = self.mlp_norm.add(self.attention(x, run), x, run.backend)
-        return self.mlp(normed, run), stream
+        assert residual is None
+        normed, residual = self.mlp_norm.add(self.attention(x, run), x, run.backend)
+        return self.mlp(normed, run), residual
 
-    def plan(self, run: PassPlan, x: Buffer, stream: Buffer | None) -> tuple[Buffer, Buffer]:
+    def plan(self, run: PassPlan, x: Buffer, residual: Buffer | None) -> tuple[Buffer, Buffer]:
         """As `__call__`."""
-        assert stream is None
-        normed, stream = run.add_norm(self.mlp_norm, run.sublayer(self.attention, x), x, 1.0)
-        return run.sublayer(self.mlp, normed), stream
+        assert residual is None
+        normed, residual = run.add_norm(self.mlp_norm, run.sublayer(self.attention, x), x, 1.0)
+        return run.sublayer(self.mlp, normed), residual
 
 
 class JoiningBlock(Layer):
@@ -82,19 +82,19 @@ class JoiningBlock(Layer):
         backend = run.backend
         normed = self.hidden_norm(hidden, backend)
         joined = torch.cat((self.input_norm(embedded, backend), normed), dim=-1)
-        stream = normed if self.norm_before_residual else hidden
-        rows, stream = self.mlp_norm.add(self.attention(joined, run), stream, backend)
-        return self.mlp(rows, run), stream
+        residual = normed if self.norm_before_residual else hidden
+        rows, residual = self.mlp_norm.add(self.attention(joined, run), residual, backend)
+        return self.mlp(rows, run), residual
 
     def plan(self, run: PassPlan, embedded: Buffer, hidden: Buffer) -> tuple[Buffer, Buffer]:
         """As `__call__`; the norms write side by side."""
         joined = run.buffer(embedded.width + hidden.width)
         run.norm(self.input_norm, embedded, joined.columns(0, embedded.width))
         run.norm(self.hidden_norm, hidden, joined.columns(embedded.width))
-        stream = run.norm(self.hidden_norm, hidden) if self.norm_before_residual else hidden
+        residual = run.norm(self.hidden_norm, hidden) if self.norm_before_residual else hidden
         x = run.sublayer(self.attention, joined)
-        rows, stream = run.add_norm(self.mlp_norm, x, stream, 1.0)
-        return run.sublayer(self.mlp, rows), stream
+        rows, residual = run.add_norm(self.mlp_norm, x, residual, 1.0)
+        return run.sublayer(self.mlp, rows), residual
 
 
 class WideAttention(Attention):
@@ -185,19 +185,19 @@ class EagleNetwork(Layer):
             features = torch.cat(normed, dim=-1)
         return self.fc(features, backend)
 
-    def run(self, embedded: torch.Tensor, hidden: torch.Tensor, run: ForwardPass) -> Stream:
+    def run(self, embedded: torch.Tensor, hidden: torch.Tensor, run: ForwardPass) -> Residual:
         """embedded: [T, D] of the row's token. hidden: [T, D], what stands beside it: a feature
-        that went through `combine`, or what the row before recycled; may be updated in place.
+        that went through `combine`, or the hidden state of the row before; may be updated in place.
         """
         if self.joining is not None:
-            x, stream = self.joining(embedded, hidden, run)
+            x, residual = self.joining(embedded, hidden, run)
         else:
             assert self.first is not None
             rows = self.fc(torch.cat((embedded, hidden), dim=-1), run.backend)
-            x, stream = self.first(rows, None, run)
+            x, residual = self.first(rows, None, run)
         for block in self.layers:
-            x, stream = block(x, stream, run)
-        return Stream(x, stream, 1.0)
+            x, residual = block(x, residual, run)
+        return Residual(x, residual, 1.0)
 
     def plan_combine(self, run: PassPlan, features: Buffer) -> Buffer:
         """As `combine`; may overwrite the features."""
@@ -219,10 +219,10 @@ class EagleNetwork(Layer):
         assert self.first is not None
         return self._plan_rest(run, *run.block(self.first, run.linear(self.fc, both), None))
 
-    def _plan_rest(self, run: PassPlan, x: Buffer, stream: Buffer) -> tuple[Buffer, Buffer]:
+    def _plan_rest(self, run: PassPlan, x: Buffer, residual: Buffer) -> tuple[Buffer, Buffer]:
         for block in self.layers:
-            x, stream = run.block(block, x, stream)
-        return x, stream
+            x, residual = run.block(block, x, residual)
+        return x, residual
 
     def finish(self, whole: torch.Tensor, backend: KernelBackend) -> LastRows:
         """whole: [R, D], the residual stream of the rows that are wanted."""

@@ -66,7 +66,7 @@ class NaiveDraft:
         for token in drafted:
             outputs = self._forward(beside, torch.stack(hidden))
             rows.append(self._logits(outputs[-1]))
-            hidden.append(self._recycled(outputs[-1]))
+            hidden.append(self._prev_hidden_states(outputs[-1]))
             beside.append(token)
         return torch.stack(rows)
 
@@ -128,8 +128,8 @@ class NaiveDraft:
         if kinds and kinds[index] == "sliding_attention":
             window = self._options["sliding_window"]
             hidden |= torch.ones(count, count, dtype=torch.bool).tril(-window)
-        law = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        return self._linear(f"{at}.o_proj", torch.einsum("nij,jnh->inh", law, v).flatten(1))
+        probs = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        return self._linear(f"{at}.o_proj", torch.einsum("nij,jnh->inh", probs, v).flatten(1))
 
     def _logits(self, row: torch.Tensor) -> torch.Tensor:
         """[V]"""
@@ -141,7 +141,7 @@ class NaiveDraft:
         own = (head @ read)[None]
         return spread(own, self._tensors.get("d2t"), self.target.head.shape[0])[0]
 
-    def _recycled(self, row: torch.Tensor) -> torch.Tensor:
+    def _prev_hidden_states(self, row: torch.Tensor) -> torch.Tensor:
         is_normed = self._is_speculators and self._flags.get("norm_output")
         return self._norm("norm", row) if is_normed else row
 

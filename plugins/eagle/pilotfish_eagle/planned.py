@@ -56,8 +56,8 @@ class EaglePass:
             (both,) = self._inputs = (run.buffer(width + beside),)
             ends = network.plan_joined(run, both)
         run.plan.fill(*self._inputs)
-        x, stream = (plan_take_rows(run.plan, rows, _WANTED, self._wanted) for rows in ends)
-        self._whole = plan_add_scaled(run.plan, stream, x, 1.0)
+        x, residual = (plan_take_rows(run.plan, rows, _WANTED, self._wanted) for rows in ends)
+        self._whole = plan_add_scaled(run.plan, residual, x, 1.0)
         self._normed: Buffer | None = None
         self._logits: Buffer | None = None
         if network.norm is not None:

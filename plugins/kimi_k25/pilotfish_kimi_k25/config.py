@@ -32,10 +32,11 @@ from pilotfish.config.hf_options import (
     want_written,
     whole_number,
 )
+from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.layers.rope import RopeParameters
+from pilotfish.models.decoder_config import DecoderConfig
 from pilotfish.protocols import ImageMemory, ReturnHiddenStates, ReturnLogits
-from pilotfish.state import LatentCacheParams, StateSpec
+from pilotfish.state import LatentCacheParams
 from pilotfish.state.specs import DTYPE_BYTES
 from pilotfish_kimi_k25.options import (
     MAX_SCALE,
@@ -114,7 +115,7 @@ class ExpertsConfig:
 
 
 @attrs.frozen(kw_only=True)
-class KimiK25Config:
+class KimiK25Config(DecoderConfig):
     """Everything the text network needs to know.
 
     q_lora_rank: width of the latent that queries are made of; None where they are made of the row.
@@ -252,14 +253,6 @@ class KimiK25Config:
             dtype=self.cache_dtype or self.dtype,
         )
 
-    def get_kv_params(self) -> LatentCacheParams:
-        """As `kv_params`."""
-        return self.kv_params
-
-    def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """One paged leaf, "kv"."""
-        return (self.kv_params.spec,)
-
     @property
     def vision(self) -> VisionConfig | None:
         """Of the vision tower; None for a network of text only."""
@@ -270,10 +263,6 @@ class KimiK25Config:
         if self.image_processor is None:
             return None
         return self.image_processor.memory(DTYPE_BYTES[self.dtype])
-
-    def get_max_seq_len(self) -> int:
-        """The longest context in tokens."""
-        return self.max_seq_len
 
 
 def dense_layers_of(text: Any) -> frozenset[int]:

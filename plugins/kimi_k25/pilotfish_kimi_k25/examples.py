@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.testing import Examples
+from pilotfish.weights.formats.safetensors import SINGLE_FILE
 from pilotfish.weights.hf_config import CONFIG_FILE
-from pilotfish.weights.safetensors import SINGLE_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def write_transformers_model(options: Mapping[str, Any], folder: Path) -> dict[s
     from safetensors.torch import load_file
 
     from pilotfish.testing.checkpoints import randomize
-    from pilotfish.testing.oracle import quiet
+    from pilotfish.testing.quiet import quiet
 
     given = {**options, "architectures": [TRANSFORMERS_NAME]}
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -116,7 +116,7 @@ def write_transformers_model(options: Mapping[str, Any], folder: Path) -> dict[s
 def kimi_oracle(folder: Path) -> Oracle:
     """transformers' model, which reads both layouts, under the name that it knows."""
     from pilotfish.testing.checkpoints import copy_with_config
-    from pilotfish.testing.oracle import TransformersOracle
+    from pilotfish.testing.transformers_oracle import TransformersOracle
 
     class NamedOracle(TransformersOracle):
         """Its files live as long as it does."""

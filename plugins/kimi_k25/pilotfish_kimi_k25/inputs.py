@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from pilotfish.layers.images import ImageInputs
+from pilotfish.multimodal.model import ImageInputs
 
 
 @attrs.frozen(kw_only=True)

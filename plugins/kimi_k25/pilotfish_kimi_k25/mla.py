@@ -117,10 +117,10 @@ class LatentAttention(PagedAttentionLayer):
         """x: [T, D] -> [T, D]. Writes this pass's rows into the layer's pages."""
         q, latent, turning = self._project(x, run.backend)
         plain, q_turning = q.split_with_sizes(self.q_parts, -1)
-        turned, row = self._turn(q_turning, latent, turning, run)
+        rope_part, row = self._turn(q_turning, latent, turning, run)
         cache = run.caches[self.layer]
         write_kv(row, cache, run.write_slots, backend=run.backend)
-        seen = self._attend(plain, turned, cache, run)
+        seen = self._attend(plain, rope_part, cache, run)
         return self.out(seen.reshape(-1, self.out_width), run.backend)
 
     def _project(
@@ -143,20 +143,20 @@ class LatentAttention(PagedAttentionLayer):
 
         Both at once: with few rows the number of calls is the time.
         """
-        turned = torch.cat((q, turning.unsqueeze(1)), 1)
-        apply_rope(turned, run.cos, run.sin, interleaved=self.interleaved, backend=run.backend)
-        row = torch.cat((latent, turned.select(1, self.num_heads)), 1)
-        return turned.narrow(1, 0, self.num_heads), row
+        rope_part = torch.cat((q, turning.unsqueeze(1)), 1)
+        apply_rope(rope_part, run.cos, run.sin, interleaved=self.interleaved, backend=run.backend)
+        row = torch.cat((latent, rope_part.select(1, self.num_heads)), 1)
+        return rope_part.narrow(1, 0, self.num_heads), row
 
     def _attend(
-        self, plain: torch.Tensor, turned: torch.Tensor, cache: torch.Tensor, run: ForwardPass
+        self, plain: torch.Tensor, rope_part: torch.Tensor, cache: torch.Tensor, run: ForwardPass
     ) -> torch.Tensor:
         """[T, N, V]. One form for all rows where bits matter: the two round differently."""
         backend, heads = run.backend, self.kv_b.heads
         if self._expands(run):
-            whole = torch.cat((plain, turned), -1)
+            whole = torch.cat((plain, rope_part), -1)
             return attend_expanded(whole, cache, run.plan, heads, scale=self.scale, backend=backend)
-        absorbed = torch.cat((head_linear(plain, self.kv_b.absorb, backend=backend), turned), -1)
+        absorbed = torch.cat((head_linear(plain, self.kv_b.absorb, backend=backend), rope_part), -1)
         seen = attend_absorbed(
             absorbed,
             cache,

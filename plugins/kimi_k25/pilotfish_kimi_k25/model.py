@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from pilotfish.errors import ConfigError
-from pilotfish.layers.images import ImageDecoderModel
-from pilotfish.layers.inputs import DecoderInputs
 from pilotfish.layers.layer import KeepsBits
+from pilotfish.models.inputs import DecoderInputs
+from pilotfish.multimodal.model import ImageDecoderModel
 from pilotfish.protocols import ImageFeatures
 from pilotfish.weights import WeightRules
 from pilotfish_kimi_k25.config import KimiK25Config

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from pilotfish.layers.block import PreNormBlock, Sublayer
-from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.moe import ExpertFormat, MixtureOfExperts
 from pilotfish.layers.norm import RMSNorm
-from pilotfish.layers.rotary import Rotary, yarn_scale
+from pilotfish.layers.rope import Rotary, yarn_scale
 from pilotfish.layers.router import Routing
+from pilotfish.models.decoder import Decoder
 from pilotfish.weights.int4 import GROUP_SIZE
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.mla import LatentAttention

@@ -17,8 +17,8 @@ from pilotfish.config.hf_options import (
     want_values,
     whole_number,
 )
+from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.layers.rope import RopeParameters
 from pilotfish.weights.int4 import GROUP_SIZE
 
 NEEDED = (

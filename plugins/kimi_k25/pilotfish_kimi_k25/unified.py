@@ -16,7 +16,7 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.errors import ConfigError
-from pilotfish.layers.images import ImageInputs
+from pilotfish.multimodal.model import ImageInputs
 from pilotfish.protocols import ModelInputs
 from pilotfish.speculation.unified import UnifiedConfig, UnifiedInputs, UnifiedModel
 from pilotfish.state import KVCacheInputs

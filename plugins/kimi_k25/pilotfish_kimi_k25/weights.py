@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pilotfish.weights import Piece, Rule, WeightRules
+from pilotfish.weights import Rule, WeightRules, layer_rule
 from pilotfish.weights.experts import expert_rules
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.vision.weights import vision_rules
@@ -72,8 +72,8 @@ def _rules(config: KimiK25Config) -> Iterator[Rule]:
     yield Rule("lm_head.weight", "lm_head.weight")
     if config.vision is not None:
         yield from vision_rules(config.vision)
-    yield _layer("attention_norm.weight", "input_layernorm.weight")
-    yield _layer("mlp_norm.weight", "post_attention_layernorm.weight")
+    yield layer_rule("attention_norm.weight", "input_layernorm.weight")
+    yield layer_rule("mlp_norm.weight", "post_attention_layernorm.weight")
     yield from _attention_rules(config)
     yield from _gated("mlp", "mlp", config.intermediate_size)
     experts = config.experts
@@ -90,31 +90,22 @@ def _rules(config: KimiK25Config) -> Iterator[Rule]:
 
 def _attention_rules(config: KimiK25Config) -> Iterator[Rule]:
     for kind in ("weight", "bias"):
-        yield _layer(
+        yield layer_rule(
             f"attention.qkv_a.{kind}",
             (f"self_attn.q_a_proj.{kind}", config.q_lora_rank),
             (f"self_attn.kv_a_proj_with_mqa.{kind}", config.latent_width),
         )
-        yield _layer(f"attention.kv_a.{kind}", f"self_attn.kv_a_proj_with_mqa.{kind}")
-        yield _layer(f"attention.out.{kind}", f"self_attn.o_proj.{kind}")
-    yield _layer("attention.q.weight", "self_attn.q_proj.weight")
-    yield _layer("attention.q_norm.weight", "self_attn.q_a_layernorm.weight")
-    yield _layer("attention.q_b.weight", "self_attn.q_b_proj.weight")
-    yield _layer("attention.kv_norm.weight", "self_attn.kv_a_layernorm.weight")
-    yield _layer("attention.kv_b.weight", "self_attn.kv_b_proj.weight")
+        yield layer_rule(f"attention.kv_a.{kind}", f"self_attn.kv_a_proj_with_mqa.{kind}")
+        yield layer_rule(f"attention.out.{kind}", f"self_attn.o_proj.{kind}")
+    yield layer_rule("attention.q.weight", "self_attn.q_proj.weight")
+    yield layer_rule("attention.q_norm.weight", "self_attn.q_a_layernorm.weight")
+    yield layer_rule("attention.q_b.weight", "self_attn.q_b_proj.weight")
+    yield layer_rule("attention.kv_norm.weight", "self_attn.kv_a_layernorm.weight")
+    yield layer_rule("attention.kv_b.weight", "self_attn.kv_b_proj.weight")
 
 
 def _gated(parameter: str, module: str, width: int) -> Iterator[Rule]:
     """A gated feed-forward: gate and up are one parameter."""
     halves = [(f"{module}.{part}_proj.weight", width) for part in ("gate", "up")]
-    yield _layer(f"{parameter}.gate_up.weight", *halves)
-    yield _layer(f"{parameter}.down.weight", f"{module}.down_proj.weight")
-
-
-def _layer(parameter: str, *pieces: str | tuple[str, int | None]) -> Rule:
-    """A rule of one layer; a piece may come with the rows it must have."""
-    named = [(piece, None) if isinstance(piece, str) else piece for piece in pieces]
-    return Rule(
-        f"layers.{{layer}}.{parameter}",
-        [Piece(f"layers.{{layer}}.{name}", rows) for name, rows in named],
-    )
+    yield layer_rule(f"{parameter}.gate_up.weight", *halves)
+    yield layer_rule(f"{parameter}.down.weight", f"{module}.down_proj.weight")

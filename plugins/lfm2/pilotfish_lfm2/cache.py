@@ -38,10 +38,11 @@ class _Columns:
 
 
 class ConvStateCache:
-    """Slots of convolution columns; an `AttachedCache`.
+    """Slots of convolution columns; a `SlotCache`.
 
     num_conv_layers, hidden_size, conv_kernel: L, D and W. max_slots: requests at once.
-    leaf: the paged leaf whose passes read it. rows_in_place: rows of a pass that a slot takes.
+    cache_name: the paged cache whose passes read it. rows_in_place: rows of a pass that a slot
+    takes.
     num_pages: pages at whose ends columns may be kept; 0 keeps none.
     poison: fill what nobody may read with NaN.
 
@@ -59,14 +60,14 @@ class ConvStateCache:
         max_slots: int,
         device: torch.device | str,
         *,
-        leaf: str = "kv",
+        cache_name: str = "kv",
         rows_in_place: int = 32,
         num_pages: int = 0,
         poison: bool = False,
     ) -> None:
         self.width = conv_kernel
         self.ring = conv_kernel + rows_in_place
-        self.leaf = leaf
+        self.cache_name = cache_name
         self.rows_in_place = rows_in_place
         self.poison = poison
         self.device = torch.device(device)
@@ -188,17 +189,17 @@ class ConvStateCache:
 
     def inputs(
         self,
-        leaf: str,
+        cache_name: str,
         request_ids: Sequence[str],
         row_counts: Sequence[int],
         skip: Sequence[int] | None = None,
     ) -> ConvColumns | None:
-        """The places of the columns of one pass; None for a pass over another leaf.
+        """The places of the columns of one pass; None for a pass over another paged cache.
 
         row_counts: [B], rows of this pass. skip: [B], rows of earlier passes that are reserved and
         not committed yet.
         """
-        if leaf != self.leaf:
+        if cache_name != self.cache_name:
             return None
         width, ring = self.width, self.ring
         places: list[int] = []

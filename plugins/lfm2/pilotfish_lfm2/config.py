@@ -14,8 +14,9 @@ import attrs
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import boolean, int_at_least, norm_epsilon, one_of
 from pilotfish.config.hf_options import cache_dtype, count, run_dtype
+from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.layers.rope import RopeParameters
+from pilotfish.models.decoder_config import DecoderConfig
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
 from pilotfish.state import KVCacheParams, SlotStateSpec, StateSpec
 from pilotfish_lfm2.options import intermediate_size_of, layer_types_of, refuse_unread
@@ -25,7 +26,7 @@ CONV_STATE = "conv"
 
 
 @attrs.frozen(kw_only=True)
-class LFM2Config:
+class LFM2Config(DecoderConfig):
     """Everything the network needs to know.
 
     layer_types: per layer "conv" or "full_attention"; only the latter has keys and values.
@@ -162,16 +163,6 @@ class LFM2Config:
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == "full_attention")
 
     @property
-    def rope_theta(self) -> float:
-        """Base of the rotary wavelengths."""
-        return self.rope.theta
-
-    @property
-    def rope_scaling_params(self) -> RopeParameters | None:
-        """The rotary parameters where they scale anything."""
-        return None if self.rope.rope_type == "default" else self.rope
-
-    @property
     def kv_params(self) -> KVCacheParams:
         """The geometry of the paged cache: attention layers only."""
         return KVCacheParams(
@@ -194,20 +185,8 @@ class LFM2Config:
             dtype=self.dtype,
         )
 
-    def get_kv_params(self) -> KVCacheParams:
-        """As `kv_params`."""
-        return self.kv_params
-
     def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """The paged leaf "kv", and the slots "conv" where there are convolutions."""
+        """The paged cache "kv", and the slots "conv" where there are convolutions."""
         if not self.conv_layers:
             return (self.kv_params.spec,)
         return (self.kv_params.spec, self.conv_spec)
-
-    def get_max_seq_len(self) -> int:
-        """The longest context in tokens."""
-        return self.max_seq_len
-
-    def prefix_salt(self, num_prompt_tokens: int) -> bytes:
-        """Prompts may share cached pages only if their salts are equal (layers/rope.py)."""
-        return self.rope.prefix_salt(num_prompt_tokens)

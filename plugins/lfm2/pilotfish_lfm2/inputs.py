@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from pilotfish.kernels.short_conv import ConvColumns
-from pilotfish.layers.inputs import DecoderInputs
+from pilotfish.models.inputs import DecoderInputs
 
 
 @attrs.frozen(kw_only=True)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import attrs
 
 from pilotfish.batch import RequestContext
-from pilotfish.layers.decoder import Decoder
-from pilotfish.layers.inputs import DecoderInputs
 from pilotfish.layers.layer import KeepsBits
-from pilotfish.layers.model import DecoderModel
+from pilotfish.models.decoder import Decoder
+from pilotfish.models.decoder_model import DecoderModel
+from pilotfish.models.inputs import DecoderInputs
 from pilotfish.state import KVCacheInputs, SlotStateSpec
 from pilotfish.weights import WeightRules
 from pilotfish_lfm2.cache import ConvStateCache
@@ -40,7 +40,7 @@ class LFM2Model(DecoderModel):
     def make_cache(
         self, spec: SlotStateSpec, *, max_slots: int, num_pages: int, poison: bool = False
     ) -> ConvStateCache:
-        """The columns of the convolutions, which passes over the leaf "kv" read."""
+        """The columns of the convolutions, which passes over the paged cache "kv" read."""
         return ConvStateCache(
             spec.num_layers,
             self.config.hidden_size,
@@ -48,7 +48,7 @@ class LFM2Model(DecoderModel):
             self.dtype,
             max_slots,
             self.device,
-            leaf=self.config.kv_params.name,
+            cache_name=self.config.kv_params.name,
             rows_in_place=self.config.rows_in_place,
             num_pages=num_pages,
             poison=poison,

@@ -15,7 +15,6 @@ from pilotfish.kernels.short_conv import ConvColumns, short_conv
 from pilotfish.kernels.short_conv.native import pass_address, plan_short_conv
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import PreNormBlock, Sublayer
-from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import KeepsBits, Layer
@@ -23,7 +22,8 @@ from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan
-from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.rope import Rotary
+from pilotfish.models.decoder import Decoder
 from pilotfish_lfm2.config import LFM2Config
 
 

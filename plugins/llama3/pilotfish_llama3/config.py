@@ -22,10 +22,11 @@ from pilotfish.config.hf_options import (
     want_counts,
     whole_number,
 )
+from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.layers.rope import RopeParameters
+from pilotfish.models.decoder_config import DecoderConfig
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
-from pilotfish.state import KVCacheParams, StateSpec
+from pilotfish.state import KVCacheParams
 from pilotfish_llama3.families import Family, family_of, refuse_unread
 
 NormMethod = Literal["rms_norm", "layer_norm"]
@@ -42,7 +43,7 @@ def _optional_positive(instance: object, attribute: Any, value: object) -> None:
 
 
 @attrs.frozen(kw_only=True)
-class Llama3Config:
+class Llama3Config(DecoderConfig):
     """Everything the network needs to know.
 
     cache_dtype: of keys and values in pages; None: as dtype.
@@ -54,7 +55,7 @@ class Llama3Config:
     stacked_qkv, stacked_mlp: whether the FILE holds them as one tensor; memory always does.
     interleaved_rope_weights: the file's q and k rows are ordered for neighbouring pairs (GGUF).
     rope_factors_in_file: the file brings divisors of the rotary frequencies as a tensor.
-    recompute_length: see layers/rope.py; None where nothing is to be done.
+    recompute_length: see config/rope.py; None where nothing is to be done.
     """
 
     hidden_size: int = attrs.field(validator=int_at_least(1))
@@ -213,35 +214,9 @@ class Llama3Config:
         return self.qkv_bias and self.out_bias
 
     @property
-    def rope_theta(self) -> float:
-        """Base of the rotary wavelengths."""
-        return self.rope.theta
-
-    @property
-    def rope_scaling_params(self) -> RopeParameters | None:
-        """The rotary parameters where they scale anything."""
-        return None if self.rope.rope_type == "default" else self.rope
-
-    @property
     def longrope_scaling_params(self) -> RopeParameters | None:
         """The rotary parameters where the type is longrope."""
         return self.rope if self.rope.rope_type == "longrope" else None
-
-    def get_kv_params(self) -> KVCacheParams:
-        """As `kv_params`."""
-        return self.kv_params
-
-    def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """One paged leaf, "kv"."""
-        return (self.kv_params.spec,)
-
-    def get_max_seq_len(self) -> int:
-        """The longest context in tokens."""
-        return self.max_seq_len
-
-    def prefix_salt(self, num_prompt_tokens: int) -> bytes:
-        """Prompts may share cached pages only if their salts are equal (layers/rope.py)."""
-        return self.rope.prefix_salt(num_prompt_tokens)
 
     @classmethod
     def construct_kv_params(cls, huggingface_config: Any, cache_dtype: str) -> KVCacheParams:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pilotfish.layers.decoder import Decoder
-from pilotfish.layers.inputs import DecoderInputs
-from pilotfish.layers.model import DecoderModel
+from pilotfish.models.decoder import Decoder
+from pilotfish.models.decoder_model import DecoderModel
+from pilotfish.models.inputs import DecoderInputs
 from pilotfish.weights import WeightRules
 from pilotfish_llama3.config import Llama3Config
 from pilotfish_llama3.inputs import Llama3Inputs

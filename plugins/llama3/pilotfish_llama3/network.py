@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import PreNormBlock
-from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import LayerNorm, Norm, RMSNorm
-from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.rope import Rotary
+from pilotfish.models.decoder import Decoder
 from pilotfish_llama3.config import LAYER_NORM_EPS, Llama3Config
 
 

@@ -5,7 +5,7 @@ Knows: names, and the row order GGUF gives q and k. Does not know: how tensors a
 
 from __future__ import annotations
 
-from pilotfish.weights import Piece, Rule, WeightRules, unpermute_rope
+from pilotfish.weights import Piece, Rule, WeightRules, layer_rule, unpermute_rope
 from pilotfish_llama3.config import Llama3Config
 
 
@@ -26,10 +26,10 @@ def _hf_rules(config: Llama3Config) -> list[Rule]:
         Rule("embed_tokens.weight", "embed_tokens.weight"),
         Rule("norm.weight", "norm.weight"),
         Rule("lm_head.weight", "lm_head.weight"),
-        _layer("attention_norm.weight", "input_layernorm.weight"),
-        _layer("mlp_norm.weight", "post_attention_layernorm.weight"),
-        _layer("attention.head_norm.q", "self_attn.q_norm.weight"),
-        _layer("attention.head_norm.k", "self_attn.k_norm.weight"),
+        layer_rule("attention_norm.weight", "input_layernorm.weight"),
+        layer_rule("mlp_norm.weight", "post_attention_layernorm.weight"),
+        layer_rule("attention.head_norm.q", "self_attn.q_norm.weight"),
+        layer_rule("attention.head_norm.k", "self_attn.k_norm.weight"),
     ]
     for kind in ("weight", "bias"):
         split = [
@@ -43,10 +43,10 @@ def _hf_rules(config: Llama3Config) -> list[Rule]:
         if config.stacked_mlp:
             halves = [(f"mlp.gate_up_proj.{kind}", 2 * config.intermediate_size)]
         rules += [
-            _layer(f"attention.qkv.{kind}", *split),
-            _layer(f"attention.out.{kind}", f"self_attn.o_proj.{kind}"),
-            _layer(f"mlp.gate_up.{kind}", *halves),
-            _layer(f"mlp.down.{kind}", f"mlp.down_proj.{kind}"),
+            layer_rule(f"attention.qkv.{kind}", *split),
+            layer_rule(f"attention.out.{kind}", f"self_attn.o_proj.{kind}"),
+            layer_rule(f"mlp.gate_up.{kind}", *halves),
+            layer_rule(f"mlp.down.{kind}", f"mlp.down_proj.{kind}"),
         ]
     return rules
 
@@ -78,12 +78,3 @@ def _gguf_rules(config: Llama3Config) -> list[Rule]:
             Rule(f"layers.{{layer}}.mlp.down.{kind}", f"blk.{{layer}}.ffn_down.{kind}"),
         ]
     return rules
-
-
-def _layer(parameter: str, *pieces: str | tuple[str, int]) -> Rule:
-    """A rule of one layer; a piece may come with the rows it must have."""
-    named = [(piece, None) if isinstance(piece, str) else piece for piece in pieces]
-    return Rule(
-        f"layers.{{layer}}.{parameter}",
-        [Piece(f"layers.{{layer}}.{name}", rows) for name, rows in named],
-    )

@@ -13,9 +13,9 @@ from pilotfish.errors import ConfigError
 from pilotfish.protocols import ArchConfig, PipelineModel, ReturnHiddenStates
 from pilotfish.registry import Registry, Route
 from pilotfish.state import PagedStateSpec, StateSpec
-from pilotfish.weights.token_texts import first_difference, token_texts
+from pilotfish.tokenization.token_texts import first_difference, token_texts
 
-LEAF = "small_model.kv"
+DRAFT_CACHE = "small_model.kv"
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +46,7 @@ class SmallModelConfig:
         """Makes the draft's configuration and checks that it can draft for the target.
 
         Raises ConfigError for another vocabulary (the text of an id where both have a tokenizer,
-        else its size), for a draft with caches other than one paged leaf, and for one whose rows
+        else its size), for a draft with caches other than one paged cache, and for one whose rows
         depend on the length of their request.
         """
         draft = model_config or pipeline_config.draft_model
@@ -86,8 +86,8 @@ class SmallModelConfig:
         return width
 
     def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """The draft's leaf, under a name of its own."""
-        return tuple(attrs.evolve(spec, name=LEAF) for spec in self.draft.get_state_specs())
+        """The draft's paged cache, under a name of its own."""
+        return tuple(attrs.evolve(spec, name=DRAFT_CACHE) for spec in self.draft.get_state_specs())
 
     def get_max_seq_len(self) -> int:
         """Rows that the draft has positions for; a longer text goes on without proposals."""

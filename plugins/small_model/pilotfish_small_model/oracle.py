@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pilotfish.testing.draft_oracle import DraftOracle, spread
-from pilotfish.testing.oracle import TransformersOracle
+from pilotfish.testing.transformers_oracle import TransformersOracle
 
 
 class SmallModelOracle(DraftOracle):

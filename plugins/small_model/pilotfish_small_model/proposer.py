@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 
 from pilotfish.batch import RequestContext
-from pilotfish.layers.vocabulary import fitted
 from pilotfish.protocols import PipelineModel, ReturnLogits
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
+from pilotfish.speculation.draft_vocabulary import fitted
 from pilotfish.weights import TensorInfo, WeightSource
-from pilotfish_small_model.config import LEAF, SmallModelConfig
+from pilotfish_small_model.config import DRAFT_CACHE, SmallModelConfig
 
 
 class SmallModelProposer(SequentialProposer):
@@ -30,11 +30,11 @@ class SmallModelProposer(SequentialProposer):
         self._config = config
         speculative = setup.pipeline_config.speculative
         super().__init__(
-            leaf=LEAF,
+            cache_name=DRAFT_CACHE,
             whose=setup.pipeline_config.whose_draft,
             device=setup.device,
             max_positions=config.draft.get_max_seq_len(),
-            keeps_laws=speculative is not None and speculative.acceptance == "residual",
+            keeps_probs=speculative is not None and speculative.acceptance == "residual",
         )
         self._model: PipelineModel = config.model_class()(
             setup.pipeline_config,

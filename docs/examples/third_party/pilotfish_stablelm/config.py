@@ -7,9 +7,10 @@ import attrs
 
 from pilotfish import ModelConfig, PipelineConfig
 from pilotfish.config.hf_options import want_values
+from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.layers.rope import RopeParameters
-from pilotfish.state import KVCacheParams, StateSpec
+from pilotfish.models.decoder_config import DecoderConfig
+from pilotfish.state import KVCacheParams
 
 # Options that would change the maths and are not read: the values that are served.
 SERVED = {"hidden_act": (None, "silu"), "qk_layernorm": (None, False)}
@@ -17,7 +18,7 @@ SERVED |= {"use_parallel_residual": (None, False), "quantization_config": (None,
 
 
 @attrs.frozen(kw_only=True)
-class StableLmConfig:
+class StableLmConfig(DecoderConfig):
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -26,7 +27,7 @@ class StableLmConfig:
     norm_eps: float
     qkv_bias: bool
     rope: RopeParameters
-    kv: KVCacheParams
+    kv_params: KVCacheParams
     max_seq_len: int
     dtype: str
     tied: bool = False
@@ -51,7 +52,7 @@ class StableLmConfig:
             norm_eps=hf.layer_norm_eps,
             qkv_bias=hf.use_qkv_bias,
             rope=rope,
-            kv=KVCacheParams(
+            kv_params=KVCacheParams(
                 num_layers=hf.num_hidden_layers,
                 num_kv_heads=hf.num_key_value_heads,
                 head_dim=head_dim,
@@ -64,12 +65,3 @@ class StableLmConfig:
 
     def finalize(self, huggingface_config: Any, state_dict: Mapping[str, Any]) -> Self:
         return attrs.evolve(self, tied=self.tied and "lm_head.weight" not in state_dict)
-
-    def get_kv_params(self) -> KVCacheParams:
-        return self.kv
-
-    def get_state_specs(self) -> tuple[StateSpec, ...]:
-        return (self.kv.spec,)
-
-    def get_max_seq_len(self) -> int:
-        return self.max_seq_len

@@ -2,13 +2,13 @@
 
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import PreNormBlock
-from pilotfish.layers.decoder import Decoder
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
-from pilotfish.layers.model import DecoderModel
 from pilotfish.layers.norm import LayerNorm
-from pilotfish.layers.rotary import Rotary
+from pilotfish.layers.rope import Rotary
+from pilotfish.models.decoder import Decoder
+from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.weights import Rule, WeightRules
 from pilotfish_stablelm.config import StableLmConfig
 
@@ -37,7 +37,7 @@ class StableLmModel(DecoderModel):
         )
 
     def _block(self, layer: int) -> PreNormBlock:
-        c, kv = self.config, self.config.kv
+        c, kv = self.config, self.config.kv_params
         heads = (c.num_heads, kv.num_kv_heads, kv.head_dim)
         return PreNormBlock(
             attention_norm=LayerNorm(c.hidden_size, c.norm_eps, bias=True),

@@ -29,6 +29,6 @@ def write_context_kv(
             page, offset = divmod(slot, cache.shape[1])
             key_KH, value_KH = kv[t, layer]
             normed_KH = rms_norm(key_KH, k_weight[layer], eps, "before_weight")
-            turned_1KH = apply_rope(normed_KH[None].clone(), cos[t : t + 1], sin[t : t + 1], False)
-            cache[page, offset, 0] = turned_1KH[0]
+            rope_1KH = apply_rope(normed_KH[None].clone(), cos[t : t + 1], sin[t : t + 1], False)
+            cache[page, offset, 0] = rope_1KH[0]
             cache[page, offset, 1] = value_KH

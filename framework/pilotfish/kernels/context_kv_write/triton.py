@@ -45,16 +45,16 @@ def _context_kernel(  # noqa: PLR0917
 
     # The other half of each pair is read again, and normed in the same way.
     is_first = i_h < half
-    m_turned = i_h < 2 * half
-    i_other = tl.where(is_first, i_h + half, tl.where(m_turned, i_h - half, i_h))
+    m_rope = i_h < 2 * half
+    i_other = tl.where(is_first, i_h + half, tl.where(m_rope, i_h - half, i_h))
     other = tl.load(p_key + i_other, mask=m_h, other=0.0).to(tl.float32)
     p_gain = p_weight + i_layer * width
     gain = tl.load(p_gain + i_h, mask=m_h, other=0.0).to(tl.float32)
     gain_other = tl.load(p_gain + i_other, mask=m_h, other=0.0).to(tl.float32)
     key = ((key * scale).to(dtype).to(tl.float32) * gain).to(dtype).to(tl.float32)
     other = ((other * scale).to(dtype).to(tl.float32) * gain_other).to(dtype).to(tl.float32)
-    cos = tl.load(p_cos + i_t * 2 * half + i_h, mask=m_turned, other=1.0)
-    sin = tl.load(p_sin + i_t * 2 * half + i_h, mask=m_turned, other=0.0)
+    cos = tl.load(p_cos + i_t * 2 * half + i_h, mask=m_rope, other=1.0)
+    sin = tl.load(p_sin + i_t * 2 * half + i_h, mask=m_rope, other=0.0)
     key = key * cos + tl.where(is_first, -other, other) * sin
 
     p_cache = tl.load(p_caches + i_layer).to(tl.pointer_type(dtype))

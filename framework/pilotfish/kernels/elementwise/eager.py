@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-from pilotfish.kernels.constant import constant
+from pilotfish.platform.constants import constant
 
 _Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 

@@ -1,4 +1,4 @@
-"""write_kv: stores the packed rows of a pass into the pages of a leaf.
+"""write_kv: stores the packed rows of a pass into the pages of a paged cache.
 
 Knows: rows and slots. Does not know: which request a row belongs to, or what a row means.
 Letters: T packed tokens, T' rows with padding, P pages, S tokens in a page, K kv heads, H width.
@@ -47,7 +47,7 @@ def _check(
     if kv.shape[1:] != cache.shape[2:] or not is_same:
         raise ValueError(
             f"kv is {list(kv.shape)} {kv.dtype} and the cache {list(cache.shape)} {cache.dtype}; "
-            "wanted equal row shapes and dtypes: cast and reshape kv as the leaf's spec says"
+            "wanted equal row shapes and dtypes: cast and reshape kv as the cache's spec says"
         )
     if write_slots.dtype != torch.int64 or write_slots.shape[0] > kv.shape[0]:
         raise ValueError(

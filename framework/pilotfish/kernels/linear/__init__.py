@@ -12,19 +12,16 @@ import torch
 
 from pilotfish.kernels.backend import KernelBackend
 from pilotfish.kernels.linear import eager, int4, native
-from pilotfish.kernels.linear.probe import ProbeKey, row_multiple
 from pilotfish.kernels.linear.weight import LinearWeight, PackedRows
 
 __all__ = [
     "LinearWeight",
     "PackedRows",
-    "ProbeKey",
     "linear",
     "lookup_rows",
     "prepare_blocks",
     "prepare_int4",
     "prepare_linear",
-    "row_multiple",
 ]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from pilotfish.kernels.linear import int4
 from pilotfish.kernels.linear.weight import LinearWeight
-from pilotfish.kernels.operators import bare
+from pilotfish.platform.torch_ops import bare
 
 # The number of rows oneDNN is told to expect. Measured over 1 to 512 rows: 2 to 512 give one
 # speed, 1 is up to 2.5 times slower at 8 rows and more, and no hint is slow at 512.

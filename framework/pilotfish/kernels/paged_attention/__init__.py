@@ -16,7 +16,6 @@ from pilotfish.kernels.backend import KernelBackend
 from pilotfish.kernels.native.numbers import has_code
 from pilotfish.kernels.paged_attention import eager, native
 from pilotfish.kernels.paged_attention.plan import AttentionPlan, make_plan
-from pilotfish.kernels.paged_attention.probe import attention_row_multiple
 
 if TYPE_CHECKING:
     from pilotfish.state import KVCacheInputs
@@ -35,7 +34,7 @@ def plan_attention(
 ) -> AttentionPlan:
     """Return what every layer of one pass shares: positions, page lookups, masks.
 
-    kv: one leaf's view of the pass; its host lengths are read, its tensors are not synchronised.
+    kv: one cache's view of the pass; its host lengths are read, its tensors are not synchronised.
     input_row_offsets: [B+1] int32, request b owns rows offsets[b] to offsets[b+1].
     row_multiple: what `attention_row_multiple` found for this machine; None means 4.
     Masks for a (window, mode) are built when a layer first asks for them and kept in the plan.
@@ -79,16 +78,16 @@ def paged_attention(
         raise ValueError(
             f"value_width is {value_width}; wanted 1 to {q.shape[2]}, the width of a value"
         )
-    sight = plan.sight(window, mode)
+    mask_spec = plan.mask_spec(window, mode)
     if backend.name == "triton":
         from pilotfish.kernels.paged_attention import triton
 
-        out = triton.paged_attention(q, cache, plan, scale, sight)
+        out = triton.paged_attention(q, cache, plan, scale, mask_spec)
         return out[..., :value_width].contiguous()
     if backend.name == "native":
-        return native.paged_attention(q, cache, plan, scale, sight, value_width=value_width)
+        return native.paged_attention(q, cache, plan, scale, mask_spec, value_width=value_width)
     return eager.paged_attention(
-        q, cache, plan, scale, sight, value_width=value_width, invariant=backend.invariant
+        q, cache, plan, scale, mask_spec, value_width=value_width, invariant=backend.invariant
     )
 
 

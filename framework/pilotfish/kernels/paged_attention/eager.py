@@ -12,12 +12,12 @@ import attrs
 import torch
 from torch.nn import functional
 
-from pilotfish.kernels.paged_attention import alone, reference
-from pilotfish.kernels.paged_attention import together as few_rows
+from pilotfish.kernels.paged_attention import decode as few_rows
+from pilotfish.kernels.paged_attention import prefill, reference
 from pilotfish.kernels.paged_attention.flash import WIDTH_MULTIPLE
 from pilotfish.kernels.paged_attention.gather import Gather, RowKind
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.sight import Sight
 from pilotfish.kernels.paged_attention.tiles import Tile, make_tiles
 from pilotfish.kernels.paged_attention.unseen import without_unseen
 
@@ -27,10 +27,12 @@ FEW_ROWS, FEW_FOLDED_ROWS = 16, 64
 
 @attrs.frozen(kw_only=True)
 class Work:
-    """All that a layer of this row kind and sight must compute; together: None if all go alone."""
+    """All that a layer of this row kind and mask_spec must compute. decode: None if
+    all requests are computed one by one, as in prefill.
+    """
 
-    together: few_rows.Together | None
-    alone: tuple[tuple[Tile, tuple[Gather, ...]], ...]
+    decode: few_rows.DecodeLayout | None
+    prefill: tuple[tuple[Tile, tuple[Gather, ...]], ...]
 
 
 def paged_attention(
@@ -38,7 +40,7 @@ def paged_attention(
     cache: torch.Tensor,
     plan: AttentionPlan,
     scale: float,
-    sight: Sight,
+    mask_spec: MaskSpec,
     *,
     value_width: int,
     invariant: bool,
@@ -50,7 +52,7 @@ def paged_attention(
     CPU this is the reference: right, slow, and not invariant.
     """
     if q.device.type != "cpu":
-        out = reference.paged_attention(q, cache, plan, scale, sight)
+        out = reference.paged_attention(q, cache, plan, scale, mask_spec)
         return out[..., :value_width].contiguous()
     width, dtype = q.shape[2], q.dtype
     if q.stride(2) != 1:  # the flash kernel reads whole rows, without asking
@@ -61,9 +63,11 @@ def paged_attention(
         q = q.float()
     shared = cache.ndim == 3
     row = RowKind(1 if shared else cache.shape[3], q.shape[2], q.dtype, shared)
-    work = plan.recall(("work", q.shape[:2], row, sight), lambda: _lay_out(plan, q, row, sight))
+    work = plan.recall(
+        ("work", q.shape[:2], row, mask_spec), lambda: _lay_out(plan, q, row, mask_spec)
+    )
     num_rows = q.shape[0]
-    if work.alone and num_rows < plan.num_padded_rows:
+    if work.prefill and num_rows < plan.num_padded_rows:
         q = functional.pad(q, (0, 0, 0, 0, 0, plan.num_padded_rows - num_rows))
     row_shape = (1, cache.shape[2]) if shared else cache.shape[2:]
     cache_rows = cache.view(-1, *row_shape)
@@ -71,7 +75,7 @@ def paged_attention(
     def attend() -> torch.Tensor:
         return _attend(q, cache_rows, work, scale, value_width)
 
-    out = without_unseen(attend(), cache, plan, sight, attend)
+    out = without_unseen(attend(), cache, plan, mask_spec, attend)
     out = out if out.shape[0] == num_rows else out[:num_rows]
     return out if out.dtype == dtype else out.to(dtype)
 
@@ -79,35 +83,35 @@ def paged_attention(
 def _attend(
     q: torch.Tensor, cache_rows: torch.Tensor, work: Work, scale: float, value_width: int
 ) -> torch.Tensor:
-    together = work.together
-    if together and not work.alone:
-        return few_rows.attend(q, cache_rows, together, scale, value_width=value_width, out=None)
+    decode = work.decode
+    if decode and not work.prefill:
+        return few_rows.attend(q, cache_rows, decode, scale, value_width=value_width, out=None)
     out = torch.zeros((*q.shape[:2], value_width), dtype=q.dtype)
-    if together:
-        few_rows.attend(q, cache_rows, together, scale, value_width=value_width, out=out)
-    for tile, gathers in work.alone:
-        alone.attend(q, cache_rows, tile, gathers, scale=scale, out=out)
+    if decode:
+        few_rows.attend(q, cache_rows, decode, scale, value_width=value_width, out=out)
+    for tile, gathers in work.prefill:
+        prefill.attend(q, cache_rows, tile, gathers, scale=scale, out=out)
     return out
 
 
-def _lay_out(plan: AttentionPlan, q: torch.Tensor, row: RowKind, sight: Sight) -> Work:
+def _lay_out(plan: AttentionPlan, q: torch.Tensor, row: RowKind, mask_spec: MaskSpec) -> Work:
     num_heads = q.shape[1]
     limit = max(FEW_ROWS, FEW_FOLDED_ROWS * row.num_kv_heads // num_heads, plan.row_multiple)
     few = [b for b, count in enumerate(plan.row_counts) if 0 < count <= limit]
     many = [b for b, count in enumerate(plan.row_counts) if count > limit]
-    tiles = [tile for b in many for tile in _tiles(plan, b, sight)]
-    together = None
+    tiles = [tile for b in many for tile in _tiles(plan, b, mask_spec)]
+    decode = None
     if few:
         num_rows = None if many else q.shape[0]
-        together = few_rows.make_together(plan, few, num_heads, row, sight, num_rows=num_rows)
+        decode = few_rows.lay_out_decode(plan, few, num_heads, row, mask_spec, num_rows=num_rows)
     return Work(
-        together=together,
-        alone=tuple((tile, _gathers(plan, tile, row)) for tile in tiles),
+        decode=decode,
+        prefill=tuple((tile, _gathers(plan, tile, row)) for tile in tiles),
     )
 
 
-def _tiles(plan: AttentionPlan, request: int, sight: Sight) -> Sequence[Tile]:
-    return plan.recall(("tiles", request, sight), lambda: make_tiles(plan, request, sight))
+def _tiles(plan: AttentionPlan, request: int, mask_spec: MaskSpec) -> Sequence[Tile]:
+    return plan.recall(("tiles", request, mask_spec), lambda: make_tiles(plan, request, mask_spec))
 
 
 def _gathers(plan: AttentionPlan, tile: Tile, row: RowKind) -> tuple[Gather, ...]:

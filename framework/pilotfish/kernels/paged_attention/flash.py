@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from pilotfish.kernels.operators import bare
+from pilotfish.platform.torch_ops import bare
 
 WIDTH_MULTIPLE = 16
 """Head widths are padded with zeros to this multiple; others break the invariance in float32."""
 
-HIDDEN = -1e30
+MASK_VALUE = -1e30
 """Added to the score of a key that a row may not see. Finite, so that a row which sees nothing of a
 partition gets a finite output and a log-sum-exp of about -1e30: its weight in the merge is 0."""
 
@@ -44,7 +44,7 @@ def _flash_attention() -> Callable[..., Any]:
 def merge_weights(lse: torch.Tensor) -> torch.Tensor:
     """lse: [partitions, ...] float32, overwritten. Returns the partitions' weights, of sum 1.
 
-    A partition with lse HIDDEN has weight exactly 0, so it changes no bit of the sum.
+    A partition with lse MASK_VALUE has weight exactly 0, so it changes no bit of the sum.
     The sum runs in order of the partitions: `torch.sum` would regroup it with their number.
     """
     if lse.shape[0] == 1:

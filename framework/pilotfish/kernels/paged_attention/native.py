@@ -14,8 +14,8 @@ import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.sight import Sight
 
 
 class PassArguments(Structure):
@@ -98,7 +98,7 @@ def layer_arguments(
     plan: AttentionPlan,
     *,
     scale: float,
-    sight: Sight,
+    mask_spec: MaskSpec,
     value_width: int,
 ) -> Arguments:
     """The record of a layer, but for where q, cache and out lie. Arguments as `paged_attention`."""
@@ -118,8 +118,8 @@ def layer_arguments(
         q.stride(1),
         width if shared else 2 * kv_heads * width,
         0 if shared else kv_heads * width,
-        sight.window or 0,
-        sight.mode == "block",
+        mask_spec.window or 0,
+        mask_spec.mode == "block",
         dtype_code(q.dtype),
         dtype_code(cache.dtype),
         scale,
@@ -131,17 +131,28 @@ def paged_attention(
     cache: torch.Tensor,
     plan: AttentionPlan,
     scale: float,
-    sight: Sight,
+    mask_spec: MaskSpec,
     *,
     value_width: int,
 ) -> torch.Tensor:
     """Arguments and result as the public function; the cache may have another dtype than q."""
     if q.stride(2) != 1:
         q = q.contiguous()
-    key: Any = (q.shape, q.stride(), q.dtype, cache.shape, cache.dtype, scale, sight, value_width)
+    key: Any = (
+        q.shape,
+        q.stride(),
+        q.dtype,
+        cache.shape,
+        cache.dtype,
+        scale,
+        mask_spec,
+        value_width,
+    )
     kind: LayerKind | None = plan.memo.get(key)
     if kind is None:
-        record = layer_arguments(q, cache, plan, scale=scale, sight=sight, value_width=value_width)
+        record = layer_arguments(
+            q, cache, plan, scale=scale, mask_spec=mask_spec, value_width=value_width
+        )
         kind = plan.memo[key] = LayerKind(record, (*q.shape[:2], value_width), _work(plan, record))
     out = torch.empty(kind.out_shape, dtype=q.dtype)
     if q.shape[0] > plan.num_rows:

@@ -12,11 +12,11 @@ import attrs
 import numpy as np
 import torch
 
-from pilotfish.kernels.paged_attention.flash import HIDDEN
-from pilotfish.kernels.paged_attention.fold import Fold
+from pilotfish.kernels.paged_attention.flash import MASK_VALUE
+from pilotfish.kernels.paged_attention.gqa_packing import GQAPacking
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.partitions import partition, partitions_of
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.sight import Sight
 
 CALL_KEYS = 4096
 """About how many keys one call gathers: bounds memory, and keeps what was gathered in the cache."""
@@ -27,7 +27,7 @@ class Call:
     """Pairs of one partition size that are computed at once.
 
     requests: [I] int64, or None when they are 0..R in order. slots: [I*C] int64 rows of the cache.
-    mask: [I, 1, M, C] float32, 0 or HIDDEN.
+    mask: [I, 1, M, C] float32, 0 or MASK_VALUE.
     """
 
     requests: torch.Tensor | None
@@ -37,7 +37,7 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class Calls:
-    """All calls of one sight, and how their pairs line up for the merge.
+    """All calls of one mask_spec, and how their pairs line up for the merge.
 
     order: [partitions*R] int64, the pair at (partition, request); None when pairs already lie so.
     absent: [partitions*R, 1, 1] bool, where there is no such pair and `order` points anywhere.
@@ -49,16 +49,18 @@ class Calls:
     absent: torch.Tensor | None
 
 
-def make_calls(plan: AttentionPlan, requests: Sequence[int], fold: Fold, sight: Sight) -> Calls:
+def make_calls(
+    plan: AttentionPlan, requests: Sequence[int], packing: GQAPacking, mask_spec: MaskSpec
+) -> Calls:
     """Pairs every request with the partitions that any of its rows sees."""
     seen = [
-        partitions_of(sight.visible_keys((plan.lengths[b], plan.num_keys[b]), plan.num_keys[b]))
+        partitions_of(mask_spec.visible_keys((plan.lengths[b], plan.num_keys[b]), plan.num_keys[b]))
         for b in requests
     ]
     span = range(min(r.start for r in seen), max(r.stop for r in seen))
     grid = [(index, r) for index in span for r in range(len(requests))]
     pairs = [(index, r) for index, r in grid if index in seen[r]]
-    calls = tuple(_make_call(plan, requests, run, fold, sight) for run in _runs(pairs))
+    calls = tuple(_make_call(plan, requests, run, packing, mask_spec) for run in _runs(pairs))
     if len(pairs) == len(grid):
         return Calls(calls=calls, num_partitions=len(span), order=None, absent=None)
     place = {pair: i for i, pair in enumerate(pairs)}
@@ -88,19 +90,19 @@ def _make_call(
     plan: AttentionPlan,
     requests: Sequence[int],
     pairs: Sequence[tuple[int, int]],
-    fold: Fold,
-    sight: Sight,
+    packing: GQAPacking,
+    mask_spec: MaskSpec,
 ) -> Call:
     members = [requests[r] for _, r in pairs]
     num_keys = np.array([plan.num_keys[b] for b in members])[:, None]
     length = np.array([plan.lengths[b] for b in members])[:, None]
     start, end = partition(pairs[0][0])
     key_IC = np.array([partition(index)[0] for index, _ in pairs])[:, None] + np.arange(end - start)
-    lowest = 0 if sight.window is None else np.maximum(0, length - sight.window + 1)
+    lowest = 0 if mask_spec.window is None else np.maximum(0, length - mask_spec.window + 1)
     slots = plan.slots(np.array(members)[:, None], np.clip(key_IC, lowest, num_keys - 1))
-    p_IM = length + np.arange(fold.num_folded) // fold.group
-    hidden = sight.hidden(p_IM[:, :, None], key_IC[:, None, :], num_keys[:, :, None])
-    mask = np.where(hidden, np.float32(HIDDEN), np.float32(0))[:, None]
+    p_IM = length + np.arange(packing.num_folded) // packing.group
+    hidden = mask_spec.hidden(p_IM[:, :, None], key_IC[:, None, :], num_keys[:, :, None])
+    mask = np.where(hidden, np.float32(MASK_VALUE), np.float32(0))[:, None]
     in_order = [r for _, r in pairs] == list(range(len(requests)))
     return Call(
         requests=None if in_order else torch.tensor([r for _, r in pairs]),

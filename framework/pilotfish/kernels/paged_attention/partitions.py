@@ -7,7 +7,7 @@ the flash kernel takes a row's keys in one block.
 
 from __future__ import annotations
 
-from pilotfish.kernels.paged_attention.sight import Range
+from pilotfish.kernels.paged_attention.mask_spec import Range
 
 SMALLEST, LARGEST = 128, 512
 

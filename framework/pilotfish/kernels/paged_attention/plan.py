@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 import torch
 
-from pilotfish.kernels.paged_attention.sight import Ints, Sight
+from pilotfish.kernels.paged_attention.mask_spec import Ints, MaskSpec
 
 if TYPE_CHECKING:
     from pilotfish.state import KVCacheInputs
@@ -54,11 +54,11 @@ class AttentionPlan:
         found: Made = self.memo[key]
         return found
 
-    def sight(self, window: int | None, mode: Literal["causal", "block"]) -> Sight:
-        """The one Sight of this window and mode: equal ones would be compared in every layer."""
-        found: Sight | None = self.memo.get((window, mode))
+    def mask_spec(self, window: int | None, mode: Literal["causal", "block"]) -> MaskSpec:
+        """The one MaskSpec of this window and mode: equal ones would be compared in every layer."""
+        found: MaskSpec | None = self.memo.get((window, mode))
         if found is None:
-            found = self.memo[window, mode] = Sight(window, mode)
+            found = self.memo[window, mode] = MaskSpec(window, mode)
         return found
 
     def slots(self, request: Ints | int, key: Ints) -> Ints:

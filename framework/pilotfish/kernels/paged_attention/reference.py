@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.sight import Sight
 
 
-def visible(positions: torch.Tensor, num_keys: int, sight: Sight) -> torch.Tensor:
+def visible(positions: torch.Tensor, num_keys: int, mask_spec: MaskSpec) -> torch.Tensor:
     """positions: [n] int64 of the rows; returns [n, num_keys] bool: may row p see key j?"""
     p, j = positions[:, None], torch.arange(num_keys, device=positions.device)[None, :]
-    seen = (j <= p) if sight.mode == "causal" else torch.ones_like(j <= p)
-    return seen if sight.window is None else seen & ((p - j).abs() < sight.window)
+    seen = (j <= p) if mask_spec.mode == "causal" else torch.ones_like(j <= p)
+    return seen if mask_spec.window is None else seen & ((p - j).abs() < mask_spec.window)
 
 
 def gather_keys_values(
@@ -35,7 +35,7 @@ def paged_attention(
     cache: torch.Tensor,
     plan: AttentionPlan,
     scale: float,
-    sight: Sight,
+    mask_spec: MaskSpec,
     *,
     compute_dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
@@ -49,7 +49,7 @@ def paged_attention(
         positions = torch.arange(count, device=q.device) + plan.lengths[request]
         q_rows = q[start : start + count].to(compute_dtype)
         scores = scale * torch.einsum("inh,jnh->nij", q_rows, k_JNH)
-        hidden = ~visible(positions, keys.shape[0], sight)
+        hidden = ~visible(positions, keys.shape[0], mask_spec)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         # 0 * NaN is NaN: values that are not finite are left out for the rows that do not see them.
         odd = ~v_JNH.isfinite()

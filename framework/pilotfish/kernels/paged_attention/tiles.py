@@ -12,10 +12,10 @@ import attrs
 import numpy as np
 import torch
 
-from pilotfish.kernels.paged_attention.flash import HIDDEN
+from pilotfish.kernels.paged_attention.flash import MASK_VALUE
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec, Range
 from pilotfish.kernels.paged_attention.partitions import partition, partitions_of
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.sight import Range, Sight
 
 TILE_ROWS = 512
 """Bounds the memory that partial results take; no row's bits depend on it."""
@@ -27,7 +27,7 @@ class Segment:
 
     rows: counted from the tile's first. computed: the packed rows of the call: these rows and
     neighbours up to a full row multiple. wanted: where `rows` are among the computed ones.
-    mask: [computed, C] float32, 0 or HIDDEN; None when every row sees every key.
+    mask: [computed, C] float32, 0 or MASK_VALUE; None when every row sees every key.
     """
 
     rows: slice
@@ -52,26 +52,26 @@ class Tile:
     parts: tuple[Part, ...]
 
 
-def make_tiles(plan: AttentionPlan, request: int, sight: Sight) -> tuple[Tile, ...]:
+def make_tiles(plan: AttentionPlan, request: int, mask_spec: MaskSpec) -> tuple[Tile, ...]:
     """Cuts a request's rows into tiles and says what each must compute."""
     start = plan.offsets[request]
     end = start + plan.row_counts[request]
     return tuple(
-        _make_tile(plan, request, (row, min(row + TILE_ROWS, end)), sight)
+        _make_tile(plan, request, (row, min(row + TILE_ROWS, end)), mask_spec)
         for row in range(start, end, TILE_ROWS)
     )
 
 
-def _make_tile(plan: AttentionPlan, request: int, rows: Range, sight: Sight) -> Tile:
+def _make_tile(plan: AttentionPlan, request: int, rows: Range, mask_spec: MaskSpec) -> Tile:
     shift = plan.lengths[request] - plan.offsets[request]
     positions = (rows[0] + shift, rows[1] + shift)
-    num_keys = plan.num_keys[request] if sight.mode == "block" else positions[1]
-    low, high = sight.visible_keys(positions, num_keys)
+    num_keys = plan.num_keys[request] if mask_spec.mode == "block" else positions[1]
+    low, high = mask_spec.visible_keys(positions, num_keys)
     parts = []
     for index in partitions_of((low, high)):
         keys = partition(index)
         slots = plan.slots(request, np.clip(np.arange(*keys), low, high - 1))
-        some, full = sight.rows_that_see(keys, num_keys)
+        some, full = mask_spec.rows_that_see(keys, num_keys)
         cuts = sorted(max(positions[0], min(p, positions[1])) for p in (*some, *full))
         segments = []
         for start, end in itertools.pairwise(cuts):
@@ -83,7 +83,7 @@ def _make_tile(plan: AttentionPlan, request: int, rows: Range, sight: Sight) -> 
                         rows=slice(start - positions[0], end - positions[0]),
                         computed=slice(*computed),
                         wanted=slice(start - shift - computed[0], end - shift - computed[0]),
-                        mask=_mask(computed, shift, keys, num_keys, sight) if masked else None,
+                        mask=_mask(computed, shift, keys, num_keys, mask_spec) if masked else None,
                     )
                 )
         parts.append(Part(slots=torch.from_numpy(slots), segments=tuple(segments)))
@@ -98,8 +98,10 @@ def _widen(rows: Range, plan: AttentionPlan) -> Range:
     return start, start + size
 
 
-def _mask(computed: Range, shift: int, keys: Range, num_keys: int, sight: Sight) -> torch.Tensor:
-    """Returns [computed, C] float32, HIDDEN where a row may not see a key."""
+def _mask(
+    computed: Range, shift: int, keys: Range, num_keys: int, mask_spec: MaskSpec
+) -> torch.Tensor:
+    """Returns [computed, C] float32, MASK_VALUE where a row may not see a key."""
     p = np.arange(computed[0] + shift, computed[1] + shift)[:, None]
-    hidden = sight.hidden(p, np.arange(*keys), np.array(num_keys))
-    return torch.from_numpy(np.where(hidden, np.float32(HIDDEN), np.float32(0)))
+    hidden = mask_spec.hidden(p, np.arange(*keys), np.array(num_keys))
+    return torch.from_numpy(np.where(hidden, np.float32(MASK_VALUE), np.float32(0)))

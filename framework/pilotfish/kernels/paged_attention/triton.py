@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.sight import Sight
 
 # Splits begin at multiples of this position, blocks of keys at multiples of theirs.
 SPLIT_KEYS = 512
@@ -297,7 +297,7 @@ def _merge_kernel(  # noqa: PLR0917
 
 
 def paged_attention(
-    q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan, scale: float, sight: Sight
+    q: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan, scale: float, mask_spec: MaskSpec
 ) -> torch.Tensor:
     """Arguments and result as the public function; nothing waits for the device."""
     num_heads, width, shared = q.shape[1], q.shape[2], cache.ndim == 3
@@ -331,7 +331,7 @@ def paged_attention(
         plan.num_rows,
         plan.lookup_table.shape[1],
         num_splits // num_chunks,
-        NO_WINDOW if sight.window is None else min(sight.window, NO_WINDOW),
+        NO_WINDOW if mask_spec.window is None else min(mask_spec.window, NO_WINDOW),
         scale * LOG2_E,
         q.stride(0),
         q.stride(1),
@@ -341,7 +341,7 @@ def paged_attention(
         WIDTH=width,
         PAGE_SIZE=plan.page_size_tokens,
         SHARED=shared,
-        CAUSAL=sight.mode == "causal",
+        CAUSAL=mask_spec.mode == "causal",
         # Triton's interpreter keeps bfloat16 as raw 16-bit integers, and would multiply those.
         WIDEN=triton.knobs.runtime.interpret and q.dtype == torch.bfloat16,
         SPLIT=SPLIT_KEYS,

@@ -12,15 +12,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.sight import Sight
 
 
 def without_unseen(
     out: torch.Tensor,
     cache: torch.Tensor,
     plan: AttentionPlan,
-    sight: Sight,
+    mask_spec: MaskSpec,
     attend: Callable[[], torch.Tensor],
 ) -> torch.Tensor:
     """out: [T', N, V], what `attend` gave over the cache; returns it, or what it should have been.
@@ -29,13 +29,13 @@ def without_unseen(
     finite. Looks further only where `out` is not finite itself, which a sum tells.
     """
     if all(count < 2 for count in plan.row_counts) or (
-        sight.mode == "block" and sight.window is None
+        mask_spec.mode == "block" and mask_spec.window is None
     ):
         return out
     if math.isfinite(out.sum(dtype=torch.float32).item()):
         return out
     rows = cache.view(cache.shape[0] * cache.shape[1], -1)
-    slots, sees = _not_finite(rows, plan, sight, out.shape[0])
+    slots, sees = _not_finite(rows, plan, mask_spec, out.shape[0])
     if not slots.numel():
         return out
     kept = rows[slots]
@@ -48,7 +48,7 @@ def without_unseen(
 
 
 def _not_finite(
-    rows: torch.Tensor, plan: AttentionPlan, sight: Sight, num_rows: int
+    rows: torch.Tensor, plan: AttentionPlan, mask_spec: MaskSpec, num_rows: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[C] int64 slots that are not finite and not seen by all, and [T'] bool: who sees any.
 
@@ -58,13 +58,13 @@ def _not_finite(
     found = [torch.empty(0, dtype=torch.int64)]
     for request, (start, count) in enumerate(zip(plan.offsets, plan.row_counts, strict=True)):
         first = plan.lengths[request]
-        keys = np.arange(max(0, first - (sight.window or 1) + 1), first + count)
+        keys = np.arange(max(0, first - (mask_spec.window or 1) + 1), first + count)
         slots = torch.from_numpy(np.asarray(plan.slots(request, keys)))
         bad = ~rows[slots].isfinite().all(1)
         if bad.any():
             num_keys = np.array(plan.num_keys[request])
             positions = np.arange(first, first + count)[:, None]
-            hidden = sight.hidden(positions, keys[bad.numpy()][None], num_keys)
+            hidden = mask_spec.hidden(positions, keys[bad.numpy()][None], num_keys)
             sees[start : start + count] = torch.from_numpy(~hidden.all(1))
             found.append(slots[bad])
     return torch.cat(found), sees

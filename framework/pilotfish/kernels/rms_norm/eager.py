@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.constant import constant
+from pilotfish.platform.constants import constant
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, cast: str) -> torch.Tensor:

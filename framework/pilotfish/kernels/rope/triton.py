@@ -38,10 +38,10 @@ def _rope_kernel(  # noqa: PLR0917
     first = tl.load(p_first, mask=m_head, other=0.0).to(tl.float32)
     second = tl.load(p_first + gap, mask=m_head, other=0.0).to(tl.float32)
     dtype = p_x.dtype.element_ty
-    turned_first = first * cos_first[None, :] - second * sin_first[None, :]
-    turned_second = second * cos_second[None, :] + first * sin_second[None, :]
-    tl.store(p_first, turned_first.to(dtype), mask=m_head)
-    tl.store(p_first + gap, turned_second.to(dtype), mask=m_head)
+    rope_first = first * cos_first[None, :] - second * sin_first[None, :]
+    rope_second = second * cos_second[None, :] + first * sin_second[None, :]
+    tl.store(p_first, rope_first.to(dtype), mask=m_head)
+    tl.store(p_first + gap, rope_second.to(dtype), mask=m_head)
 
 
 def apply_rope(

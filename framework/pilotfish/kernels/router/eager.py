@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.constant import constant
+from pilotfish.platform.constants import constant
 
 
 def choose_experts(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.constant import constant
+from pilotfish.platform.constants import constant
 
 
 def swiglu(gate_up: torch.Tensor, *, invariant: bool) -> torch.Tensor:

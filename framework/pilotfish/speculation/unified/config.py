@@ -122,7 +122,7 @@ class UnifiedConfig:
         return self.target.get_kv_params()
 
     def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """The target's leaves and the draft's."""
+        """The target's paged caches and the draft's."""
         return (*self.target.get_state_specs(), *self.draft.get_state_specs())
 
     def get_max_seq_len(self) -> int:

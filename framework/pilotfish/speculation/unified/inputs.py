@@ -16,12 +16,12 @@ class UnifiedInputs(ModelInputs):
     """One step of B requests.
 
     tokens, input_row_offsets: rows that count for certain: a chunk of the prompt, or the newest
-        token. kv_cache_inputs: of the target's leaf, for these rows and the drafted ones; its page
-        tables must reach over the draft's scratch rows too.
+        token. kv_cache_inputs: of the target's paged cache, for these rows and the drafted ones;
+        its page tables must reach over the draft's scratch rows too.
     draft_tokens: [B, G] int64, to be verified; None when nothing was drafted.
-    draft_laws: [B, G, V] float32, the laws that they were drawn from, for residual acceptance;
+    draft_probs: [B, G, V] float32, the laws that they were drawn from, for residual acceptance;
         None: they were certain.
-    draft_kv_blocks: the draft's leaf, per layer; page ids are the target's.
+    draft_kv_blocks: the draft's paged cache, per layer; page ids are the target's.
     return_n_logits: [1] or [B] int64; 0 for a request whose chunk is not its prompt's last.
     following_tokens: [B] int64, the prompt's token after such a chunk, which the draft's last row
         reads; -1 for the other requests.
@@ -34,7 +34,7 @@ class UnifiedInputs(ModelInputs):
     """
 
     draft_tokens: torch.Tensor | None = None
-    draft_laws: torch.Tensor | None = None
+    draft_probs: torch.Tensor | None = None
     draft_kv_blocks: tuple[torch.Tensor, ...] | None = None
     seed: torch.Tensor | None = None
     temperature: torch.Tensor | None = None
@@ -72,8 +72,8 @@ class UnifiedOutputs:
     """What a step gave B requests, on the host.
 
     num_accepted: of the drafted tokens. tokens: the accepted ones and the one after them; empty
-    where no logits were asked for. num_committed: rows to commit, in both leaves.
-    next_draft_tokens: proposed to follow; empty: nothing was drafted. next_draft_laws: [G, V]
+    where no logits were asked for. num_committed: rows to commit, in both paged caches.
+    next_draft_tokens: proposed to follow; empty: nothing was drafted. next_draft_probs: [G, V]
         float32 each, what they were drawn from; None where that is not kept.
     """
 
@@ -81,4 +81,4 @@ class UnifiedOutputs:
     tokens: tuple[tuple[int, ...], ...]
     num_committed: tuple[int, ...]
     next_draft_tokens: tuple[tuple[int, ...], ...]
-    next_draft_laws: tuple[torch.Tensor | None, ...]
+    next_draft_probs: tuple[torch.Tensor | None, ...]

@@ -21,8 +21,8 @@ from pilotfish.plugins import load_registry
 from pilotfish.protocols import ModelInputs, PipelineModel, ReturnLogits
 from pilotfish.registry import Registry
 from pilotfish.sampling import Sampler
-from pilotfish.sampling.acceptance import Accepted, VerifyRequest, acceptance_rule
 from pilotfish.sampling.bitmask import apply_bitmask
+from pilotfish.speculation.acceptance import Accepted, VerifyRequest, acceptance_rule
 from pilotfish.speculation.proposer import DraftBatch, DraftRequest, Proposer, ProposerSetup
 from pilotfish.speculation.unified.config import UnifiedConfig
 from pilotfish.speculation.unified.inputs import UnifiedInputs, UnifiedOutputs
@@ -84,7 +84,7 @@ class UnifiedModel:
         return cls.config_class.initialize(pipeline_config, model).get_max_seq_len()
 
     def get_kv_params(self) -> CacheParams:
-        """The geometry of the target's leaf."""
+        """The geometry of the target's paged cache."""
         return self.config.get_kv_params()
 
     @property
@@ -183,7 +183,7 @@ class UnifiedModel:
                 len(rows) + one.num_accepted for rows, one in zip(step.rows, accepted, strict=True)
             ),
             next_draft_tokens=tuple(tuple(proposal.tokens) for proposal in proposals),
-            next_draft_laws=tuple(proposal.laws for proposal in proposals),
+            next_draft_probs=tuple(proposal.probs for proposal in proposals),
         )
 
     def release(self, request_id: str) -> None:
@@ -234,7 +234,7 @@ class UnifiedModel:
             VerifyRequest(
                 rows=[step.sampling_row(place, i) for i in range(len(step.drafts[place]) + 1)],
                 drafts=step.drafts[place],
-                laws=None if model_inputs.draft_laws is None else model_inputs.draft_laws[place],
+                probs=None if model_inputs.draft_probs is None else model_inputs.draft_probs[place],
                 thinks=step.thinks[place],
             )
             for place in asked

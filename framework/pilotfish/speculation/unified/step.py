@@ -15,7 +15,7 @@ import torch
 
 from pilotfish.config import SamplingParams
 from pilotfish.sampling import SamplingRow
-from pilotfish.sampling.acceptance import Accepted
+from pilotfish.speculation.acceptance import Accepted
 from pilotfish.speculation.unified.inputs import UnifiedInputs
 from pilotfish.state import KVCacheInputs
 
@@ -87,21 +87,25 @@ class Step:
 
 @attrs.frozen
 class DraftPages:
-    """The draft's leaf over the page tables of the target's pass. kv: of that pass; blocks: per
-    layer, the draft's memory.
+    """The draft's paged cache over the page tables of the target's pass. kv: of that pass; blocks:
+    per layer, the draft's memory.
     """
 
     kv: KVCacheInputs
     blocks: tuple[torch.Tensor, ...]
 
     def view(
-        self, request_ids: Sequence[str], row_counts: Sequence[int], leaf: str, skip: Sequence[int]
+        self,
+        request_ids: Sequence[str],
+        row_counts: Sequence[int],
+        cache_name: str,
+        skip: Sequence[int],
     ) -> KVCacheInputs:
         """The view of one pass of the draft; `kv_inputs` of a DraftBatch.
 
         request_ids: places in the batch, as text. Raises ValueError when a table ends too early.
         """
-        del leaf
+        del cache_name
         kv, places = self.kv, [int(name) for name in request_ids]
         size, device = kv.page_size_tokens, kv.lookup_table.device
         lengths = [kv.lengths[place] + more for place, more in zip(places, skip, strict=True)]

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from pilotfish.testing.compare import want_same_bits
-from pilotfish.testing.promise import NotApplicable, NotKnown
+from pilotfish.testing.outcome import NotApplicable, NotKnown
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, NUM_PAGES, PAGE_SIZE, Subject
 

@@ -6,28 +6,20 @@ any member does.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from pilotfish.contracts import attributes_of, methods_of
+from pilotfish.contracts import attributes_of, methods_of, misspelt
 from pilotfish.layers.layer import Layer
-from pilotfish.layers.model import DecoderModel
+from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.protocols import ArchConfig, PipelineModel, SpeculativeTarget
+from pilotfish.protocols.optional import OptionalOfConfig, OptionalOfModel
 from pilotfish.speculation.proposer import Proposer, SpeculatorConfig
-from pilotfish.state import AttachedCache, SlotStateSpec
-from pilotfish.testing.promise import want
+from pilotfish.state import SlotCache, SlotStateSpec
+from pilotfish.testing.outcome import want
 from pilotfish.testing.subject import Subject
 
-ALIKE = 0.85
-"""How alike two names are, at least, of which one is the other misspelt."""
-SHORTEST = 5
-"""Letters of the shortest names that are taken to be misspelt where one letter differs."""
-OF_CONFIGS = (
-    *("prefix_salt", "recompute_length", "get_image_memory", "unserved_token_ids", "vocab_size"),
-    *("dtype", "num_hidden_layers", "hidden_size"),
-)
-OF_MODELS = ("keeps_bits", "is_invariant", "why_not_invariant", "without_ignored", "staying")
+OF_CONFIGS = ("vocab_size", "dtype", "num_hidden_layers", "hidden_size")
 OF_LAYERS = ("keeps_bits", "plan", "plan_add", "complete")
 OF_DRAFTERS_CONFIGS = ("num_repeated_weights", "learns_across_requests", "get_max_seq_len")
 """What is looked for and may be missing."""
@@ -37,10 +29,18 @@ def optional_members_are_spelt_right(subject: Subject) -> None:
     """No member of a plugin's classes is an optional one of the contract with its name misspelt."""
     prepared = subject.prepared(subject.dtype)
     kinds: list[tuple[Any, Iterable[str]]] = [
-        (type(prepared.model.config), (*_all_of(ArchConfig), *OF_CONFIGS)),
+        (
+            type(prepared.model.config),
+            (*_all_of(ArchConfig), *_all_of(OptionalOfConfig), *OF_CONFIGS),
+        ),
         (
             type(prepared.model),
-            (*_all_of(PipelineModel), *_all_of(SpeculativeTarget), *vars(DecoderModel), *OF_MODELS),
+            (
+                *_all_of(PipelineModel),
+                *_all_of(SpeculativeTarget),
+                *_all_of(OptionalOfModel),
+                *vars(DecoderModel),
+            ),
         ),
     ]
     if isinstance(prepared.model, DecoderModel):
@@ -49,7 +49,7 @@ def optional_members_are_spelt_right(subject: Subject) -> None:
     for spec in prepared.model.state:
         if isinstance(spec, SlotStateSpec):
             cache = prepared.model.make_cache(spec, max_slots=2, num_pages=2)
-            kinds.append((type(cache), _all_of(AttachedCache)))
+            kinds.append((type(cache), _all_of(SlotCache)))
     if subject.speculative is not None:
         drafted = subject.prepared(
             subject.dtype, draft=subject.draft, speculative=subject.speculative
@@ -61,7 +61,7 @@ def optional_members_are_spelt_right(subject: Subject) -> None:
             (drafted.draft.model_class, _all_of(Proposer)),
         )
     for kind, members in kinds:
-        for written, meant in _misspelt(kind, set(members)):
+        for written, meant in misspelt(kind, members):
             want(
                 False,
                 f"{kind.__module__}.{kind.__qualname__} has `{written}`, which nobody reads",
@@ -71,29 +71,3 @@ def optional_members_are_spelt_right(subject: Subject) -> None:
 
 def _all_of(contract: type) -> tuple[str, ...]:
     return (*methods_of(contract), *attributes_of(contract))
-
-
-def _misspelt(kind: type, known: set[str]) -> Iterator[tuple[str, str]]:
-    """(what a plugin's class has, what it looks like), for public names that nobody knows."""
-    own = set[str]()
-    for one in kind.__mro__:
-        if one is not object and not one.__module__.startswith("pilotfish."):
-            own |= {*vars(one), *getattr(one, "__annotations__", {})}
-            own |= {field.name for field in getattr(one, "__attrs_attrs__", ())}
-    inherited = set(dir(kind)) - own
-    for name in sorted(own - known - inherited):
-        public = sorted(other for other in known - own if not other.startswith("_"))
-        near = [] if name.startswith("_") else difflib.get_close_matches(name, public, 1, ALIKE)
-        near += [other for other in public if _is_one_letter_off(name, other)]
-        if near:
-            yield name, near[0]
-
-
-def _is_one_letter_off(name: str, other: str) -> bool:
-    """Whether one letter is another, or two neighbours have changed places."""
-    if len(name) != len(other) or len(name) < SHORTEST or name.startswith("_"):
-        return False
-    off = [place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b]
-    first, last = off[0], off[-1] + 1
-    swapped = last - first == 2 and name[first:last] == other[first:last][::-1]
-    return len(off) == 1 or swapped

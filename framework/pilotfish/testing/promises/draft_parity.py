@@ -16,7 +16,7 @@ from pilotfish.testing import listeners
 from pilotfish.testing.draft_oracle import DraftOracle
 from pilotfish.testing.drafted import NOTHING, texts, under_test, want_own_drafts
 from pilotfish.testing.near_ties import JUMP
-from pilotfish.testing.promise import NotKnown, want
+from pilotfish.testing.outcome import NotKnown, want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 MOST = 32

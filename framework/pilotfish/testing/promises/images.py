@@ -16,7 +16,7 @@ from pilotfish.engine.prompt import Prompt
 from pilotfish.errors import RequestError
 from pilotfish.protocols import ImageFeatures
 from pilotfish.testing.compare import want_same_bits
-from pilotfish.testing.promise import want
+from pilotfish.testing.outcome import want
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import PAGE_SIZE, ImagePrompt, Subject
 

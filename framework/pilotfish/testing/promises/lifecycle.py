@@ -14,7 +14,7 @@ from pilotfish.config import SamplingParams
 from pilotfish.protocols import PipelineModel
 from pilotfish.testing.compare import same_memory, want_same_answer, want_same_bits
 from pilotfish.testing.faults import PlantedError, RaiseAt
-from pilotfish.testing.promise import NotApplicable, want
+from pilotfish.testing.outcome import NotApplicable, want
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
@@ -179,7 +179,7 @@ def _blocks(session: Session) -> tuple[torch.Tensor, ...]:
     found: list[torch.Tensor] = []
     for spec in session.model.state:
         if hasattr(spec, "bytes_per_token"):
-            found.extend(session.state.leaf(spec.name).blocks)
+            found.extend(session.state.paged_cache(spec.name).blocks)
     return tuple(found)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import attrs
 import torch
 
-from pilotfish.engine.prepared import Prepared
 from pilotfish.errors import UserError, WeightsError
+from pilotfish.loading.prepared import Prepared
 from pilotfish.protocols import PipelineModel
 from pilotfish.testing.compare import want_finite, want_same_bits
-from pilotfish.testing.promise import Broken, NotKnown, want
+from pilotfish.testing.outcome import Broken, NotKnown, want
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, ImagePrompt, Subject
 from pilotfish.weights import TensorInfo, WeightSource, open_checkpoint

@@ -12,7 +12,7 @@ import torch
 
 from pilotfish.errors import ConfigError, UserError
 from pilotfish.testing.compare import want_near
-from pilotfish.testing.promise import Broken, want
+from pilotfish.testing.outcome import Broken, want
 from pilotfish.testing.promises.parity import want_one_opinion
 from pilotfish.testing.subject import LONG, Subject
 

@@ -22,7 +22,7 @@ from pilotfish.protocols import (
     TensorRecord,
 )
 from pilotfish.testing.compare import want_same_bits
-from pilotfish.testing.promise import NotKnown, want
+from pilotfish.testing.outcome import NotKnown, want
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import Subject
 

@@ -13,7 +13,7 @@ import torch
 from pilotfish.config import SamplingParams
 from pilotfish.protocols import PipelineModel, ReturnHiddenStates
 from pilotfish.testing.near_ties import want_like_oracle
-from pilotfish.testing.promise import NotApplicable, NotKnown, want
+from pilotfish.testing.outcome import NotApplicable, NotKnown, want
 from pilotfish.testing.subject import LONG, Subject
 
 ANSWER = 8

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pilotfish.layers.model import DecoderModel
+from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.protocols import ModelOutputs, PipelineModel, ReturnHiddenStates
 from pilotfish.testing.compare import want_same_bits
-from pilotfish.testing.promise import NotApplicable
+from pilotfish.testing.outcome import NotApplicable
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 

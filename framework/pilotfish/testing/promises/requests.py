@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pilotfish.config import SamplingParams
 from pilotfish.errors import UserError
 from pilotfish.protocols import NO_LIMIT
-from pilotfish.testing.promise import NotApplicable, want
+from pilotfish.testing.outcome import NotApplicable, want
 from pilotfish.testing.subject import Subject
 
 CONTEXT = 24

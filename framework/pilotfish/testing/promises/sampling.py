@@ -17,7 +17,7 @@ from pilotfish.config import CacheConfig, SamplingParams
 from pilotfish.engine import LLM, RequestOutput
 from pilotfish.testing.compare import want_same_answer
 from pilotfish.testing.naive import naive_answer
-from pilotfish.testing.promise import NotKnown, want
+from pilotfish.testing.outcome import NotKnown, want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 ANSWER = 10
@@ -172,8 +172,8 @@ def prompt_logprobs_are_the_models(subject: Subject) -> None:
     scored = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
     with subject.llm(max_batch_tokens=6) as llm:
         (output,) = llm.generate([prompt], scored, progress=False)
-    law = torch.log_softmax(subject.alone(prompt).double().cpu(), -1)
-    wanted = [float(law[i, token]) for i, token in enumerate(prompt[1:])]
+    probs = torch.log_softmax(subject.alone(prompt).double().cpu(), -1)
+    wanted = [float(probs[i, token]) for i, token in enumerate(prompt[1:])]
     records = output.prompt_logprobs or [None]
     got = [record.logprob for record in records[1:] if record is not None]
     gaps = [abs(a - b) for a, b in zip(got, wanted, strict=False)]

@@ -28,7 +28,7 @@ from pilotfish.testing.drafted import (
     want_same_answers,
 )
 from pilotfish.testing.listeners import Heard
-from pilotfish.testing.promise import NotKnown, want
+from pilotfish.testing.outcome import NotKnown, want
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 DEPARTURES = 4

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 import torch
 
-from pilotfish.layers.claims import Claims
-from pilotfish.layers.row_tries import same_bits
-from pilotfish.layers.whole_pass import probe_passes, text_logits
+from pilotfish.invariance.row_tries import same_bits
+from pilotfish.invariance.whole_pass import probe_passes, text_logits
+from pilotfish.models.claims import Claims
 from pilotfish.protocols import PipelineModel
-from pilotfish.testing.promise import Broken, NotKnown
+from pilotfish.testing.outcome import Broken, NotKnown
 from pilotfish.testing.subject import Subject
 
 THREADS = (3, 1, 2)

@@ -96,7 +96,9 @@ def _half_split(num_heads: int) -> Transform:
     def apply(tensor: torch.Tensor) -> torch.Tensor:
         import torch
 
-        turned = 2 * tensor.shape[0] // 3
-        return torch.cat((unpermute_rope_rows(tensor[:turned], 2 * num_heads), tensor[turned:]))
+        rope_part = 2 * tensor.shape[0] // 3
+        return torch.cat(
+            (unpermute_rope_rows(tensor[:rope_part], 2 * num_heads), tensor[rope_part:])
+        )
 
     return Transform(apply)

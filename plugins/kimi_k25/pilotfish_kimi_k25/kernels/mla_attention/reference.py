@@ -28,11 +28,11 @@ def attend(
         num_keys = plan.num_keys[request]
         pages = plan.lookup_table[request, : -(-num_keys // size)].long()
         rows_JR = cache[pages].flatten(0, 1)[:num_keys].to(compute_dtype)
-        latent_JC, turned_JR = rows_JR.tensor_split([up_key.shape[2]], dim=1)
+        latent_JC, rope_JR = rows_JR.tensor_split([up_key.shape[2]], dim=1)
         k_JNQ = torch.einsum("jc,nqc->jnq", latent_JC, up_key)
         v_JNV = torch.einsum("jc,nvc->jnv", latent_JC, up_value)
-        turned_JNR = turned_JR[:, None].expand(-1, k_JNQ.shape[1], -1)
-        k_JNH = torch.cat((k_JNQ, turned_JNR), dim=2)
+        rope_JNR = rope_JR[:, None].expand(-1, k_JNQ.shape[1], -1)
+        k_JNH = torch.cat((k_JNQ, rope_JNR), dim=2)
         q_rows = q[start : start + count].to(compute_dtype)
         scores = scale * torch.einsum("inh,jnh->nij", q_rows, k_JNH)
         position = torch.arange(count, device=q.device) + plan.lengths[request]

@@ -35,7 +35,7 @@ class Blocks:
     num_warps: int
 
     @classmethod
-    def choose(cls, num_heads: int, latent: int, turned: int, dtype: torch.dtype) -> "Blocks":
+    def choose(cls, num_heads: int, latent: int, rope_part: int, dtype: torch.dtype) -> "Blocks":
         """The largest with which a tile of 512 + 64 keeps its results in a Hopper's registers."""
         return cls(
             block_m=16
@@ -43,7 +43,7 @@ class Blocks:
             else min(32, max(16, triton.next_power_of_2(num_heads))),
             block_j=16,
             block_c=max(16, triton.next_power_of_2(latent)),
-            block_r=max(16, triton.next_power_of_2(turned)),
+            block_r=max(16, triton.next_power_of_2(rope_part)),
             num_warps=8 if latent > 128 else 4,
         )
 
@@ -93,7 +93,7 @@ def _find_request(
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend_split(  # noqa: PLR0917
     q_latent: tl.tensor,
-    q_turned: tl.tensor,
+    q_rope: tl.tensor,
     position: tl.tensor,
     p_pages: tl.tensor,
     p_cache: tl.tensor,
@@ -124,15 +124,15 @@ def _attend_split(  # noqa: PLR0917
         p_row = p_cache + ((page * PAGE_SIZE + i_key % PAGE_SIZE) * WIDTH)[:, None]
         # What is not loaded is zero: a hidden key may hold NaN, and 0 * NaN is NaN.
         m_latent = m_key[:, None] & (i_c < LATENT)[None, :]
-        m_turned = m_key[:, None] & (i_r < WIDTH - LATENT)[None, :]
+        m_rope = m_key[:, None] & (i_r < WIDTH - LATENT)[None, :]
         latent = tl.load(p_row + i_c[None, :], mask=m_latent, other=0.0)
-        turned = tl.load(p_row + LATENT + i_r[None, :], mask=m_turned, other=0.0)
+        rope_part = tl.load(p_row + LATENT + i_r[None, :], mask=m_rope, other=0.0)
         dtype = latent.dtype
         if WIDEN:
             latent = latent.to(tl.float32)
-            turned = turned.to(tl.float32)
+            rope_part = rope_part.to(tl.float32)
         score = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")
-        score = tl.dot(q_turned, tl.trans(turned), score, input_precision="ieee") * scale_log2
+        score = tl.dot(q_rope, tl.trans(rope_part), score, input_precision="ieee") * scale_log2
         m_seen = m_key[None, :] & (i_key[None, :] <= position[:, None])
         score = tl.where(m_seen, score, float("-inf"))
         new_highest = tl.maximum(highest, tl.max(score, 1))
@@ -197,11 +197,11 @@ def _latent_kernel(  # noqa: PLR0917
     m_c = i_c < LATENT
     p_q_row = p_q + i_packed[:, None] * stride_qt + i_head[:, None] * stride_qn
     q_latent = tl.load(p_q_row + i_c[None, :], mask=m_row[:, None] & m_c[None, :], other=0.0)
-    m_turned = m_row[:, None] & (i_r < WIDTH - LATENT)[None, :]
-    q_turned = tl.load(p_q_row + LATENT + i_r[None, :], mask=m_turned, other=0.0)
+    m_rope = m_row[:, None] & (i_r < WIDTH - LATENT)[None, :]
+    q_rope = tl.load(p_q_row + LATENT + i_r[None, :], mask=m_rope, other=0.0)
     if WIDEN:
         q_latent = q_latent.to(tl.float32)
-        q_turned = q_turned.to(tl.float32)
+        q_rope = q_rope.to(tl.float32)
     last = tl.minimum((i_tile * BLOCK_M + BLOCK_M - 1) // NUM_HEADS, count - 1)
     num_keys = length + last + 1
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -212,7 +212,7 @@ def _latent_kernel(  # noqa: PLR0917
     for split in range(first_split, end_split):
         s_highest, s_total, s_values = _attend_split(
             q_latent,
-            q_turned,
+            q_rope,
             length + i_row,
             p_table + i_request.to(tl.int64) * num_pages,
             p_cache,

@@ -1,0 +1,249 @@
+"""The memory plan of a run: every part in bytes, from configs and file headers alone.
+
+Knows: what weights, state, activations and images take. Does not know: any architecture, or how
+the parts are allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+
+from pilotfish.config import PipelineConfig, RuntimeConfig
+from pilotfish.loading.draft import PreparedDraft
+from pilotfish.protocols import NO_LIMIT, ArchConfig, ImageMemory
+from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes, available_bytes
+from pilotfish.state.memory import would_fit
+from pilotfish.state.specs import DTYPE_BYTES
+from pilotfish.weights import TensorInfo, stays_stored
+from pilotfish.weights.footprint import weight_kinds
+
+LEAST_LENGTH = 512
+"""A context that is cut below this is of little use: fewer requests at once come first."""
+LEAST_ROWS = 64
+"""Passes of fewer are not advised: prompts would be read slowly."""
+NOTE = "to fit the memory"
+"""How a note begins."""
+UNLIMITED_TOKENS = 1 << 20
+"""The longest context, unasked, of a model that has no limit of its own."""
+
+
+def plan_memory(
+    pipeline_config: PipelineConfig,
+    config: ArchConfig,
+    infos: Mapping[str, TensorInfo],
+    vocab_size: int,
+    draft: PreparedDraft | None,
+    *,
+    staying: Collection[str] = (),
+    lowers_batch: bool = False,
+) -> MemoryPlan:
+    """The plan. config: complete. infos: of the tensors that the model reads.
+
+    staying: names of those that are used as they lie in the file; others take the run's dtype.
+    lowers_batch: nobody asked for this batch size, so fewer requests may run at once.
+
+    Where it does not fit, and the user gave no `max_length`, it is the plan of the longest context
+    that does, and its `note` says so; where nothing fits it is that of what was asked. Contexts of
+    a model without a limit are those that pages hold which are taken unasked.
+    Raises CapacityError where the user's bytes hold no page.
+    """
+    plan_of = partial(
+        _plan_of, pipeline_config, config, infos, draft, vocab_size=vocab_size, staying=staying
+    )
+    length, batch = config.get_max_seq_len(), pipeline_config.runtime.max_batch_size
+    if length >= NO_LIMIT:
+        length = min(length, UNLIMITED_TOKENS)
+        length = min(length, plan_of(max_batch_size=batch, max_seq_len=length).unasked_tokens)
+    asked = plan_of(max_batch_size=batch, max_seq_len=length)
+    if not asked.missing:
+        return _of_the_unlimited(asked) if config.get_max_seq_len() >= NO_LIMIT else asked
+    cuts_length = pipeline_config.model.max_length is None
+    while True:
+        tried = plan_of(max_batch_size=batch, max_seq_len=length)
+        longest = tried.longest_that_fits if cuts_length else 0
+        least = min(length, LEAST_LENGTH) if lowers_batch and batch > 1 else 1
+        if tried.missing and longest >= least:
+            tried = plan_of(max_batch_size=batch, max_seq_len=longest)
+        if not tried.missing:
+            return attrs.evolve(tried, note=_note(asked, tried))
+        if not lowers_batch or batch == 1:
+            return attrs.evolve(asked, smaller=_smaller(plan_of, asked, pipeline_config.runtime))
+        batch //= 2
+
+
+def _of_the_unlimited(plan: MemoryPlan) -> MemoryPlan:
+    """With a note that says how long contexts are."""
+    return attrs.evolve(
+        plan,
+        note=f"the model has no limit of its own: there are contexts of {plan.max_seq_len} tokens "
+        "(--max-length, max_length)",
+    )
+
+
+def _smaller(
+    plan_of: Callable[..., MemoryPlan], asked: MemoryPlan, runtime: RuntimeConfig
+) -> tuple[str, ...]:
+    """What of the sizes would fit instead, each by itself, or else all together; () for nothing."""
+    length, batch, rows = asked.max_seq_len, asked.max_batch_size, runtime.max_batch_tokens
+    tried_rows = [n for n in _halves(rows) if n >= LEAST_ROWS]
+    fits = partial(_fits, plan_of, length, batch, rows)
+    ways = list(asked.shorter)
+    for name, given, tried in (
+        ("max_batch_size", batch, _halves(batch)),
+        ("max_batch_tokens", rows, tried_rows),
+    ):
+        found = next((n for n in tried if fits(**{name: n})), None)
+        if found is not None:
+            ways.append(would_fit(name, given, found))
+    if ways:
+        return tuple(ways)
+    for row in (rows, *tried_rows):
+        one = plan_of(max_batch_size=1, max_seq_len=length, max_batch_tokens=row)
+        longest = min(length, one.longest_that_fits)
+        if longest and fits(max_seq_len=longest, max_batch_size=1, max_batch_tokens=row):
+            sizes = (
+                ("max_length", length, longest),
+                ("max_batch_size", batch, 1),
+                ("max_batch_tokens", rows, row),
+            )
+            lower = [would_fit(name, now, to) for name, now, to in sizes if to < now]
+            return (" and ".join(lower),)
+    return ()
+
+
+def _fits(
+    plan_of: Callable[..., MemoryPlan],
+    length: int,
+    batch: int,
+    rows: int,
+    **other: int,
+) -> bool:
+    sizes = {"max_seq_len": length, "max_batch_size": batch, "max_batch_tokens": rows}
+    return not plan_of(**{**sizes, **other}).missing
+
+
+def _halves(size: int) -> list[int]:
+    """Smaller sizes, the largest first."""
+    return [size >> shift for shift in range(1, size.bit_length())]
+
+
+def _note(asked: MemoryPlan, found: MemoryPlan) -> str:
+    """What was made smaller, and how to have it otherwise."""
+    said: list[str] = []
+    if found.max_seq_len < asked.max_seq_len:
+        said.append(
+            f"contexts of {found.max_seq_len} tokens, not the model's {asked.max_seq_len} "
+            "(--max-length, max_length)"
+        )
+    if found.max_batch_size < asked.max_batch_size:
+        said.append(
+            f"{found.max_batch_size} requests at once, not {asked.max_batch_size} "
+            "(--max-batch-size, max_batch_size)"
+        )
+    return f"{NOTE} there are {' and '.join(said)}"
+
+
+def _plan_of(
+    pipeline_config: PipelineConfig,
+    config: ArchConfig,
+    infos: Mapping[str, TensorInfo],
+    draft: PreparedDraft | None,
+    *,
+    vocab_size: int,
+    staying: Collection[str],
+    max_batch_size: int,
+    max_seq_len: int,
+    max_batch_tokens: int | None = None,
+) -> MemoryPlan:
+    """The plan of these sizes, whether it fits or not."""
+    rows = max_batch_tokens or pipeline_config.runtime.max_batch_tokens
+    runtime = attrs.evolve(
+        pipeline_config.runtime, max_batch_size=max_batch_size, max_batch_tokens=rows
+    )
+    pipeline_config = attrs.evolve(pipeline_config, runtime=runtime)
+    specs = tuple(config.get_state_specs())
+    uncommitted = sum(spec.bytes_per_row for spec in specs if isinstance(spec, SlotStateSpec))
+    itemsize = DTYPE_BYTES[runtime.dtype]
+    kinds = {"model": weight_kinds(infos, runtime.dtype, staying.__contains__)}
+    if draft is not None:
+        specs += tuple(draft.config.get_state_specs())
+        if draft.weights is not None:
+            kinds["draft"] = _draft_kinds(draft, draft.weights.infos, runtime)
+    return MemoryPlan.make(
+        weights={name: sum(of_model.values()) for name, of_model in kinds.items()},
+        weight_kinds=kinds,
+        specs=specs,
+        cache=pipeline_config.cache,
+        max_batch_size=runtime.max_batch_size,
+        max_seq_len=max_seq_len,
+        scratch_tokens=0 if draft is None else draft.policy.most + draft.num_scratch_rows,
+        activations=uncommitted * runtime.max_batch_tokens
+        + _feature_bytes(pipeline_config, draft) * runtime.max_batch_tokens
+        + activation_bytes(
+            max_batch_tokens=runtime.max_batch_tokens,
+            widths=_widths(pipeline_config.model.huggingface_config),
+            itemsize=itemsize,
+            vocab_size=vocab_size,
+            max_logit_rows=max(runtime.max_batch_tokens, runtime.max_batch_size)
+            + _draft_logit_rows(pipeline_config, draft),
+        ),
+        available=available_bytes(runtime.device),
+        device=runtime.device,
+        images=_image_bytes(pipeline_config, config),
+    )
+
+
+def _draft_kinds(
+    draft: PreparedDraft, infos: Mapping[str, TensorInfo], runtime: RuntimeConfig
+) -> dict[str, int]:
+    """As the model's; a draft is not made yet, and all its matrices are such that may stay."""
+
+    def stays(name: str) -> bool:
+        return runtime.backend == "native" and stays_stored(infos[name], runtime.dtype)
+
+    kinds = weight_kinds(infos, runtime.dtype, stays)
+    repeated = int(getattr(draft.config, "num_repeated_weights", 0))
+    if repeated:
+        more = repeated * DTYPE_BYTES[runtime.dtype]
+        kinds[runtime.dtype] = kinds.get(runtime.dtype, 0) + more
+    return kinds
+
+
+def _draft_logit_rows(pipeline_config: PipelineConfig, draft: PreparedDraft | None) -> int:
+    """Rows of logits that drafting makes while those of the pass are still held."""
+    runtime = pipeline_config.runtime
+    if draft is None:
+        return 0
+    return draft.num_logit_rows(runtime.max_batch_size, runtime.max_batch_tokens)
+
+
+def _image_bytes(pipeline_config: PipelineConfig, config: ArchConfig) -> dict[str, int]:
+    """What images take, by part; empty for an architecture of text only."""
+    get_memory = getattr(config, "get_image_memory", None)
+    memory: ImageMemory | None = None if get_memory is None else get_memory()
+    if memory is None:
+        return {}
+    return memory.parts(pipeline_config.cache.image_bytes, pipeline_config.runtime.max_batch_tokens)
+
+
+def _feature_bytes(pipeline_config: PipelineConfig, draft: PreparedDraft | None) -> int:
+    """What a row of a pass keeps for the drafter: its taps, and the taps side by side."""
+    taps = () if draft is None else draft.config.taps
+    hf = pipeline_config.model.huggingface_config
+    width = int(getattr(getattr(hf, "text_config", None) or hf, "hidden_size", 0) or 0)
+    return 2 * len(taps) * width * DTYPE_BYTES[pipeline_config.runtime.dtype]
+
+
+def _widths(huggingface_config: Any) -> tuple[int, ...]:
+    """Widths of what lives at once in the widest layer, from what most configs say."""
+    hf = getattr(huggingface_config, "text_config", None) or huggingface_config
+    hidden = int(getattr(hf, "hidden_size", 0) or 0)
+    inner = int(getattr(hf, "intermediate_size", 0) or 4 * hidden)
+    # A token's rows once for each of its experts: in, out, and in float32 for the sum.
+    experts = int(getattr(hf, "num_experts_per_tok", 0) or 0)
+    expert = int(getattr(hf, "moe_intermediate_size", 0) or inner)
+    return (hidden,) * 6 + (inner,) * 3 + (experts * hidden,) * 5 + (experts * expert,) * 3

@@ -1,0 +1,394 @@
+"""DecoderModel: everything a decoder-only text model does that is not its architecture.
+
+Knows: padding, row selection, logit and hidden modes, loading. Does not know: any architecture (a
+plugin subclasses it and says which network to build and how weights are named), or how what it
+claims of its rows' bits is found (`claims.py`).
+Axis letters: B requests, T packed tokens, T' rows with padding, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+
+from pilotfish.batch import RequestContext
+from pilotfish.config import PipelineConfig
+from pilotfish.errors import ConfigError, WeightsError
+from pilotfish.invariance.own_parts import functions_in_place
+from pilotfish.invariance.rows import padded, wanted_rows
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.paged_attention import plan_attention
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.models.claims import Claims, Known
+from pilotfish.models.decoder import Decoder, Residual
+from pilotfish.models.inputs import DecoderInputs, initial_inputs, next_inputs, positions_of
+from pilotfish.models.loading import load_layers
+from pilotfish.models.native_pass import NativePass, why_called
+from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
+from pilotfish.state import (
+    KVCacheInputs,
+    PagedStateSpec,
+    SlotCache,
+    SlotStateSpec,
+    StateSpec,
+)
+from pilotfish.weights import (
+    LoadPlan,
+    TensorInfo,
+    WeightRules,
+    WeightSource,
+    check_int4,
+    plan_load,
+    stays_stored,
+    tensors_read,
+    without_ignored,
+)
+
+_HIDDEN = ReturnHiddenStates
+_Laid: TypeAlias = tuple[frozenset[int], torch.dtype]
+"""What a planned pass was laid down for: the boundaries that it keeps, and its caches' dtype."""
+
+
+class DecoderModel(Claims):
+    """Base of decoder-only models; `PipelineModel` and `SpeculativeTarget` in one.
+
+    A subclass sets `config_class` (and `inputs_class` if it adds fields) and implements
+    `build_network` and `weight_rules`. It needs of its config: `get_state_specs()`, `dtype`,
+    `num_hidden_layers`, `hidden_size`.
+    """
+
+    config_class: ClassVar[type[Any]]
+    inputs_class: ClassVar[type[DecoderInputs]] = DecoderInputs
+    plans_passes: bool = True
+    """Whether passes are laid down as native calls where kernels are native; for tests."""
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        arch_config: Any,
+        backend: KernelBackend,
+        *,
+        device: torch.device,
+        return_logits: ReturnLogits = ReturnLogits.VARIABLE,
+        return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
+        hidden_state_boundaries: Sequence[int] = (),
+    ) -> None:
+        self.pipeline_config = pipeline_config
+        self.config = arch_config
+        self.backend = backend
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, arch_config.dtype)
+        self.return_logits = return_logits
+        self.return_hidden_states = return_hidden_states
+        self.hidden_state_boundaries = tuple(hidden_state_boundaries)
+        self._check_boundaries()
+        self.network = self.build_network()
+        self._planned_load: tuple[Mapping[str, TensorInfo], LoadPlan] | None = None
+        self._native_passes: dict[_Laid, NativePass | Literal[False]] = {}
+
+    # What a plugin writes.
+
+    def build_network(self) -> Decoder:
+        """The network of `self.config`, without weights."""
+        raise NotImplementedError
+
+    def weight_rules(self) -> WeightRules:
+        """How a checkpoint's tensors become the network's parameters."""
+        raise NotImplementedError
+
+    def make_cache(
+        self, spec: SlotStateSpec, *, max_slots: int, num_pages: int, poison: bool = False
+    ) -> SlotCache:
+        """The cache of a slot spec; only for architectures that declare one."""
+        raise NotImplementedError(f"{type(self).__name__} makes no cache for {spec.name!r}")
+
+    # Loading.
+
+    @property
+    def state(self) -> tuple[StateSpec, ...]:
+        """The caches this model needs."""
+        specs: tuple[StateSpec, ...] = self.config.get_state_specs()
+        return specs
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every parameter with memory of its own, name -> shape; a tied one has none."""
+        ties = self.weight_rules().ties
+        shapes = self.network.parameter_shapes()
+        return {name: shape for name, shape in shapes.items() if name not in ties}
+
+    def without_ignored(self, infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """The tensors that `load_model` reads, without those that the rules let lie."""
+        return without_ignored(self.weight_rules(), infos, self.network.parameter_shapes())
+
+    def staying(self, infos: Mapping[str, TensorInfo]) -> frozenset[str]:
+        """The tensors that `load_model` uses as they lie in the file, in what memory they take."""
+        if self.backend.name != "native":
+            return frozenset()
+        shapes = self.network.parameter_shapes()
+        read = tensors_read(self.weight_rules(), infos, filter(self.network.may_stay, shapes))
+        return frozenset(name for name in read if stays_stored(infos[name], self.config.dtype))
+
+    def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
+        """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
+        if self._planned_load is None or self._planned_load[0] is not infos:
+            shapes = self.network.parameter_shapes()
+            try:
+                self._planned_load = infos, plan_load(self.weight_rules(), infos, shapes)
+            except WeightsError as error:
+                functions = functions_in_place(self)
+                if not functions:
+                    raise
+                raise WeightsError(
+                    f"{error}; {', '.join(functions)} is a function, in which no parameter is "
+                    "found: wanted a Layer in its place"
+                ) from None
+        return self._planned_load[1]
+
+    def load_model(
+        self,
+        weights: WeightSource,
+        known: Known | None = None,
+    ) -> None:
+        """Fills every parameter.
+
+        known: results of probes by shape (see `row_multiple`), read and filled; share one mapping
+        between models.
+        Raises WeightsError naming missing, extra and misshapen tensors before any is read.
+        """
+        check_int4(weights)
+        plan = self.plan_load(weights.infos)
+        load_layers(
+            self.network,
+            plan,
+            weights,
+            self.dtype,
+            backend=self.backend,
+            device=self.device,
+        )
+        self._planned_load = None
+        if self.network.rotary is not None:
+            self.network.rotary.to(self.device)
+        self._is_loaded, self._pass_probe = True, None
+        self._probe({} if known is None else known)
+
+    def plan_pass(self) -> None:
+        """Lays the pass down as native calls, where it may be; else the first pass does it."""
+        pages = [spec for spec in self.state if isinstance(spec, PagedStateSpec)]
+        self._lay_down(getattr(torch, pages[0].dtype) if pages else self.dtype)
+
+    # Inputs.
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[RequestContext]],
+        kv_cache_inputs: KVCacheInputs | None = None,
+        return_n_logits: int | Sequence[int] = 1,
+    ) -> DecoderInputs:
+        """Packs the scheduled rows of each request of the one replica.
+
+        return_n_logits: rows of logits wanted, of all requests or of each.
+        """
+        if len(replica_batches) != 1:
+            raise ValueError(f"got {len(replica_batches)} replica batches; wanted one replica")
+        return initial_inputs(
+            self.inputs_class,
+            replica_batches[0],
+            kv_cache_inputs,
+            return_n_logits,
+            device=self.device,
+            with_lengths=self.network.turns_by_length,
+        )
+
+    def prepare_next_token_inputs(
+        self, next_tokens: torch.Tensor, prev_model_inputs: ModelInputs
+    ) -> DecoderInputs:
+        """next_tokens: [B] int64 -> inputs of one more row per request, its page reserved."""
+        return next_inputs(next_tokens, self._own(prev_model_inputs))
+
+    def release(self, request_id: str) -> None:
+        """A decoder keeps nothing between calls."""
+
+    # Running.
+
+    @torch.inference_mode()
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """Runs one pass; writes its keys and values past the committed lengths.
+
+        Logits are computed for the wanted rows only; hidden states as the mode says.
+        """
+        kv = model_inputs.kv_cache_inputs
+        if kv is None:
+            raise ValueError(
+                "kv_cache_inputs is None; wanted the pages of every request: a model without keys "
+                "lists KVCacheParams(num_layers=0, num_kv_heads=1, head_dim=1).spec among its "
+                "state specs, whose pages hold nothing and count its rows"
+            )
+        inputs = self._own(model_inputs)
+        run, tokens = self._start(inputs, kv)
+        wanted = wanted_rows(
+            self.return_logits, kv.row_counts, model_inputs.return_n_logits.tolist()
+        )
+        rows = self.embed_inputs(inputs, tokens).contiguous()
+        planned = self._planned(run)
+        if planned is None:
+            asked = frozenset(self.hidden_state_boundaries)
+            state, kept = self.network.run(rows, run, asked)
+            hidden = self._hidden_states(state, kept, kv.row_counts)  # the head closes the stream
+            logits = self._logits(state, wanted.indices)
+        else:
+            made = planned(rows, run, wanted.indices)
+            kept, logits = made.kept, self.network.scaled(made.logits, self.backend)
+            # The last boundary is kept where a mode wants the rows that leave the last block.
+            state = Residual(kept.get(len(self.network.layers), rows), None, 1.0)
+            hidden = self._hidden_states(state, kept, kv.row_counts)
+        return ModelOutputs(
+            logits=logits, logit_offsets=torch.tensor(wanted.offsets), hidden_states=hidden
+        )
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: [T] int64 -> [T, D], what enters block 0."""
+        return self.network.embed_tokens(tokens)
+
+    def embed_inputs(self, inputs: DecoderInputs, tokens: torch.Tensor) -> torch.Tensor:
+        """What enters block 0 in a pass: a new [T', D]; tokens: [T'] int64, padded.
+
+        For architectures whose rows are not all looked up by token: images, say.
+        """
+        del inputs
+        return self.embed(tokens)
+
+    def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states: [T, D] after a final norm -> [T, V] float32 logits."""
+        num_rows = hidden_states.shape[0]
+        short = padded(num_rows, self._head_multiple or 1) - num_rows
+        if short:
+            hidden_states = torch.nn.functional.pad(hidden_states, (0, 0, 0, short))
+        return self.network.logits(hidden_states, self.backend)[:num_rows]
+
+    def _own(self, inputs: ModelInputs) -> DecoderInputs:
+        if not isinstance(inputs, self.inputs_class):
+            raise ValueError(
+                f"the inputs are {type(inputs).__name__}; wanted {self.inputs_class.__name__}: "
+                "make them with prepare_initial_token_inputs"
+            )
+        return inputs
+
+    def _start(self, inputs: DecoderInputs, kv: KVCacheInputs) -> tuple[ForwardPass, torch.Tensor]:
+        """The shared part of a pass, and the padded tokens [T']."""
+        tokens, num_rows = inputs.tokens, inputs.tokens.shape[0]
+        plan = plan_attention(
+            kv,
+            inputs.input_row_offsets,
+            backend=self.backend,
+            row_multiple=self._attention_multiple,
+        )
+        positions, prompts = positions_of(inputs, kv)
+        lengths = None
+        if self.network.turns_by_length:
+            lengths = positions + 1 if prompts is None else torch.maximum(prompts, positions + 1)
+        short = padded(num_rows, self.row_multiple) - num_rows
+        if short:
+            tokens = torch.nn.functional.pad(tokens, (0, short))
+            positions = torch.nn.functional.pad(positions, (0, short))
+            if lengths is not None:
+                lengths = torch.nn.functional.pad(lengths, (0, short))
+        cos, sin = self.network.angles(positions, lengths, self.backend)
+        run = ForwardPass(
+            backend=self.backend,
+            cos=cos,
+            sin=sin,
+            plan=plan,
+            caches=kv.blocks,
+            write_slots=kv.write_slots,
+            slots=kv.slots,
+            row_multiple=self.row_multiple,
+        )
+        return run, tokens
+
+    @property
+    def has_planned(self) -> bool:
+        """Whether a pass was laid down as native calls."""
+        return any(planned is not False for planned in self._native_passes.values())
+
+    @property
+    def why_called(self) -> str:
+        """What makes passes call its layers one by one, in words; "" where they may be planned."""
+        if self.backend.name != "native":
+            return f"the backend is {self.backend.name}"
+        if getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]:
+            return f"{type(self).__name__} has a `_logits` of its own"
+        if not self.plans_passes:
+            return f"{type(self).__name__}.plans_passes is false"
+        return why_called(self.network, self.dtype)
+
+    def _planned(self, run: ForwardPass) -> NativePass | None:
+        """The pass as native calls; None where it is not planned, or serves this pass ill."""
+        planned = self._lay_down(run.caches[0].dtype if run.caches else self.dtype)
+        return planned if planned and planned.serves(run) else None
+
+    def _lay_down(self, cache_dtype: torch.dtype) -> NativePass | Literal[False] | None:
+        """The planned pass, laid down when it is first asked for; None on another
+        backend, and for a network that runs its layers, or a model that makes logits, in its own
+        way.
+        """
+        is_own = getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]
+        if self.backend.name != "native" or is_own or not self.plans_passes:
+            return None
+        kept = set(self.hidden_state_boundaries)
+        if self.return_hidden_states not in (_HIDDEN.NONE, _HIDDEN.SELECTED):
+            kept.add(len(self.network.layers))
+        laid = (frozenset(kept), cache_dtype)
+        if laid not in self._native_passes:
+            planned = NativePass.of(
+                self.network,
+                self.backend,
+                dtype=self.dtype,
+                cache_dtype=cache_dtype,
+                boundaries=laid[0],
+            )
+            if planned is None:
+                return None
+            self._native_passes[laid] = planned
+        return self._native_passes[laid]
+
+    def _logits(self, state: Residual, indices: list[int]) -> torch.Tensor:
+        """The head on some rows of the pass: [R, V] float32."""
+        count = len(indices)
+        if not count:
+            vocab = self.network.lm_head.packed.out_features
+            return torch.empty(0, vocab, dtype=torch.float32, device=self.device)
+        filled = indices + [indices[-1]] * (padded(count, self._head_multiple or 1) - count)
+        if len(filled) != state.x.shape[0] or indices[-1] != count - 1:
+            state = state.rows(torch.tensor(filled, device=self.device))
+        normed = self.network.finish(state, self.backend)
+        return self.network.logits(normed, self.backend)[:count]
+
+    def _hidden_states(
+        self, state: Residual, kept: Mapping[int, torch.Tensor], row_counts: Sequence[int]
+    ) -> torch.Tensor | None:
+        """What the hidden mode asks for, padding rows cut off."""
+        mode, num_rows = self.return_hidden_states, sum(row_counts)
+        if mode is _HIDDEN.NONE:
+            return None
+        if mode is _HIDDEN.SELECTED:
+            columns = [kept[boundary][:num_rows] for boundary in self.hidden_state_boundaries]
+            return torch.cat(columns, dim=1)
+        if mode is _HIDDEN.LAST:
+            last = wanted_rows(ReturnLogits.LAST_TOKEN, row_counts, ()).indices
+            return state.rows(torch.tensor(last, device=self.device)).sum(self.backend)
+        whole = state.sum(self.backend)
+        if mode is _HIDDEN.ALL_NORMALIZED:
+            whole = self.network.norm(whole, self.backend)
+        return whole[:num_rows]
+
+    def _check_boundaries(self) -> None:
+        asked, last = self.hidden_state_boundaries, self.config.num_hidden_layers
+        selects = self.return_hidden_states is _HIDDEN.SELECTED
+        if selects != bool(asked) or any(not 0 <= boundary <= last for boundary in asked):
+            raise ConfigError(
+                f"hidden_state_boundaries (`taps` of a drafter's config) is {list(asked)} with "
+                f"{self.return_hidden_states!r}; wanted numbers from 0 to {last} with "
+                "ReturnHiddenStates.SELECTED, and none with another mode"
+            )

@@ -1,0 +1,127 @@
+"""DecoderInputs: the inputs of a decoder-only text model, and how they are packed and advanced.
+
+Knows: ragged rows and page tables. Does not know: networks.
+Axis letters: B requests, T packed tokens, S tokens in a page, W pages of the longest request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import attrs
+import torch
+
+from pilotfish.batch import RaggedBatch, RequestContext
+from pilotfish.protocols import ModelInputs
+from pilotfish.state import KVCacheInputs
+
+
+@attrs.frozen(kw_only=True)
+class DecoderInputs(ModelInputs):
+    """What `execute` of a decoder needs.
+
+    rope_lengths: [B] int64, m of config/rope.py, where angles depend on it; else None.
+    """
+
+    rope_lengths: torch.Tensor | None = None
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        kv = self.kv_cache_inputs
+        if kv is not None and sum(kv.row_counts) != self.tokens.shape[0]:
+            raise ValueError(
+                f"kv_cache_inputs is for {list(kv.row_counts)} rows and tokens has "
+                f"{self.tokens.shape[0]}; wanted inputs of one batch"
+            )
+
+
+AnyInputs = TypeVar("AnyInputs", bound=DecoderInputs)
+
+
+def initial_inputs(
+    inputs_class: type[AnyInputs],
+    batch: Sequence[RequestContext],
+    kv_cache_inputs: KVCacheInputs | None,
+    return_n_logits: int | Sequence[int],
+    *,
+    device: torch.device,
+    with_lengths: bool = False,
+    **fields: Any,
+) -> AnyInputs:
+    """Packs the scheduled rows of each request.
+
+    with_lengths: whether angles depend on prompt lengths. fields: what the subclass adds.
+    """
+    ragged = RaggedBatch.pack([context.scheduled_tokens for context in batch], device)
+    wanted = [return_n_logits] if isinstance(return_n_logits, int) else list(return_n_logits)
+    lengths = None
+    if with_lengths:
+        prompts = [max(c.num_prompt_tokens, c.num_restart_tokens) for c in batch]
+        lengths = torch.tensor(prompts, dtype=torch.int64, device=device)
+    return inputs_class(
+        tokens=ragged.tokens,
+        input_row_offsets=ragged.input_row_offsets,
+        return_n_logits=torch.tensor(wanted, dtype=torch.int64),
+        kv_cache_inputs=kv_cache_inputs,
+        rope_lengths=lengths,
+        **fields,
+    )
+
+
+def next_inputs(next_tokens: torch.Tensor, previous: AnyInputs) -> AnyInputs:
+    """One more row per request, after all rows of `previous`.
+
+    next_tokens: [B] int64. The pages of the new rows must have been reserved before `previous` was
+    made: its page tables are used as they are. Raises ValueError when they end before a new row.
+    """
+    num_requests = previous.input_row_offsets.shape[0] - 1
+    kv = previous.kv_cache_inputs
+    return attrs.evolve(
+        previous,
+        tokens=next_tokens,
+        input_row_offsets=torch.arange(
+            num_requests + 1, dtype=torch.int32, device=next_tokens.device
+        ),
+        return_n_logits=torch.ones(1, dtype=torch.int64),
+        kv_cache_inputs=None if kv is None else next_row(kv, previous.input_row_offsets),
+    )
+
+
+def next_row(kv: KVCacheInputs, input_row_offsets: torch.Tensor) -> KVCacheInputs:
+    """The view of a pass of one row per request, after the rows of `kv` are committed."""
+    lengths = tuple(a + b for a, b in zip(kv.lengths, kv.row_counts, strict=True))
+    for length, room in zip(lengths, kv.capacities, strict=True):
+        if length >= room:
+            raise ValueError(
+                f"the next row of a request is row {length}, and its page table ends at {room}; "
+                "wanted a page for it: reserve the row before asking for the next inputs"
+            )
+    cache_lengths = kv.cache_lengths + input_row_offsets.diff()
+    page = (cache_lengths // kv.page_size_tokens).unsqueeze(1).long()
+    page_ids = kv.lookup_table.gather(1, page).squeeze(1).long()
+    return attrs.evolve(
+        kv,
+        cache_lengths=cache_lengths,
+        write_slots=page_ids * kv.page_size_tokens + cache_lengths % kv.page_size_tokens,
+        lengths=lengths,
+        row_counts=(1,) * len(lengths),
+        slots=tuple(view.next_row() for view in kv.slots),
+    )
+
+
+def positions_of(
+    inputs: DecoderInputs, kv: KVCacheInputs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Each row's position and its request's `rope_lengths`, [T] int64. No host round trip."""
+    committed, prompts = kv.cache_lengths.long(), inputs.rope_lengths
+    if all(count == 1 for count in kv.row_counts):
+        return committed, prompts
+    num_rows = inputs.tokens.shape[0]
+    counts = inputs.input_row_offsets.diff()
+    starts = committed - inputs.input_row_offsets[:-1]
+    positions = torch.arange(num_rows, device=starts.device)
+    positions += starts.repeat_interleave(counts, output_size=num_rows)
+    if prompts is not None:
+        prompts = prompts.repeat_interleave(counts, output_size=num_rows)
+    return positions, prompts

@@ -1,0 +1,1 @@
+"""The process and its libraries: memory, threads, and torch below its own surface."""

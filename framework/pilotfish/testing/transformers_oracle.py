@@ -1,0 +1,217 @@
+"""TransformersOracle: what transformers' own model of a checkpoint computes, in float64 too.
+
+Knows: how transformers is asked. Does not know: Pilotfish's models.
+Axis letters: T tokens, V vocabulary, D model width, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pilotfish.testing.oracle import Oracle
+from pilotfish.testing.outcome import NotKnown
+from pilotfish.testing.quiet import quiet
+from pilotfish.weights.formats.safetensors import SINGLE_FILE
+
+
+class TransformersOracle(Oracle):
+    """transformers' own model of a checkpoint's folder.
+
+    ignored: tensors that may lie in the file unread. Every answer raises NotKnown where
+    transformers cannot load the folder whole. A subclass may override `load`, or any answer, where
+    transformers errs.
+    """
+
+    def __init__(self, folder: Path, ignored: Collection[str] = ()) -> None:
+        self.folder = folder
+        self._ignored = frozenset(ignored)
+
+    @torch.inference_mode()
+    def exact(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
+        """As `Oracle`; every cast to float32 inside the model is made one to float64."""
+        logits: torch.Tensor = self._widened(self.load(dtype).double(), tokens)
+        return logits
+
+    @torch.inference_mode()
+    def eager(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
+        """As `Oracle`."""
+        logits: torch.Tensor = self.load(dtype, attention="eager")(_ids(tokens)).logits[0]
+        return logits.float()
+
+    def nudged(self, tokens: Sequence[int], dtype: str) -> Iterator[torch.Tensor]:
+        """As `Oracle`, without end."""
+        model, drawn = self.load(dtype).double(), torch.Generator().manual_seed(0)
+        most = torch.finfo(getattr(torch, dtype)).eps
+        stored = [weight.detach().clone() for weight in model.parameters()]
+        while True:
+            with torch.inference_mode():
+                for weight, own in zip(model.parameters(), stored, strict=True):
+                    noise = torch.rand(own.shape, generator=drawn, dtype=torch.float64)
+                    weight.data = own * (1 + most * (2 * noise - 1))
+                logits = self._widened(model, tokens)
+            yield logits
+
+    def hidden_states(self, tokens: Sequence[int], dtype: str) -> list[torch.Tensor]:
+        """As `Oracle`: what each block is given, and what the last one gives."""
+        return self.streams(self.load(dtype).double(), tokens)[0]
+
+    @torch.inference_mode()
+    def streams(
+        self, model: Any, tokens: Sequence[int]
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Of a model of `load`, in any dtype: `hidden_states`, and [T, D] the normed output.
+
+        [] and None where they are not found.
+        """
+        seen, blocks, normed = list[Any](), _blocks(model), list[Any]()
+        hooks = [
+            block.register_forward_pre_hook(
+                lambda _, args, named: seen.append(args[0] if args else named.get("hidden_states")),
+                with_kwargs=True,
+            )
+            for block in blocks
+        ]
+        hooks += [
+            block.register_forward_hook(
+                lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            )
+            for block in blocks[-1:]
+        ]
+        hooks.append(
+            model.get_decoder().register_forward_hook(lambda _, args, out: normed.append(out[0]))
+        )
+        if model.dtype == torch.float64:
+            self._widened(model, tokens)
+        else:
+            model(_ids(tokens))
+        for hook in hooks:
+            hook.remove()
+        known = len(seen) == len(blocks) + 1 and all(
+            isinstance(state, torch.Tensor) and state.shape[:2] == (1, len(tokens))
+            for state in seen
+        )
+        return ([state[0] for state in seen] if known else []), normed[0][0] if normed else None
+
+    @torch.inference_mode()
+    def generate(self, tokens: Sequence[int], count: int) -> list[int]:
+        """As `Oracle`, with transformers' own cache."""
+        ids = _ids(tokens)
+        answer = self.load("float32").generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return list(answer[0, len(tokens) :].tolist())
+
+    def load(self, dtype: str, attention: str = "sdpa") -> Any:
+        """A fresh model each time: some rotary types remember the lengths they saw.
+
+        dtype: of its weights. attention: of transformers' implementations; "eager" is taken where
+        the class has no other. What stands in the file is what it has: a class that rescales what
+        it loads does so for a training that is to come.
+        """
+        try:
+            model = self._loaded(dtype, attention)
+            _put_back(model, self.folder / SINGLE_FILE)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            said = str(error).strip().partition("\n")[0]
+            raise NotKnown(
+                f"transformers cannot load it ({said}), and the spec's examples have no oracle"
+            ) from error
+        for weight in model.parameters():  # some versions keep a router's unrounded
+            weight.data = weight.data.to(getattr(torch, dtype)).to(weight.dtype)
+        # Its grouped products of experts take no float64.
+        model.set_experts_implementation("eager")
+        return model.eval()
+
+    def _loaded(self, dtype: str, attention: str) -> Any:
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self.folder)
+        name = (config.architectures or ["none"])[0]
+        model_class = getattr(transformers, name, None)
+        if model_class is None:
+            raise NotKnown(f"transformers has no {name}, and the spec's examples have no oracle")
+        options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+        with quiet():
+            try:
+                model, said = model_class.from_pretrained(
+                    self.folder, attn_implementation=attention, **options
+                )
+            except ValueError:
+                if attention == "eager":
+                    raise
+                return self._loaded(dtype, "eager")
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            named = set(said.get(kind) or ()) - self._ignored
+            # transformers names tensors as it has joined them: one for all experts, say.
+            odd = sorted(name for name in named if not self._lies_in_ignored(name))
+            if odd:
+                raise NotKnown(f"transformers loads it with {kind}: {odd[:3]}")
+        return model
+
+    def _lies_in_ignored(self, name: str) -> bool:
+        """Whether the file has tensors in the module of a name, and all of them are ignored."""
+        from safetensors import safe_open
+
+        module, file = name.rpartition(".")[0] + ".", self.folder / SINGLE_FILE
+        if not any(other.startswith(module) for other in self._ignored) or not file.is_file():
+            return False
+        with safe_open(file, framework="pt") as stored:
+            names = set(stored.keys())
+        return {other for other in names if other.startswith(module)} <= self._ignored
+
+    def _widened(self, model: Any, tokens: Sequence[int]) -> torch.Tensor:
+        with _Widened():
+            logits: torch.Tensor = model(_ids(tokens)).logits[0]
+        return logits.double()
+
+
+class _Widened(TorchFunctionMode):
+    """Makes every cast to float32 one to float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        wide = {torch.float32: torch.float64}
+        args = tuple(wide.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+        kwargs = {
+            name: wide.get(value, value) if isinstance(value, torch.dtype) else value
+            for name, value in (kwargs or {}).items()
+        }
+        return func(*args, **kwargs)
+
+
+def _ids(tokens: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([list(tokens)])
+
+
+def _blocks(model: Any) -> Sequence[Any]:
+    """The L modules that the stream goes through, whatever they are called; () if not found."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    for module in model.get_decoder().modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return tuple(module)
+    return ()
+
+
+def _put_back(model: Any, file: Path) -> None:
+    """The file's own numbers into parameters of the same name and shape."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        return
+    own = dict(model.named_parameters())
+    with safe_open(file, framework="pt") as stored, torch.no_grad():
+        for name in own.keys() & set(stored.keys()):
+            tensor = stored.get_tensor(name)
+            if tensor.shape == own[name].shape and tensor.is_floating_point():
+                own[name].copy_(tensor)

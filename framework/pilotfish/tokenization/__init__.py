@@ -1,0 +1,1 @@
+"""Tokenization: text to token ids and back, by the files of a checkpoint."""

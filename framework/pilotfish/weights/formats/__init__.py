@@ -1,0 +1,1 @@
+"""Formats: the files that tensors lie in, opened by their headers and read one tensor at a time."""

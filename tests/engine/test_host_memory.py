@@ -1,0 +1,134 @@
+"""What a pass frees stays with the process: counted in page faults, in processes of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another malloc than glibc's"
+)
+
+PROGRAM = """
+import resource
+import torch
+from pilotfish.platform.heap import keep_freed_memory
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    arrays = [torch.ones(1 << 20) for _ in range(4)]  # 4 MiB each
+torch.set_num_threads(1)
+took = keep_freed_memory()
+for _ in range(4):
+    use()
+before = faults()
+for _ in range(8):
+    use()
+print(int(took), faults() - before)
+"""
+PAGES_OF_A_USE = 4 * (4 << 20) // os.sysconf("SC_PAGESIZE")
+
+
+def run_program(program: str, **environment: str) -> list[int]:
+    """The numbers that it prints; of malloc's settings it has those of `environment` alone."""
+    kept = {n: v for n, v in os.environ.items() if n != "GLIBC_TUNABLES" and "MALLOC" not in n}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(number) for number in done.stdout.split()]
+
+
+def run(**environment: str) -> tuple[bool, int]:
+    took, faults = run_program(PROGRAM, **environment)
+    return took == 1, faults
+
+
+def test_memory_is_not_taken_page_by_page_again() -> None:
+    took, faults = run()
+    assert took
+    assert faults < PAGES_OF_A_USE
+
+
+CLOSING = """
+from pathlib import Path
+import torch
+from pilotfish.platform.heap import keep_freed_memory, return_freed_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+assert keep_freed_memory()
+start = resident()
+arrays, small = [], []
+for _ in range(300):
+    arrays.append(torch.ones(1 << 18))
+    small.append(torch.ones(16))
+most = resident()
+del arrays
+kept = resident()
+return_freed_memory()
+print((most - start) // 100, (kept - start) // 100, (resident() - start) // 100)
+"""
+
+
+def test_what_lies_below_memory_in_use_is_returned_when_asked() -> None:
+    most, kept, after = run_program(CLOSING)
+    assert kept > most // 2
+    assert after < most // 4
+
+
+SMALL_PIECES = """
+import ctypes
+from pilotfish.platform.heap import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    _fields_ = [("fields", ctypes.c_size_t * 10)]
+libc.mallinfo2.restype = Info
+def kept_apart():
+    for piece in [libc.malloc(24) for _ in range(60)]:
+        libc.free(piece)
+    return libc.mallinfo2().fields[6]
+before = kept_apart()
+keep_freed_memory()
+print(before, kept_apart())
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc before 2.33 does not tell"
+)
+def test_small_pieces_are_not_kept_apart() -> None:
+    before, after = run_program(SMALL_PIECES)
+    assert after < 24 * 10
+    users_before, users_after = run_program(SMALL_PIECES, GLIBC_TUNABLES="glibc.malloc.mxfast=96")
+    if before:  # the newest glibc keeps none apart by itself
+        assert before > 40 * 24
+        assert min(users_before, users_after) > 40 * 24
+
+
+def test_another_tunable_of_the_users_changes_nothing() -> None:
+    took, faults = run(GLIBC_TUNABLES="glibc.malloc.arena_max=8")
+    assert took
+    assert faults < PAGES_OF_A_USE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "65536"),
+        ("MALLOC_MMAP_THRESHOLD_", "65536"),
+        ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=65536"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536"),
+    ],
+)
+def test_the_users_own_settings_stand(name: str, value: str) -> None:
+    took, faults = run(**{name: value})
+    assert not took
+    assert faults > PAGES_OF_A_USE
