@@ -61,7 +61,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(WORKERS)
 
-# The rooms that need no model: under a minute on 2 cores.
+# The rooms whose tests are quick: under a minute on 2 cores.
 FAST := config loading models multimodal ngram sampling tokenization weights
 test-fast: setup
 	$(BIN)/python -m pytest $(WORKERS) $(FAST:%=tests/%) tests/house/test_layout.py tests/house/test_words.py

@@ -1,7 +1,8 @@
 """A server in one page: answers over HTTP, piece by piece, all requests in one batch.
 
     python examples/server.py MODEL [PORT]
-    curl -N localhost:8000/generate -d '{"prompt": "Once upon a time", "max_tokens": 32}'
+    curl -N localhost:8000/generate -H 'content-type: application/json' \\
+        -d '{"prompt": "Once upon a time", "max_tokens": 32}'
 
 The body has a prompt, or messages, and any field of SamplingParams. Each line of the answer is a
 JSON object with the next piece of text; the last one has finish_reason. Needs fastapi and uvicorn.

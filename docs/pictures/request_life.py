@@ -46,7 +46,7 @@ _PLACED = """
 3 1 | Inputs        | rows of all requests,    | drafts too, packed | models/inputs.py
 3 2 | Pass          | through every layer to   | logits; a row by itself | layers/forward_pass.py
 3 3 | Sampler       | a token for each row, by | logits, seed and position | sampling/sampler.py
-3 4 | Accept        | drafts that are the      | tokens rows sampled | speculation/acceptance.py
+3 4 | Accept        | drafts that equal what   | their rows sampled | speculation/acceptance.py
 2 4 | Drafter       | proposes tokens that the | next pass will check | speculation/proposer.py
 2 3 | Commit        | rows of taken tokens     | count, others are scratch | state/manager.py
 2 2 | Detokenizer   | tokens become text; stop | strings are found | tokenization/detokenizer.py

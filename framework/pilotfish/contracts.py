@@ -56,14 +56,13 @@ def _refuse(holder: object, missing: list[str], contract: type, what: str) -> No
     )
 
 
-def check_spelling(kind: type, contracts: Iterable[type], what: str) -> None:
+def check_spelling(kind: type, optional: type, what: str) -> None:
     """Raises PluginError for a member that nobody reads and whose name is nearly that of one that a
-    class may have and this one has not: a misspelt one would be missed by nobody.
+    class may have and does not write itself: a misspelt one would be missed by nobody.
 
-    contracts: protocols that have those names.
+    optional: the protocol that has those names.
     """
-    known = {name for one in contracts for name in (*methods_of(one), *attributes_of(one))}
-    for written, meant in misspelt(kind, known):
+    for written, meant in misspelt(kind, (*methods_of(optional), *attributes_of(optional))):
         raise PluginError(
             f"{what} is {kind.__module__}.{kind.__qualname__}, whose {written!r} nobody reads; "
             f"wanted {meant!r}, or a name that is less like it"

@@ -75,9 +75,9 @@ class ArchitectureSpec:
     tiktoken: how the text of a `tiktoken.model` is cut; None: such a file is not read.
     capabilities: what a speculator may ask of a target: "verify", "taps", "embed", "lm_head".
     modalities: kinds of input served, "text" among them.
-    image_processor: lazy reference "module:Class" of an ImageProcessor (protocols.py); wanted where
-        "image" is among the modalities. The model is then an `ImageDecoderModel`, or takes
-        `images` of its request contexts in another way.
+    image_processor: lazy reference "module:Class" of an ImageProcessor (protocols/images.py);
+        wanted where "image" is among the modalities. The model is then an `ImageDecoderModel`, or
+        takes `images` of its request contexts in another way.
     examples: lazy reference "module:function", architecture name -> `pilotfish.testing.Examples`:
         tiny models for the conformance kit; None leaves it to transformers' defaults.
     verified_against: what the tests compare it with, for `pilotfish plugins`.

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pilotfish import LLM, CacheConfig, RuntimeConfig, SamplingParams, SpeculativeConfig
-from pilotfish.config.peers import CALL, LOADING, SAMPLING
-from pilotfish.config.sampling import NO_LIMIT
+from pilotfish.config.peers import CALL, LOADING, SAMPLING, answers_peers
+from pilotfish.config.sampling import NO_LIMIT, OF_SAMPLING
 from pilotfish.errors import ConfigError, RequestError
 from pilotfish.loading.routing import read_speculative
 from pilotfish.warn import PilotfishWarning
@@ -184,6 +184,25 @@ def test_options_of_sampling_are_sent_to_their_place(
 ) -> None:
     with pytest.raises(RequestError, match=f"LLM.{call} has no .*{said}"):
         getattr(llm, call)("a", **given)
+
+
+def test_a_template_may_have_a_variable_by_another_engines_name() -> None:
+    """`chat` hands what it does not know to the template; what SamplingParams takes is none."""
+
+    @answers_peers(CALL, RequestError, OF_SAMPLING)
+    def chat(messages: list[Any], params: Any = None, **variables: Any) -> dict[str, Any]:
+        del messages, params
+        return variables
+
+    assert chat([], grammar="a", use_cache=True) == {"grammar": "a", "use_cache": True}
+    for given in ({"max_tokens": 5}, {"max_new_tokens": 5}):
+        with pytest.raises(RequestError, match=r"wanted it in the params of generate: .*=5"):
+            chat([], **given)
+
+
+def test_an_option_that_changes_nothing_is_said_to() -> None:
+    with pytest.raises(ConfigError, match="of SamplingParams, where use_cache=True changes noth"):
+        CacheConfig(**{"use_cache": True})  # type: ignore[arg-type]
 
 
 def test_options_of_sampling_that_are_not_ours(llm: LLM) -> None:

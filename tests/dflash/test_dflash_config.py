@@ -1,4 +1,4 @@
-"""DFlashConfig: formats, taps, mask_specs, what is refused; nothing here reads a weight."""
+"""DFlashConfig: formats, taps, masks, what is refused; nothing here reads a weight."""
 
 from __future__ import annotations
 

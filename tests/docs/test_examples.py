@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -152,13 +154,19 @@ def test_the_server_answers_several_at_once(server: str) -> None:
 
 
 def test_the_commands_of_the_recipe_are_answered(server: str) -> None:
-    """Each `curl` of docs/recipes.md, and of the program itself, with its body as it is."""
+    """Each `curl` of docs/recipes.md, and of the program itself, with its header and body."""
     page = (EXAMPLES.parent / "docs" / "recipes.md").read_text()
-    program = (EXAMPLES / "server.py").read_text()
-    bodies = re.findall(r"^ *curl -N localhost:8000/generate -d '(.*)'$", page + program, re.M)
-    assert len(bodies) == 3
-    for body in bodies:
-        (*_, last) = post(server, **json.loads(body))
+    program = str(ast.get_docstring(ast.parse((EXAMPLES / "server.py").read_text())))
+    commands = re.findall(r"^ *curl (?:.*\\\n)*.*$", page + program, re.M)
+    assert len(commands) == 3
+    for command in commands:
+        curl, plain, url, says_header, header, says_body, body = shlex.split(command)
+        assert (curl, plain, says_header, says_body) == ("curl", "-N", "-H", "-d")
+        assert url == "localhost:8000/generate"
+        name, value = header.split(": ")
+        request = urllib.request.Request(server, body.encode(), {name: value})
+        with urllib.request.urlopen(request, timeout=120) as response:
+            (*_, last) = [json.loads(line) for line in response]
         assert last["finish_reason"] in ("length", "stop")
 
 

@@ -253,8 +253,8 @@ MUTANTS: dict[str, tuple[str, Plant]] = {
     "33 scaling lost": ("eagle3-rope", rope_with(factor=1.0)),
     "33 whole heads turned": ("eagle3-theta", rope_with(rotary_dim=12)),
     "33 neighbouring pairs turned": ("eagle3", interleaved_rope),
-    "34 recycled after the norm": ("eagle3", config_with(recycles_normed=True)),
-    "34 recycled before the norm": (
+    "34 handed on after the norm": ("eagle3", config_with(recycles_normed=True)),
+    "34 handed on before the norm": (
         "speculators-new",
         config_with(recycles_normed=False),
     ),
@@ -265,9 +265,9 @@ MUTANTS: dict[str, tuple[str, Plant]] = {
     "the windows of other layers": ("eagle3-sliding", config_with(windows=(None, 3, 3))),
     "34 features before the norm": ("eagle1", features_before_the_norm),
     "34 a norm before the target's head": ("eagle1", norm_at_the_head_of_the_first),
-    "34 fc on recycled rows": ("eagle3", fc_on_every_row),
+    "34 fc on handed-on rows": ("eagle3", fc_on_every_row),
     "35 features of the first request": ("eagle3", rows_with(first_request_for_all)),
-    "35 recycled rows of the neighbour": ("eagle1", rows_with(recycled_of_the_neighbour)),
+    "35 handed-on rows of the neighbour": ("eagle1", rows_with(recycled_of_the_neighbour)),
     "36 taps sorted": ("eagle3-blocks", config_with(taps=(2, 2, 6))),
     "36 taps deduplicated": ("eagle3-blocks", config_with(taps=(6, 2))),
     "tokens not shifted": ("eagle1", shifted_tokens),

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from pilotfish import LLM, SpeculativeConfig, load_registry
+from pilotfish.contracts import check_spelling
 from pilotfish.errors import ConfigError, PluginError
 from pilotfish.layers.block import PreNormBlock
-from pilotfish.protocols import ReturnHiddenStates
+from pilotfish.models.decoder_model import DecoderModel
+from pilotfish.protocols import OptionalOfModel, ReturnHiddenStates
 from pilotfish.protocols.checks import check_target
 from pilotfish.registry import Plugin, Registry, SpeculatorSpec
 from pilotfish.speculation import StatelessConfig
@@ -68,6 +70,15 @@ def test_an_optional_member_that_is_misspelt_is_told() -> None:
     said = "whose 'is_invarient' nobody reads; wanted 'is_invariant"
     with pytest.raises(PluginError, match=said):
         check_target("Toy", ToyConfig, PlainModel)
+
+
+def test_what_a_class_inherits_may_be_misspelt_too_and_a_helper_is_no_mistake() -> None:
+    def own(**members: Any) -> type:
+        return type("Own", (DecoderModel,), {"__module__": "own", **members})
+
+    with pytest.raises(PluginError, match="whose 'keep_bits' nobody reads; wanted 'keeps_bits'"):
+        check_spelling(own(keep_bits=True), OptionalOfModel, "the model")
+    check_spelling(own(embeds=None, released=None, states=None), OptionalOfModel, "the model")
 
 
 @attrs.frozen(kw_only=True)

@@ -168,8 +168,8 @@ def exact_keys(
     normed = keys * torch.rsqrt(keys.square().mean(-1, keepdim=True) + EPS) * gain[:, None]
     width = cos.shape[-1]
     first, second = normed[..., :width].chunk(2, -1)
-    rope_part = torch.cat((-second, first), -1)
-    head = normed[..., :width] * cos[:, None, None] + rope_part * sin[:, None, None]
+    rotated = torch.cat((-second, first), -1)
+    head = normed[..., :width] * cos[:, None, None] + rotated * sin[:, None, None]
     return torch.cat((head, normed[..., width:]), -1)
 
 

@@ -1,4 +1,4 @@
-"""The parts of eager attention: partitions, mask_specs, the merge, and the probe."""
+"""The parts of eager attention: partitions, masks, the merge, and the probe."""
 
 from __future__ import annotations
 
@@ -178,12 +178,12 @@ def test_calls_of_one_plan_may_have_other_padding() -> None:
 def test_few_rows_together_are_few_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request.draw(700, Heads(9, 3, 64), torch.bfloat16, 0)
     rows = [Rows(request, 680, 16), Rows(request, 120, 9), Rows(request, 300, 12)]
-    decode = make_pass(rows, page_size=16)
-    out = paged_attention(decode.q, decode.cache, decode.plan, scale=0.125, backend=TORCH)
+    together = make_pass(rows, page_size=16)
+    out = paged_attention(together.q, together.cache, together.plan, scale=0.125, backend=TORCH)
     monkeypatch.setattr(eager, "FEW_ROWS", 0)
     monkeypatch.setattr(eager, "FEW_FOLDED_ROWS", 0)
-    prefill = make_pass(rows, page_size=16)
-    again = paged_attention(prefill.q, prefill.cache, prefill.plan, scale=0.125, backend=TORCH)
+    alone = make_pass(rows, page_size=16)
+    again = paged_attention(alone.q, alone.cache, alone.plan, scale=0.125, backend=TORCH)
     assert torch.equal(out, again)
 
 

@@ -39,11 +39,11 @@ def exact(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bo
         cos, sin = cos[:, : width // 2], sin[:, : width // 2]
     else:
         cos, sin = cos[:, ::2], sin[:, ::2]
-    rope_part = torch.view_as_complex(pairs.reshape(*pairs.shape[:-1], width // 2, 2))
-    rope_part = torch.view_as_real(rope_part * torch.complex(cos.double(), sin.double())[:, None])
+    rotated = torch.view_as_complex(pairs.reshape(*pairs.shape[:-1], width // 2, 2))
+    rotated = torch.view_as_real(rotated * torch.complex(cos.double(), sin.double())[:, None])
     if not interleaved:
-        rope_part = rope_part.transpose(-1, -2)
-    return torch.cat((rope_part.flatten(-2), x[..., width:].double()), -1)
+        rotated = rotated.transpose(-1, -2)
+    return torch.cat((rotated.flatten(-2), x[..., width:].double()), -1)
 
 
 def usual(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:

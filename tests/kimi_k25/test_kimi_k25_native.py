@@ -120,9 +120,9 @@ def test_head_linear_in_strange_memory(dtype: torch.dtype) -> None:
     x, weight = guarded(torch.randn(5, 3, 37).to(dtype)), guarded(torch.randn(3, 9, 37).to(dtype))
     wanted = head_linear(x.clone(), weight.clone(), backend=NATIVE)
     assert same_bits(head_linear(x, weight, backend=NATIVE), wanted)
-    rope_part = weight.transpose(1, 2).contiguous().transpose(1, 2)
+    transposed = weight.transpose(1, 2).contiguous().transpose(1, 2)
     apart = torch.randn(5, 3, 74).to(dtype)[..., ::2].copy_(x)
-    assert same_bits(head_linear(apart, rope_part, backend=NATIVE), wanted)
+    assert same_bits(head_linear(apart, transposed, backend=NATIVE), wanted)
     x[2, 1, 36] = torch.nan
     found = head_linear(x, weight, backend=NATIVE)
     assert found[2, 1].isnan().all()

@@ -277,9 +277,9 @@ def test_angles_turn_pairs_by_column_and_row() -> None:
         for column in range(5):
             wanted = [column, row, column / 10.0, row / 10.0]
             angle = torch.atan2(sin[row * 5 + column], cos[row * 5 + column])
-            rope_part = torch.tensor(wanted * 2)
-            assert torch.allclose(angle.cos(), rope_part.cos(), atol=1e-6)
-            assert torch.allclose(angle.sin(), rope_part.sin(), atol=1e-6)
+            angles = torch.tensor(wanted * 2)
+            assert torch.allclose(angle.cos(), angles.cos(), atol=1e-6)
+            assert torch.allclose(angle.sin(), angles.sin(), atol=1e-6)
 
 
 # Planted bugs: each must take the embeddings further off than rounding may

@@ -92,7 +92,7 @@ def features_shifted(rows: Any) -> Any:
 
 MUTANTS: dict[str, tuple[str, Plant]] = {
     "positions are zero": ("eagle-3", loaded(positions_zero)),
-    "prev_hidden_states rows are zero": ("eagle-3", rows_with(recycled_zeros)),
+    "rows that the pass before returned are zero": ("eagle-3", rows_with(recycled_zeros)),
     "features before the norm": ("eagle-1", features_before_the_norm),
     "tokens of the row before": ("eagle-1", rows_with(tokens_shifted)),
     "features of the row before": ("dflash", context_with(features_shifted)),

@@ -47,7 +47,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         rf"probs \[2, {VOCAB}\] of float32 for request 0; wanted probs \[1, {VOCAB}\] of floats",
     ),
     "probs of another vocabulary": ([Proposal(tokens=[1, 2], probs=LAWS[:, 1:])], r"probs \[2, "),
-    "whole probs": ([Proposal(tokens=[1, 2], probs=LAWS.long())], "of int64 for request 0"),
+    "probs that are whole numbers": (
+        [Proposal(tokens=[1, 2], probs=LAWS.long())],
+        "of int64 for request 0",
+    ),
     "a list for probs": ([Proposal(tokens=[1], probs=[0.5])], r"probs \[0.5\] \(list\)"),  # type: ignore[arg-type]
 }
 

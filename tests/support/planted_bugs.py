@@ -1,8 +1,8 @@
 """Bugs planted on purpose, each with the promise of the conformance kit that must notice it.
 
 Numbered bugs are ones that real systems shipped; one without a number shows that a promise can
-fail. They stand in `planted_state`, `planted_caches`, `planted_texts`, `planted_maths` and
-`planted_images`.
+fail. They stand in `planted_state`, `planted_caches`, `planted_texts`, `planted_maths`,
+`planted_images` and `planted_drafts`.
 """
 
 from __future__ import annotations

@@ -9,26 +9,26 @@ import attrs
 from pilotfish_lfm2.cache import ConvStateCache
 from support.planted_bugs import BUGS, CONV, Bug, Patch, bug
 
-ATTACHED = "slot caches keep their contract"
+CONTRACT = "slot caches keep their contract"
 CACHE = "pilotfish_lfm2.cache:ConvStateCache"
 
 
-@bug(0, "a cache without pages keeps all when it is cleared", ATTACHED, f"{CACHE}.clear", CONV)
+@bug(0, "a cache without pages keeps all when it is cleared", CONTRACT, f"{CACHE}.clear", CONV)
 def _(real: Any) -> Any:
     return lambda self: None
 
 
-@bug(0, "a cache without pages forgets no page", ATTACHED, f"{CACHE}.forget", CONV)
+@bug(0, "a cache without pages forgets no page", CONTRACT, f"{CACHE}.forget", CONV)
 def _(real: Any) -> Any:
     return lambda self, page: None
 
 
-@bug(0, "rows of an earlier pass of the step are not skipped", ATTACHED, f"{CACHE}.inputs", CONV)
+@bug(0, "rows of an earlier pass of the step are not skipped", CONTRACT, f"{CACHE}.inputs", CONV)
 def _(real: Any) -> Any:
     return lambda self, cache_name, names, counts, skip=None: real(self, cache_name, names, counts)
 
 
-@bug(0, "no pass is given a view of a cache without pages", ATTACHED, f"{CACHE}.inputs", CONV)
+@bug(0, "no pass is given a view of a cache without pages", CONTRACT, f"{CACHE}.inputs", CONV)
 def _(real: Any) -> Any:
     return lambda self, *args: None
 
@@ -56,7 +56,7 @@ BUGS.append(
     Bug(
         number=0,
         what="a snapshot at a page's end is the slot itself",
-        promise=ATTACHED,
+        promise=CONTRACT,
         plant=_snapshots_are_views,
         subject=CONV,
     )
@@ -80,7 +80,7 @@ def _spec_lies(**lies: Any) -> Any:
 
 
 def _lie(what: str, **lies: Any) -> None:
-    bug(0, what, ATTACHED, f"{CONFIG}.get_state_specs", CONV)(_spec_lies(**lies))
+    bug(0, what, CONTRACT, f"{CONFIG}.get_state_specs", CONV)(_spec_lies(**lies))
 
 
 _lie("a spec says that a slot is one number", slot_shape=(1,))
@@ -89,17 +89,17 @@ _lie("a spec says that rows take no memory", row_shape=None)
 _lie("a spec says that it keeps no snapshots, and snapshots are kept", boundary_shape=None)
 
 
-@bug(0, "no snapshot is ever found", ATTACHED, f"{CACHE}.restorable", CONV)
+@bug(0, "no snapshot is ever found", CONTRACT, f"{CACHE}.restorable", CONV)
 def _(real: Any) -> Any:
     return lambda self, page: False
 
 
-@bug(0, "a page is given back as if it were kept", ATTACHED, f"{CACHE}.restorable", CONV)
+@bug(0, "a page is given back as if it were kept", CONTRACT, f"{CACHE}.restorable", CONV)
 def _(real: Any) -> Any:
     return lambda self, page: True
 
 
-@bug(0, "a released request stays", ATTACHED, f"{CACHE}.release", CONV)
+@bug(0, "a released request stays", CONTRACT, f"{CACHE}.release", CONV)
 def _(real: Any) -> Any:
     def release(self: Any, request_id: str) -> None:
         vars(self).setdefault("gone", []).append(self._request(request_id))
@@ -108,7 +108,7 @@ def _(real: Any) -> Any:
     return release
 
 
-@bug(0, "rows that nobody committed stay when a request goes", ATTACHED, f"{CACHE}.release", CONV)
+@bug(0, "rows that nobody committed stay when a request goes", CONTRACT, f"{CACHE}.release", CONV)
 def _(real: Any) -> Any:
     def release(self: Any, request_id: str) -> None:
         strip = self._request(request_id).strip
@@ -119,7 +119,7 @@ def _(real: Any) -> Any:
     return release
 
 
-@bug(0, "a second claim raises nothing", ATTACHED, f"{CACHE}.claim", CONV)
+@bug(0, "a second claim raises nothing", CONTRACT, f"{CACHE}.claim", CONV)
 def _(real: Any) -> Any:
     def claim(self: Any, request_id: str) -> None:
         if request_id not in self._requests:
@@ -128,7 +128,7 @@ def _(real: Any) -> Any:
     return claim
 
 
-@bug(0, "a release of no request raises nothing", ATTACHED, f"{CACHE}.release", CONV)
+@bug(0, "a release of no request raises nothing", CONTRACT, f"{CACHE}.release", CONV)
 def _(real: Any) -> Any:
     def release(self: Any, request_id: str) -> None:
         if request_id in self._requests:
@@ -137,7 +137,7 @@ def _(real: Any) -> Any:
     return release
 
 
-@bug(0, "a release of no request raises KeyError", ATTACHED, f"{CACHE}.release", CONV)
+@bug(0, "a release of no request raises KeyError", CONTRACT, f"{CACHE}.release", CONV)
 def _(real: Any) -> Any:
     def release(self: Any, request_id: str) -> None:
         self._requests[request_id]
@@ -146,7 +146,7 @@ def _(real: Any) -> Any:
     return release
 
 
-@bug(0, "restored rows are not counted", ATTACHED, f"{CACHE}.restore", CONV)
+@bug(0, "restored rows are not counted", CONTRACT, f"{CACHE}.restore", CONV)
 def _(real: Any) -> Any:
     def restore(self: Any, request_id: str, page: int, num_tokens: int) -> None:
         real(self, request_id, page, num_tokens)
@@ -155,7 +155,7 @@ def _(real: Any) -> Any:
     return restore
 
 
-@bug(0, "a boundary that has gone by is kept as what is there", ATTACHED, f"{CACHE}.keep", CONV)
+@bug(0, "a boundary that has gone by is kept as what is there", CONTRACT, f"{CACHE}.keep", CONV)
 def _(real: Any) -> Any:
     def keep(self: Any, request_id: str, page: int, num_tokens: int) -> None:
         real(self, request_id, page, max(num_tokens, self.num_committed(request_id)))

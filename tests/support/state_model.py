@@ -278,9 +278,9 @@ class StateMachine(RuleBasedStateMachine):
         )
 
     @staticmethod
-    def _pages_and_lengths(request_blocks: tuple[object, ...]) -> tuple[object, ...]:
+    def _pages_and_lengths(stats: tuple[object, ...]) -> tuple[object, ...]:
         """What a failed reserve restores; it may have taken cached pages for free ones."""
-        return request_blocks[:2]
+        return stats[:2]
 
     def _write(self, request_id: str, offered: list[int], right: int, scratch: int) -> None:
         """The target writes every offered row; the draft learns first how many were right."""

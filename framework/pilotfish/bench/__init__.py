@@ -5,8 +5,9 @@ The names are resolved on first use: the process of a peer that needs no torch h
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pilotfish.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pilotfish.bench.report import BenchReport, BenchRow
@@ -22,8 +23,4 @@ _HOMES = {
 
 __all__ = ["BenchReport", "BenchRow", "run_speculation", "run_suite"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -6,7 +6,7 @@ import attrs
 
 from pilotfish.config.checks import boolean, int_at_least, one_of, optional_int_at_least
 from pilotfish.config.peers import CACHE, answering_peers
-from pilotfish.config.sampling import of_sampling
+from pilotfish.config.sampling import OF_SAMPLING
 from pilotfish.errors import ConfigError
 
 CACHE_DTYPES = (None, "float32", "bfloat16", "float16")
@@ -14,7 +14,7 @@ PAGE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Page sizes in tokens: they divide the smallest key partition of the attention kernels."""
 
 
-@answering_peers(CACHE, ConfigError, of_sampling)
+@answering_peers(CACHE, ConfigError, OF_SAMPLING)
 @attrs.frozen(kw_only=True)
 class CacheConfig:
     """Sizes of the paged state.

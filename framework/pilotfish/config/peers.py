@@ -201,15 +201,26 @@ CALL: Mapping[str, Answer] = {
 }
 
 
+@attrs.frozen
+class Elsewhere:
+    """Options that belong in another place.
+
+    takes: whether that place takes one, by any name. says: what is said of one and its value; ""
+    where it is none.
+    """
+
+    takes: Callable[[str], bool] = lambda name: False
+    says: Callable[[str, Any], str] = lambda name, value: ""
+
+
 def answers_peers(
     names: Mapping[str, Answer],
     error: type[ConfigError] | type[RequestError],
-    elsewhere: Callable[[str, Any], str] = lambda name, value: "",
+    elsewhere: Elsewhere = Elsewhere(),
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A function that takes options by peers' names too, and refuses unknown ones by `error`.
 
-    names: see `Answer`. elsewhere: what is said of an option, and its value, that belongs in
-    another place; "" for what is none.
+    names: see `Answer`. elsewhere: where others may belong.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -221,7 +232,7 @@ def answers_peers(
 
         def ours(name: str, value: Any) -> Mapping[str, Any]:
             if name not in names:
-                if meant := elsewhere(name, value):
+                if meant := elsewhere.says(name, value):
                     raise error(f"{whose} has no option {name!r}: {meant}")
                 raise error(
                     f"{whose} has no option {name!r}{did_you_mean(name, known)}; there are "
@@ -239,7 +250,7 @@ def answers_peers(
         @wraps(function)
         def call(*args: P.args, **given: P.kwargs) -> T:
             for name in [name for name in given if name not in own]:
-                if name in names or not has_others or elsewhere(name, given[name]):
+                if name in names or not has_others or elsewhere.takes(name):
                     for found, value in ours(name, given.pop(name)).items():
                         if found in given:
                             raise error(f"{whose} got {name} and {found}; wanted one of them")
@@ -254,7 +265,7 @@ def answers_peers(
 def answering_peers(
     names: Mapping[str, Answer],
     error: type[ConfigError] | type[RequestError],
-    elsewhere: Callable[[str, Any], str] = lambda name, value: "",
+    elsewhere: Elsewhere = Elsewhere(),
 ) -> Callable[[C], C]:
     """The same of a class, for what it is made with."""
 

@@ -1,7 +1,7 @@
 """RopeParameters: which rotary positions a checkpoint asks for, read from its config.
 
 Knows: the types, their numbers, and what may depend on a request's length. Does not know: tensors
-(see rotary.py). Import-light: no torch.
+(see layers/rope.py). Import-light: no torch.
 
 Two types depend on a length: "dynamic" stretches its base, "longrope" changes from its short to its
 long factors, once a context is longer than the original one. The length of row p is defined here as

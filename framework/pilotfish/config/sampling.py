@@ -16,7 +16,7 @@ from pilotfish.config.checks import (
     number,
     plain,
 )
-from pilotfish.config.peers import SAMPLING, answering_peers
+from pilotfish.config.peers import SAMPLING, Elsewhere, answering_peers
 from pilotfish.errors import RequestError
 
 MAX_LOGPROBS = 100
@@ -218,14 +218,23 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
 
-def of_sampling(name: str, value: Any) -> str:
-    """What to say of an option of SamplingParams in another place; "" for what is none."""
+def _takes(name: str) -> bool:
     ours = SAMPLING[name].ours if name in SAMPLING else name
-    if name not in SAMPLING and ours not in attrs.fields_dict(SamplingParams):
+    return ours in attrs.fields_dict(SamplingParams)
+
+
+def _says(name: str, value: Any) -> str:
+    if name not in SAMPLING and not _takes(name):
         return ""
     try:
         options = SAMPLING[name].options(value) if name in SAMPLING else {name: value}
     except ValueError as refusal:
         return f"of SamplingParams, and {name}={value!r} is not served there: {refusal}"
+    if not options:
+        return f"of SamplingParams, where {name}={value!r} changes nothing"
     given = ", ".join(f"{ours}={it!r}" for ours, it in options.items())
     return f"wanted it in the params of generate: SamplingParams({given})"
+
+
+OF_SAMPLING = Elsewhere(_takes, _says)
+"""Options of SamplingParams in another place."""

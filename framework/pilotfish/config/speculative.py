@@ -9,7 +9,7 @@ import attrs
 
 from pilotfish.config.checks import int_at_least, is_int, one_of
 from pilotfish.config.peers import SPECULATION, answering_peers
-from pilotfish.config.sampling import of_sampling
+from pilotfish.config.sampling import OF_SAMPLING
 from pilotfish.errors import ConfigError
 
 Acceptance = Literal["coupled", "residual", "relaxed", "synthetic"]
@@ -65,7 +65,7 @@ def _check_share(instance: Any, attribute: Any, value: Any) -> None:
     raise ConfigError(f"{attribute.name} is {value!r}; wanted a number from 0 to 1")
 
 
-@answering_peers(SPECULATION, ConfigError, of_sampling)
+@answering_peers(SPECULATION, ConfigError, OF_SAMPLING)
 @attrs.frozen(kw_only=True)
 class SpeculativeConfig:
     """How to speculate.

@@ -25,7 +25,7 @@ from pilotfish.config.generation import sampling_of
 from pilotfish.config.peer_attributes import AnswersAsLLM
 from pilotfish.config.peers import CALL, LOADING, answers_peers
 from pilotfish.config.runtime import Arithmetic, BackendName
-from pilotfish.config.sampling import of_sampling
+from pilotfish.config.sampling import OF_SAMPLING
 from pilotfish.engine.admission import Admission
 from pilotfish.engine.asking import Asking, Params, scores_of
 from pilotfish.engine.assembly import counters_for, make_engine
@@ -82,7 +82,7 @@ class LLM(AnswersAsLLM):
     says what to do; nothing is allocated before it is known to fit.
     """
 
-    @answers_peers(LOADING, ConfigError, of_sampling)
+    @answers_peers(LOADING, ConfigError, OF_SAMPLING)
     def __init__(
         self,
         model: str,
@@ -215,7 +215,7 @@ class LLM(AnswersAsLLM):
         """Raises what `generate` would refuse this prompt with: RequestError, CapacityError."""
         self._admission.admit(prompt, params)
 
-    @answers_peers(CALL, RequestError, of_sampling)
+    @answers_peers(CALL, RequestError, OF_SAMPLING)
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -241,7 +241,7 @@ class LLM(AnswersAsLLM):
             self._turns.run(asked.requests, bar)
         return asked.outputs()
 
-    @answers_peers(CALL, RequestError, of_sampling)
+    @answers_peers(CALL, RequestError, OF_SAMPLING)
     async def agenerate(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None
     ) -> list[RequestOutput]:
@@ -253,7 +253,7 @@ class LLM(AnswersAsLLM):
         await self._async_turns.run(asked.requests)
         return asked.outputs()
 
-    @answers_peers(CALL, RequestError, of_sampling)
+    @answers_peers(CALL, RequestError, OF_SAMPLING)
     async def astream(
         self, prompt: Prompt, params: SamplingParams | None = None
     ) -> AsyncGenerator[Delta, None]:
@@ -269,7 +269,7 @@ class LLM(AnswersAsLLM):
         finally:
             await pieces.aclose()
 
-    @answers_peers(CALL, RequestError, of_sampling)
+    @answers_peers(CALL, RequestError, OF_SAMPLING)
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Answers one prompt piece by piece.
 
@@ -307,7 +307,7 @@ class LLM(AnswersAsLLM):
         self._admission.images.check_parts(messages)
         return need_tokenizer(self.tokenizer, self.model_path).encode_chat(messages, **variables)
 
-    @answers_peers(CALL, RequestError, of_sampling)
+    @answers_peers(CALL, RequestError, OF_SAMPLING)
     def chat(
         self,
         messages: str | Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],

@@ -214,7 +214,7 @@ def _logits(
         for name in schedule[0]
     }
     state = _state(model, length)
-    leaf = next((spec.name for spec in model.state if isinstance(spec, PagedStateSpec)), None)
+    cache_name = next((spec.name for spec in model.state if isinstance(spec, PagedStateSpec)), None)
     for name in contexts:
         state.claim(name)
     found = []
@@ -225,7 +225,7 @@ def _logits(
             state.reserve(context.request_id, context.keys(start, start + count))
             context.num_scheduled = count
         rows = list(counts.values())
-        kv = None if leaf is None else state.kv_inputs(list(counts), rows, leaf)
+        kv = None if cache_name is None else state.kv_inputs(list(counts), rows, cache_name)
         looked_at = around if number == len(schedule) else None
         with current_device(model.device), looked_at or nullcontext():
             outputs = model.execute(model.prepare_initial_token_inputs([batch], kv, rows))

@@ -35,7 +35,7 @@ class Norm(Layer):
         """Adds a sublayer's output to the residual stream and norms the sum.
 
         x: [T, D], the output; residual: [T, D], updated in place, or None where x is the stream.
-        Returns (normed rows, stream + multiplier * x).
+        Returns (normed rows, residual + multiplier * x).
         """
         if residual is None:
             return self(x, backend), x

@@ -1,7 +1,7 @@
 """PassPlan: what a layer plans its part of a pass with, where kernels are native.
 
 Knows: the rows of a pass, and what all layers share. Does not know: how any layer computes.
-A layer that has a plan is computed by native calls that were laid down when the model was loaded;
+A layer that has a plan is computed by native calls that are laid down once;
 one that has none is called as ever, and the calls around it wait for it.
 Axis letters: T packed tokens, D model width, R rotated width.
 """
@@ -175,7 +175,7 @@ class PassPlan:
         return out
 
     def block(self, block: Any, x: Buffer, residual: Buffer | None) -> tuple[Buffer, Buffer]:
-        """Plans a `Block`, or another layer that takes two [T, D] and gives x and the stream."""
+        """Plans a `Block`, or another layer that takes two [T, D] and gives x and the residual."""
         if has_plan(block):
             planned: tuple[Buffer, Buffer] = block.plan(self, x, residual)
             return planned

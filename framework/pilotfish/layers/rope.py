@@ -131,7 +131,7 @@ class Rotary(Layer):
         lengths: torch.Tensor | None = None,
         backend: KernelBackend = _TORCH,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """positions: [T] int64; lengths: [T] int64, s(p) of rope.py, for types that depend on it.
+        """positions: [T] int64; lengths: [T] int64, s(p) of config/rope.py, for types that have it.
 
         Returns (cos, sin), each [T, R] float32, attention factor included: both halves filled, or
         both neighbours.

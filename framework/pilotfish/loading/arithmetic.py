@@ -94,7 +94,10 @@ def why_not_invariant(model: PipelineModel, vocab_size: int) -> str:
     if not getattr(model, "is_invariant", True):
         return _THE_MODEL_SAYS_SO
     believed = bool(getattr(model, "keeps_bits", False))
-    return probe_passes(model, vocab_size, believed=believed).why_not_invariant
+    try:
+        return probe_passes(model, vocab_size, believed=believed).why_not_invariant
+    except Exception as error:  # a plugin's pass may raise anything; the run will, too
+        return f"the passes that try it raised {type(error).__name__}: {error}"
 
 
 def why_not_portable(prepared: Prepared) -> str:

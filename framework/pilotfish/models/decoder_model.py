@@ -153,8 +153,8 @@ class DecoderModel(Claims):
     ) -> None:
         """Fills every parameter.
 
-        known: results of probes by shape (see `row_multiple`), read and filled; share one mapping
-        between models.
+        known: results of probes by shape (`invariance.linear_probe`), read and filled; share one
+        mapping between models.
         Raises WeightsError naming missing, extra and misshapen tensors before any is read.
         """
         check_int4(weights)
@@ -329,9 +329,10 @@ class DecoderModel(Claims):
         return planned if planned and planned.serves(run) else None
 
     def _lay_down(self, cache_dtype: torch.dtype) -> NativePass | Literal[False] | None:
-        """The planned pass, laid down when it is first asked for; None on another
-        backend, and for a network that runs its layers, or a model that makes logits, in its own
-        way.
+        """The planned pass, laid down when it is first asked for; None where it is not to be.
+
+        That is on another backend, and for a network that runs its layers, or a model that makes
+        logits, in its own way.
         """
         is_own = getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]
         if self.backend.name != "native" or is_own or not self.plans_passes:

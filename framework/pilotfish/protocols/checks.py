@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pilotfish.contracts import check_methods, check_spelling
 from pilotfish.protocols.config import ArchConfig
-from pilotfish.protocols.model import PipelineModel, SpeculativeTarget
+from pilotfish.protocols.model import PipelineModel
 from pilotfish.protocols.optional import OptionalOfConfig, OptionalOfModel
 
 
@@ -17,5 +17,5 @@ def check_target(architecture: str, config: type, model: type) -> None:
     check_methods(config, ArchConfig, for_config)
     # Only a model with slots is asked for a cache.
     check_methods(model, PipelineModel, for_model, optional=["make_cache"])
-    check_spelling(config, (ArchConfig, OptionalOfConfig), for_config)
-    check_spelling(model, (PipelineModel, SpeculativeTarget, OptionalOfModel), for_model)
+    check_spelling(config, OptionalOfConfig, for_config)
+    check_spelling(model, OptionalOfModel, for_model)

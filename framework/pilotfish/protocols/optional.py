@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from pilotfish.protocols.images import ImageMemory
-    from pilotfish.weights import TensorInfo
+    from pilotfish.weights import TensorInfo, WeightRules
 
 
 class OptionalOfConfig(Protocol):
@@ -45,6 +45,10 @@ class OptionalOfModel(Protocol):
 
     why_not_invariant: str
     """Why; "" where they are."""
+
+    def weight_rules(self) -> WeightRules:
+        """How a checkpoint's tensors become its parameters; asked for which are tied."""
+        ...
 
     def plan_load(self, infos: Mapping[str, TensorInfo]) -> Any:
         """Raises as `load_model` does, from the headers alone: before weights are fetched."""

@@ -40,7 +40,7 @@ Logprobs = tuple[TokenLogprobs | None, ...]
 
 @attrs.frozen(kw_only=True)
 class VerifyRequest:
-    """rows: 1 + G SamplingRows. drafts: G token ids. laws: [G, V] float32 that they were drawn
+    """rows: 1 + G SamplingRows. drafts: G token ids. probs: [G, V] float32 that they were drawn
     from; None: the drafts were certain. context: committed tokens, from which relaxed acceptance
     sees whether it may relax; thinks: the same, said outright.
     """
@@ -348,10 +348,10 @@ def _uniform(row: SamplingRow) -> float:
 
 
 def _draw(probs: Tensor, row: SamplingRow) -> int:
-    """law: [V] float64 -> a token, with noise that no other use of the position shares."""
+    """probs: [V] float64 -> a token, with noise that no other use of the position shares."""
     noise = residual_gumbel(torch.tensor([row.seed]), torch.tensor([row.position]), probs.shape[0])
     backend = KernelBackend("native" if serves(noise.device) else "torch")
-    # The largest of log(law) + noise, with a function whose bits are the same on every processor.
+    # The largest of log(probs) + noise, with a function whose bits are the same on every processor.
     scores = probs * exp(noise[0], backend=backend).double().to(probs.device)
     return int(scores.argmax())
 

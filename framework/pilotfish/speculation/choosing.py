@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Chosen:
-    """token: an id of the target. law: [V] float32 that it was drawn from; None: not kept."""
+    """token: an id of the target. probs: [V] float32 that it was drawn from; None: not kept."""
 
     token: int
     probs: torch.Tensor | None = None
@@ -85,7 +85,7 @@ class TokenChooser:
 
 
 def proposal_of(chosen: Sequence[Chosen]) -> Proposal:
-    """The proposal of these tokens, in order, with their laws where they were kept."""
+    """The proposal of these tokens, in order, with their probabilities where they were kept."""
     probs = [one.probs for one in chosen if one.probs is not None]
     return Proposal(
         tokens=tuple(one.token for one in chosen), probs=torch.stack(probs) if probs else None

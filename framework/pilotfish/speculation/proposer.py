@@ -74,8 +74,8 @@ class Proposal:
     """What a drafter proposes for one request.
 
     tokens: up to `width` token ids of the target, in order; empty: no proposal.
-    laws: [G, V] float32, row i the law that tokens[i] was drawn from, of sum 1; None: each token is
-        certain. The engine refuses what cannot be a law, or not that token's.
+    probs: [G, V] float32, row i the probabilities that tokens[i] was drawn from, of sum 1; None:
+        each token is certain. The engine refuses what cannot be probabilities, or not that token's.
     """
 
     tokens: Sequence[int] = ()
@@ -129,7 +129,7 @@ class SpeculatorConfig(Protocol):
         ...
 
     def get_state_specs(self) -> tuple[StateSpec, ...]:
-        """Leaves of its own; they share page ids with the target's."""
+        """Paged caches of its own; they share page ids with the target's."""
         ...
 
 

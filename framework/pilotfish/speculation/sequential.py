@@ -195,7 +195,7 @@ class SequentialProposer:
     def _choose(
         self, live: list[_Live], outputs: DraftOutputs, proposals: list[Proposal]
     ) -> tuple[list[_Live], torch.Tensor | None]:
-        """Chooses one token each; returns the requests that draft on, with what they recycle."""
+        """Chooses one token each; returns the requests that draft on, and their hidden states."""
         rows = [one.request.sampling_row(one.drafted) for one in live]
         going: list[_Live] = []
         kept: list[int] = []

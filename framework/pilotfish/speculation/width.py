@@ -147,7 +147,7 @@ class _Rate:
 
 
 @attrs.define
-class _LengthStats:
+class _SizeStats:
     """What is known of batches of about one size.
 
     current: the width in use. probe, left: a width that is looked at, for so many steps more.
@@ -179,7 +179,7 @@ class AdaptiveWidth:
         self.most = most
         self._widths = [*(width for width in _WIDTHS if width < most), most]
         self._rates: list[_Rate] = []
-        self._stats: dict[int, _LengthStats] = {}
+        self._stats: dict[int, _SizeStats] = {}
 
     def choose(self, num_requests: int) -> int:
         """As WidthPolicy."""
@@ -220,23 +220,23 @@ class AdaptiveWidth:
         known = self._rates[: place + 1]
         return known[-1].value if known else _FIRST_RATE
 
-    def _stats_of(self, num_requests: int) -> _LengthStats:
+    def _stats_of(self, num_requests: int) -> _SizeStats:
         """Batch sizes that share their averages: 1, 2, 4, 8, ..."""
         size = 1 << max(0, num_requests - 1).bit_length()
         if size not in self._stats:
-            self._stats[size] = _LengthStats(current=min(_FIRST, self.most))
+            self._stats[size] = _SizeStats(current=min(_FIRST, self.most))
         return self._stats[size]
 
     @staticmethod
-    def _look(stats: _LengthStats, width: int) -> int:
+    def _look(stats: _SizeStats, width: int) -> int:
         stats.probe, stats.left = width, _PROBE_STEPS - 1
         return width
 
-    def _second_best(self, stats: _LengthStats) -> int:
+    def _second_best(self, stats: _SizeStats) -> int:
         others = [width for width in self._widths if width != stats.current]
         return max(others, key=lambda width: self._value(stats, width), default=stats.current)
 
-    def _value(self, stats: _LengthStats, width: int) -> float:
+    def _value(self, stats: _SizeStats, width: int) -> float:
         """Tokens a second."""
         expected, chance = 1.0, 1.0
         for place in range(width):

@@ -17,7 +17,7 @@ from pilotfish.state.request_blocks import RequestBlocks
 def audit(pool: PagePool, index: PrefixIndex, request_blocks: Mapping[str, RequestBlocks]) -> None:
     """Raises StateError for the first page whose place, references or publication are wrong.
 
-    books: of every claimed request.
+    request_blocks: of every claimed request.
     """
     references = Counter(page for blocks in request_blocks.values() for page in blocks.pages)
     free = pool.free_pages()

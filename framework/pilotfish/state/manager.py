@@ -31,12 +31,11 @@ class StateManager:
     One length and one list of pages serve all paged caches of a request: a target's and its
     draft's. After every call, also one in which the pool or a cache raised, all caches agree on
     every request's length, and every page is owned, free or cached. Only an exception out of
-    nowhere, as
-    an interrupt is, may leave a call half done: `reset` is for after it.
+    nowhere, as an interrupt is, may leave a call half done: `reset` is for after it.
 
-    leaves: specs of the paged caches; their tensors are allocated here.
+    paged_caches: specs of the paged caches; their tensors are allocated here.
     prefix_caching: whether full pages are shared. lookahead: see `PrefixIndex`.
-    attached: caches without pages that follow the same lifecycle.
+    slot_caches: caches without pages that follow the same lifecycle.
     poison: fill rows that nobody may read with NaN; for tests.
     """
 

@@ -71,7 +71,7 @@ class MemoryPlan:
 
     weights: bytes of each model's weights, by role; weight_kinds: the same by form, "q4_1" and
         the like, where that is known.
-    leaves: bytes of one page in each paged cache, and of what slot caches keep at a page's end.
+    paged_caches: bytes of one page in each paged cache, and of what slot caches keep at its end.
     slots: bytes of each slot cache, all requests.
     images: bytes of what images take, by part; empty for text only.
     activations: bytes of a pass. available: bytes that could be taken when the plan was made.

@@ -120,7 +120,7 @@ class EagleModel(SequentialProposer):
         """One pass; see SequentialProposer.
 
         rows.features: [T, F], or rows.prev_hidden_states: [B, D] with one row a request.
-        Returns logits [B', V] float32 and what the next rows recycle, [B', D].
+        Returns logits [B', V] float32 and prev_hidden_states of the next rows, [B', D].
         """
         run, num_padded = self._start(rows)
         planned = self._planned(rows)

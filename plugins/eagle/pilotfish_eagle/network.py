@@ -210,7 +210,7 @@ class EagleNetwork(Layer):
         return run.linear(self.fc, features)
 
     def plan(self, run: PassPlan, embedded: Buffer, hidden: Buffer) -> tuple[Buffer, Buffer]:
-        """As `run`, of EAGLE-3: the open stream's x and stream."""
+        """As `run`, of EAGLE-3: the open stream's x and residual."""
         assert self.joining is not None
         return self._plan_rest(run, *run.block(self.joining, embedded, hidden))
 

@@ -71,7 +71,7 @@ class LFM2Model(DecoderModel):
         if self.config.conv_layers and kv_cache_inputs is not None and inputs.conv_states is None:
             raise ValueError(
                 "kv_cache_inputs has no columns of the convolutions; wanted the cache that "
-                "make_cache makes attached to the state: StateManager(..., attached=[cache])"
+                "make_cache makes given to the state: StateManager(..., slot_caches=[cache])"
             )
         ids = tuple(context.request_id for context in replica_batches[0])
         return attrs.evolve(inputs, request_ids=ids)

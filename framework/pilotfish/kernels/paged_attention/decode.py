@@ -1,7 +1,7 @@
 """Requests with few rows (decode, verify) computed together: one flash call a partition size.
 
-Knows: how to run what `fold` and `pairs` laid out. Does not know: long prefills.
-Letters as in `fold` and `pairs`.
+Knows: how to run what `gqa_packing` and `pairs` laid out. Does not know: long prefills.
+Letters as in `gqa_packing` and `pairs`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pilotfish.kernels.paged_attention.plan import AttentionPlan
 
 @attrs.frozen(kw_only=True)
 class DecodeLayout:
-    """What every layer with this row and mask_spec needs; gathers: one a call.
+    """What every layer with this kind of row and mask needs; gathers: one a call.
 
-    out_index: the fold's, or [T'*N] where nothing is computed alone; num_rows: t, or T'.
+    out_index: the packing's, or [T'*N] where nothing is computed alone; num_rows: t, or T'.
     """
 
     packing: GQAPacking
@@ -47,7 +47,7 @@ def lay_out_decode(
     num_rows: T', if they are all that have rows; padding rows then repeat the first result.
     """
     packing = plan.recall(
-        ("fold", num_heads, row.num_kv_heads),
+        ("packing", num_heads, row.num_kv_heads),
         lambda: pack_gqa(plan, requests, num_heads, row.num_kv_heads),
     )
     calls = plan.recall(

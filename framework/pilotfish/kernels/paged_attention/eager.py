@@ -27,8 +27,9 @@ FEW_ROWS, FEW_FOLDED_ROWS = 16, 64
 
 @attrs.frozen(kw_only=True)
 class Work:
-    """All that a layer of this row kind and mask_spec must compute. decode: None if
-    all requests are computed one by one, as in prefill.
+    """All that a layer of this kind of row and mask must compute.
+
+    decode: None where every request is computed by itself, in prefill.
     """
 
     decode: few_rows.DecodeLayout | None

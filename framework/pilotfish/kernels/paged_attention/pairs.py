@@ -1,7 +1,7 @@
 """Pairs of a request and a key partition, for requests that are computed together.
 
 Knows: which pairs are needed, their keys and masks. Does not know: heads or how results are merged.
-Letters as in `fold`, and: I pairs of one call, C keys in a partition.
+Letters as in `gqa_packing`, and: I pairs of one call, C keys in a partition.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Call:
 
 @attrs.frozen(kw_only=True)
 class Calls:
-    """All calls of one mask_spec, and how their pairs line up for the merge.
+    """All calls of one MaskSpec, and how their pairs line up for the merge.
 
     order: [partitions*R] int64, the pair at (partition, request); None when pairs already lie so.
     absent: [partitions*R, 1, 1] bool, where there is no such pair and `order` points anywhere.

@@ -15,17 +15,17 @@ def apply_rope(
     width = cos.shape[-1]
     target = x if width == x.shape[-1] else x[..., :width]
     head = target.float()
-    rope_part = head * cos.unsqueeze(1)
+    out = head * cos.unsqueeze(1)
     crossed = head * sin.unsqueeze(1)
     if interleaved:
-        rope_part[..., 0::2].sub_(crossed[..., 1::2])
-        rope_part[..., 1::2].add_(crossed[..., 0::2])
+        out[..., 0::2].sub_(crossed[..., 1::2])
+        out[..., 1::2].add_(crossed[..., 0::2])
     else:
-        first, second = rope_part.chunk(2, -1)
+        first, second = out.chunk(2, -1)
         crossed_first, crossed_second = crossed.chunk(2, -1)
         first.sub_(crossed_second)
         second.add_(crossed_first)
-    target.copy_(rope_part)
+    target.copy_(out)
     return x
 
 

@@ -17,5 +17,5 @@ def apply_rope(
     else:
         first, second = head.chunk(2, dim=-1)
         rotated = torch.cat((-second, first), dim=-1)
-    rope_part = head * cos.unsqueeze(1) + rotated * sin.unsqueeze(1)
-    return torch.cat((rope_part.to(x.dtype), x[..., width:]), dim=-1)
+    out = head * cos.unsqueeze(1) + rotated * sin.unsqueeze(1)
+    return torch.cat((out.to(x.dtype), x[..., width:]), dim=-1)

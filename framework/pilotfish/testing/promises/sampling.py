@@ -172,8 +172,8 @@ def prompt_logprobs_are_the_models(subject: Subject) -> None:
     scored = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
     with subject.llm(max_batch_tokens=6) as llm:
         (output,) = llm.generate([prompt], scored, progress=False)
-    probs = torch.log_softmax(subject.alone(prompt).double().cpu(), -1)
-    wanted = [float(probs[i, token]) for i, token in enumerate(prompt[1:])]
+    logprobs = torch.log_softmax(subject.alone(prompt).double().cpu(), -1)
+    wanted = [float(logprobs[i, token]) for i, token in enumerate(prompt[1:])]
     records = output.prompt_logprobs or [None]
     got = [record.logprob for record in records[1:] if record is not None]
     gaps = [abs(a - b) for a, b in zip(got, wanted, strict=False)]

@@ -96,9 +96,9 @@ def _half_split(num_heads: int) -> Transform:
     def apply(tensor: torch.Tensor) -> torch.Tensor:
         import torch
 
-        rope_part = 2 * tensor.shape[0] // 3
+        num_qk_rows = 2 * tensor.shape[0] // 3
         return torch.cat(
-            (unpermute_rope_rows(tensor[:rope_part], 2 * num_heads), tensor[rope_part:])
+            (unpermute_rope_rows(tensor[:num_qk_rows], 2 * num_heads), tensor[num_qk_rows:])
         )
 
     return Transform(apply)

@@ -35,7 +35,7 @@ class Blocks:
     num_warps: int
 
     @classmethod
-    def choose(cls, num_heads: int, latent: int, rope_part: int, dtype: torch.dtype) -> "Blocks":
+    def choose(cls, num_heads: int, latent: int, rope_width: int, dtype: torch.dtype) -> "Blocks":
         """The largest with which a tile of 512 + 64 keeps its results in a Hopper's registers."""
         return cls(
             block_m=16
@@ -43,7 +43,7 @@ class Blocks:
             else min(32, max(16, triton.next_power_of_2(num_heads))),
             block_j=16,
             block_c=max(16, triton.next_power_of_2(latent)),
-            block_r=max(16, triton.next_power_of_2(rope_part)),
+            block_r=max(16, triton.next_power_of_2(rope_width)),
             num_warps=8 if latent > 128 else 4,
         )
 
