@@ -160,7 +160,9 @@ def test_the_commands_of_the_recipe_are_answered(server: str) -> None:
     commands = re.findall(r"^ *curl (?:.*\\\n)*.*$", page + program, re.M)
     assert len(commands) == 3
     for command in commands:
-        curl, plain, url, says_header, header, says_body, body = shlex.split(command)
+        curl, plain, url, says_header, header, says_body, body = shlex.split(
+            command.replace("\\\n", "")
+        )
         assert (curl, plain, says_header, says_body) == ("curl", "-N", "-H", "-d")
         assert url == "localhost:8000/generate"
         name, value = header.split(": ")
