@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -222,3 +224,26 @@ def test_a_request_never_has_a_second_terminal_event() -> None:
     assert output_of(request).finish_reason == "abort"
     with pytest.raises(AssertionError, match="one terminal event"):
         request.finish("stop")
+
+
+def test_a_step_that_is_interrupted_at_its_end_keeps_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody asks for another step, so that what it would have returned must not wait for one."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    toy = ToyEngine()
+    request = toy.add([1, 2], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
+    monkeypatch.setattr(toy.engine, "_raise_release_failure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        toy.engine.step()
+    monkeypatch.undo()
+    assert request.is_finished
+    toy.engine.tidy()
+    engine, ended = toy.engine, weakref.ref(request)
+    del request, toy
+    gc.collect()
+    assert ended() is None
+    assert not engine.has_work

@@ -68,9 +68,12 @@ class Engine:
         self._raise_release_failure()
 
     def tidy(self) -> None:
-        """Lets go of the requests of callers that are gone. Nothing is done within a call."""
+        """Lets go of the requests of callers that are gone, and of those that ended as a `step` was
+        interrupted. Nothing is done within a call.
+        """
         if not self.is_busy:
             self._whole(lambda: None)
+            self._ended.clear()
             self._raise_release_failure()
 
     def forget_cached_prefixes(self) -> None:
