@@ -213,6 +213,9 @@ class Elsewhere:
     says: Callable[[str, Any], str] = lambda name, value: ""
 
 
+NOWHERE = Elsewhere()
+
+
 def answers_peers(
     names: Mapping[str, Answer],
     error: type[ConfigError] | type[RequestError],
