@@ -17,7 +17,6 @@ from typing import Any, Self
 import attrs
 import torch
 
-from pilotfish.batch import PlacedImage
 from pilotfish.config import CacheConfig, SpeculativeConfig
 from pilotfish.config.runtime import BackendName
 from pilotfish.engine import LLM
@@ -35,6 +34,7 @@ from pilotfish.testing.checkpoints import (
     save_tiny,
     with_more_heads,
 )
+from pilotfish.testing.image_prompts import ImagePrompt, draw_image_prompt
 from pilotfish.testing.oracle import Oracle
 from pilotfish.testing.outcome import NotApplicable, NotKnown
 from pilotfish.testing.session import Session
@@ -49,18 +49,6 @@ LONG = 27
 """Tokens of a long prompt: several pages, and no multiple of anything."""
 LONGER = 301
 """Tokens of a text beyond the blocks of 64, 128 and 256 keys in which attention may be computed."""
-
-
-IMAGE_SIZES = ((48, 32), (20, 60), (30, 30))
-"""Height and width in pixels."""
-
-
-@attrs.frozen(kw_only=True)
-class ImagePrompt:
-    """Token ids as run, placeholders expanded, and the images in their places."""
-
-    tokens: Sequence[int]
-    images: Sequence[PlacedImage] = ()
 
 
 @attrs.define(kw_only=True)
@@ -208,16 +196,7 @@ class Subject:
         placeholder = processor.placeholder_token_id
         if placeholder >= self.vocab_size:
             raise NotApplicable(f"the placeholder {placeholder} is not in the vocabulary")
-        tokens = self.tokens(6, seed)
-        images = []
-        for number in range(num_images):
-            tokens += [placeholder, *self.tokens(2 + number, 100 + seed + number)]
-            height, width = IMAGE_SIZES[number % len(IMAGE_SIZES)]
-            generator = torch.Generator().manual_seed(1000 * seed + number)
-            pixels = torch.randint(0, 256, (3, height, width), generator=generator)
-            images.append(processor.preprocess(pixels.to(torch.uint8)))
-        placed = self._image_admission.place(tokens, images)
-        return ImagePrompt(tokens=tuple(placed[0]), images=placed[1])
+        return draw_image_prompt(self.tokens, self._image_admission, processor, num_images, seed)
 
     # Things to run
 

@@ -16,9 +16,10 @@ from pilotfish.engine.prompt import Prompt
 from pilotfish.errors import RequestError
 from pilotfish.protocols import ImageFeatures
 from pilotfish.testing.compare import want_same_bits
+from pilotfish.testing.image_prompts import ImagePrompt
 from pilotfish.testing.outcome import want
 from pilotfish.testing.session import Session
-from pilotfish.testing.subject import PAGE_SIZE, ImagePrompt, Subject
+from pilotfish.testing.subject import PAGE_SIZE, Subject
 
 NUM_SCHEDULES = 6
 

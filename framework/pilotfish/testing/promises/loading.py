@@ -16,9 +16,10 @@ from pilotfish.errors import UserError, WeightsError
 from pilotfish.loading.prepared import Prepared
 from pilotfish.protocols import PipelineModel
 from pilotfish.testing.compare import want_finite, want_same_bits
+from pilotfish.testing.image_prompts import ImagePrompt
 from pilotfish.testing.outcome import Broken, NotKnown, want
 from pilotfish.testing.session import Session
-from pilotfish.testing.subject import LONG, ImagePrompt, Subject
+from pilotfish.testing.subject import LONG, Subject
 from pilotfish.weights import TensorInfo, WeightSource, open_checkpoint
 from pilotfish.weights.hf_config import PlainConfig
 
