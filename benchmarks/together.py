@@ -56,7 +56,7 @@ def rows_of(llm: LLM, prompts: list[list[int]]) -> int:
 
     def compute(batch: Any) -> Any:
         nonlocal count
-        count += sum(request.context.num_scheduled for request in batch)
+        count += sum(request.num_scheduled for request in batch)
         return real(batch)
 
     llm.forget_cached_prefixes()

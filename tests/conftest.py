@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with torch: tests share their cores
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads cost more than tiny models take
+os.environ["PILOTFISH_CACHE_DIR"] = "none"  # what a test plants is never the user's
 
 import pytest
 import torch
@@ -37,6 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     soak = parser.getgroup("soak")
     soak.addoption("--histories", type=int, default=100, help="how many the soak test plays")
     soak.addoption("--first", type=int, default=0, help="the number of its first history")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by then stays, and is not looked through for garbage again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="module")

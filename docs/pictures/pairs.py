@@ -111,7 +111,7 @@ def _drafters(drawing: Drawing, drafters: Sequence[SpeculatorSpec], y: float) ->
         drawing.box(RIGHT, y, RIGHT_WIDTH, height, kind="box edge", radius=4)
         x, room = RIGHT + 10, RIGHT_WIDTH - 20
         drawing.text(x, y + 20, spec.method, kind="green mono", room=room)
-        words = (f"reads {reads(spec)}", f"asks the target for {asks(spec)}")
+        words = (f"reads {reads(spec)}", f"needs {asks(spec)}")
         for place, line in enumerate(words):
             drawing.text(x, y + 38 + 17 * place, line, kind="soft", size=11, room=room)
         drawing.line((RIGHT, middle), (MIDDLE + MIDDLE_WIDTH, middle), kind="line")

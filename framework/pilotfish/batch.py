@@ -6,9 +6,8 @@ Axis letters: B requests, T packed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
@@ -56,7 +55,30 @@ class PlacedImage:
         return _ABOVE_TOKEN_IDS | int.from_bytes(self.digest, "big")
 
 
-@attrs.define(kw_only=True)
+@attrs.frozen(kw_only=True)
+class Proposal:
+    """What a drafter proposes to follow a request's tokens.
+
+    tokens: up to `num_draft_tokens` token ids of the target, in order; empty: no proposal.
+    probs: [G, V] float32, row i the probabilities that tokens[i] was drawn from, of sum 1; None:
+        each token is certain. The engine refuses what cannot be probabilities, or not that token's.
+    """
+
+    tokens: Sequence[int] = ()
+    probs: torch.Tensor | None = None
+
+    def first(self, count: int) -> Proposal:
+        """Its first `count` tokens."""
+        if count >= len(self.tokens):
+            return self
+        probs = None if self.probs is None else self.probs[:count]
+        return Proposal(tokens=self.tokens[:count], probs=probs)
+
+
+NO_DRAFT = Proposal()
+
+
+@attrs.define(kw_only=True, eq=False)
 class RequestContext:
     """What a model must know of one request to run its next rows.
 
@@ -66,7 +88,7 @@ class RequestContext:
     num_scheduled: rows of this pass: tokens[num_computed : num_computed + num_scheduled].
     num_prompt_tokens: of `tokens`, how many were given; the rest is answer. 0 where not known: only
         models whose rotary angles depend on the length of the prompt read it (config/rope.py).
-    draft_tokens: proposed to follow `tokens`, to be verified in this pass; they may not count.
+    draft: proposed to follow `tokens`, to be verified in this pass; its tokens may not count.
     num_restart_tokens: tokens it had when its cache was dropped on purpose, at a model's
         `recompute_length`; 0 for a request that was not.
     images: in the order of their places; all of them lie in the prompt.
@@ -78,7 +100,7 @@ class RequestContext:
     num_scheduled: int = 0
     num_prompt_tokens: int = 0
     num_restart_tokens: int = 0
-    draft_tokens: tuple[int, ...] = ()
+    draft: Proposal = NO_DRAFT
     images: tuple[PlacedImage, ...] = ()
 
     def keys(self, start: int, stop: int) -> list[int]:
@@ -93,9 +115,14 @@ class RequestContext:
     @property
     def scheduled_tokens(self) -> list[int]:
         """The tokens of this pass."""
-        end = self.num_computed + self.num_scheduled
-        known = self.tokens[self.num_computed : end]
-        return known + list(self.draft_tokens[: self.num_scheduled - len(known)])
+        known = self.tokens[self.num_computed : self.num_computed + self.num_scheduled]
+        known += self.draft.tokens[: self.num_scheduled - len(known)]
+        return known
+
+    @property
+    def num_started_tokens(self) -> int:
+        """Tokens it had when its rows were first computed, or computed anew on purpose."""
+        return max(self.num_prompt_tokens, self.num_restart_tokens)
 
 
 @attrs.frozen(kw_only=True)
@@ -106,7 +133,7 @@ class RaggedBatch:
     input_row_offsets: torch.Tensor
 
     @classmethod
-    def pack(cls, rows: Sequence[Sequence[int]], device: torch.device | str) -> RaggedBatch:
+    def pack(cls, rows: Iterable[Sequence[int]], device: torch.device | str) -> RaggedBatch:
         """Packs one list of token ids per request, in order."""
         import torch
 
@@ -131,24 +158,18 @@ def check_ragged(
     """
     import torch
 
-    _want(tokens.dtype == torch.int64 and tokens.ndim == 1, "tokens", tokens, "[T] int64")
-    _want(
-        input_row_offsets.dtype == torch.int32
-        and input_row_offsets.ndim == 1
-        and input_row_offsets.numel() >= 2,
-        "input_row_offsets",
-        input_row_offsets,
-        "[B+1] int32 with B >= 1",
-    )
     num_requests = input_row_offsets.numel() - 1
-    _want(
-        return_n_logits.dtype == torch.int64
-        and return_n_logits.device.type == "cpu"
-        and tuple(return_n_logits.shape) in {(1,), (num_requests,)},
-        "return_n_logits",
-        return_n_logits,
-        f"[1] or [{num_requests}] int64 on the host",
-    )
+    if tokens.dtype != torch.int64 or tokens.ndim != 1:
+        _refuse("tokens", tokens, "[T] int64")
+    if input_row_offsets.dtype != torch.int32 or input_row_offsets.ndim != 1 or num_requests < 1:
+        _refuse("input_row_offsets", input_row_offsets, "[B+1] int32 with B >= 1")
+    if (
+        return_n_logits.dtype != torch.int64
+        or return_n_logits.device.type != "cpu"
+        or return_n_logits.ndim != 1
+        or return_n_logits.numel() not in {1, num_requests}
+    ):
+        _refuse("return_n_logits", return_n_logits, f"[1] or [{num_requests}] int64 on the host")
     if tokens.device != input_row_offsets.device:
         raise ValueError(
             f"tokens are on {tokens.device} and input_row_offsets on {input_row_offsets.device}; "
@@ -157,15 +178,13 @@ def check_ragged(
     if input_row_offsets.device.type != "cpu":
         return
     offsets = input_row_offsets.tolist()
-    falls = any(b < a for a, b in pairwise(offsets))
-    if offsets[0] != 0 or offsets[-1] != tokens.numel() or falls:
+    if offsets[0] != 0 or offsets[-1] != tokens.numel() or offsets != sorted(offsets):
         raise ValueError(
             f"input_row_offsets is {offsets}; wanted offsets that start at 0, never fall and end "
             f"at T = {tokens.numel()}"
         )
 
 
-def _want(holds: bool, name: str, tensor: torch.Tensor, wanted: str) -> None:
-    if not holds:
-        got = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
-        raise ValueError(f"{name} is {got}; wanted {wanted}")
+def _refuse(name: str, tensor: torch.Tensor, wanted: str) -> NoReturn:
+    got = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+    raise ValueError(f"{name} is {got}; wanted {wanted}")

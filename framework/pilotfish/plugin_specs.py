@@ -73,7 +73,8 @@ class ArchitectureSpec:
     gguf_config: lazy reference "module:function", GGUF metadata -> Hugging Face config dict.
     gguf_pretokenizers: further values of `tokenizer.ggml.pre` -> how text is cut.
     tiktoken: how the text of a `tiktoken.model` is cut; None: such a file is not read.
-    capabilities: what a speculator may ask of a target: "verify", "taps", "embed", "lm_head".
+    capabilities: what a speculator may ask of a target: "verify", "aux_hidden_states", "embed",
+        "lm_head".
     modalities: kinds of input served, "text" among them.
     image_processor: lazy reference "module:Class" of an ImageProcessor (protocols/images.py);
         wanted where "image" is among the modalities. The model is then an `ImageDecoderModel`, or

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from pilotfish import SpeculativeConfig
-from pilotfish.bench import BenchRow, rows, run_speculation, run_suite
+from pilotfish.bench import BenchRow, peer_process, rows, run_speculation, run_suite
 from pilotfish.bench import suite as suite_module
 from pilotfish.bench.agreement import Judge, compare_tokens
 from pilotfish.bench.llama_cpp import LlamaCppLookup, LlamaCppSide, check_llama_cpp
@@ -28,6 +29,18 @@ from pilotfish.platform import openmp
 from support.gguf_files import write_gguf
 
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11], [4]]
+IMPORTED = ("generation.utils", "models.auto.modeling_auto", "models.llama.modeling_llama")
+
+
+@pytest.fixture
+def forked_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of peers come from one that has transformers: to import it takes most of theirs.
+
+    Not where they are to find what the user has set, which that one found before.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([f"transformers.{module}" for module in IMPORTED])
+    monkeypatch.setattr(peer_process, "get_context", lambda _: context)
 
 
 def test_rounds_alternate_and_the_median_counts() -> None:
@@ -137,6 +150,7 @@ def test_a_side_in_a_process_of_its_own_gives_the_same_tokens(tiny_checkpoint: P
         theirs.generate(PROMPTS, 1)
 
 
+@pytest.mark.usefixtures("forked_peers")
 def test_a_peer_is_loaded_again_and_tells_of_itself(tiny_checkpoint: Path) -> None:
     with PeerProcess(TransformersSide, str(tiny_checkpoint), dtype="float32") as peer:
         assert peer.about == ""
@@ -179,6 +193,7 @@ def test_a_peer_does_not_run_with_what_we_set_for_our_own_threads(
     assert int(os.environ["GOMP_SPINCOUNT"]) == ours
 
 
+@pytest.mark.usefixtures("forked_peers")
 def test_what_fails_in_the_other_process_is_told() -> None:
     with pytest.raises(PilotfishError, match="breaks: TypeError: no bfloat16"):
         PeerProcess(Breaks, "", dtype="bfloat16")
@@ -227,6 +242,7 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ticks")
+@pytest.mark.usefixtures("forked_peers")
 def test_the_whole_suite_runs_on_a_checkpoint_without_a_tokenizer(tiny_checkpoint: Path) -> None:
     """Every row is there with tokens equal; how large the figures are is not asserted."""
     told: list[str] = []
@@ -318,6 +334,7 @@ class LikeOurs(PilotfishSide):
 
 
 @pytest.mark.usefixtures("ticks")
+@pytest.mark.usefixtures("forked_peers")
 def test_the_rows_beside_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With our own engine in its place: rows, processes, and what they say of tokens."""
     for name in ("LlamaCppSide", "LlamaCppLookup"):

@@ -8,6 +8,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Semaphore
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -37,14 +38,16 @@ def echoes(fd: int) -> bool:
 
 def test_what_is_typed_is_kept_without_an_echo(terminal: tuple[int, int]) -> None:
     keyboard, program = terminal
-    looks = []
+    looks = Semaphore(0)
     with TypedKeys(program) as keys:
         assert not echoes(program)
-        with Meanwhile(keys, lambda: looks.append(1)):
+        with Meanwhile(keys, looks.release):
             for part in (b"one\r", b"t\xc3", b"\xa4o", b"y" * 3000, b"z" * 3000):
                 os.write(keyboard, part)  # the terminal itself holds 4095 bytes
-                time.sleep(0.15)
-        assert looks
+                while looks.acquire(blocking=False):
+                    pass
+                for _ in range(2):  # of two looks, the second follows a reading of what was written
+                    assert looks.acquire(timeout=60)
         assert keys.take() == "one\nt\xe4o" + "y" * 3000 + "z" * 3000
         assert keys.take() == ""
         with keys.echoed():

@@ -53,7 +53,7 @@ class DraftCase:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     inside: Mapping[str, Any] = attrs.field(factory=lambda: INSIDE)
     top: Mapping[str, Any] = attrs.field(factory=dict)
-    taps: tuple[int, ...] = (2, 4, 6)
+    aux_hidden_state_layers: tuple[int, ...] = (2, 4, 6)
     windows: tuple[int | None, ...] = (None, None, None)
     causal: tuple[bool, ...] = (False, False, False)
     block_size: int = 16
@@ -93,19 +93,24 @@ CASES: dict[str, DraftCase] = {
     "one-layer": DraftCase(
         options={"num_hidden_layers": 1, "block_size": 4},
         inside={"mask_token_id": MASK},
-        taps=(4,),
+        aux_hidden_state_layers=(4,),
         windows=(None,),
         causal=(False,),
         block_size=4,
         prefix="model.",
     ),
     "default-ids": DraftCase(
-        inside={"mask_token_id": MASK, "block_size": 8}, taps=(2, 3, 5), block_size=8
+        inside={"mask_token_id": MASK, "block_size": 8},
+        aux_hidden_state_layers=(2, 3, 5),
+        block_size=8,
     ),
     "unsorted": DraftCase(
-        inside={"mask_token_id": MASK, "target_layer_ids": [5, 0, 5, -1, 6]}, taps=(6, 1, 6, 0, 7)
+        inside={"mask_token_id": MASK, "target_layer_ids": [5, 0, 5, -1, 6]},
+        aux_hidden_state_layers=(6, 1, 6, 0, 7),
     ),
-    "override": DraftCase(options={"hidden_state_boundaries": [3, 1]}, taps=(3, 1)),
+    "override": DraftCase(
+        options={"hidden_state_boundaries": [3, 1]}, aux_hidden_state_layers=(3, 1)
+    ),
     "sliding": DraftCase(
         options={**SLIDING, "layer_types": [S, S, S]}, windows=(5, 5, 5), causal=(True, True, True)
     ),
@@ -168,27 +173,33 @@ CASES: dict[str, DraftCase] = {
         options={"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32}, target="tied"
     ),
     "speculators": _speculators(
-        top={"aux_hidden_state_layer_ids": [6, 2, 2]}, taps=(6, 2, 2), prefix="model."
+        top={"aux_hidden_state_layer_ids": [6, 2, 2]},
+        aux_hidden_state_layers=(6, 2, 2),
+        prefix="model.",
     ),
-    "speculators-default": _speculators(taps=(2, 3, 4)),
+    "speculators-default": _speculators(aux_hidden_state_layers=(2, 3, 4)),
     "speculators-sliding": _speculators(
         options={**SLIDING, "layer_types": [S, F, S]},
         top={"aux_hidden_state_layer_ids": [1, 7]},
-        taps=(1, 7),
+        aux_hidden_state_layers=(1, 7),
         windows=(5, None, 5),
         causal=(True, False, True),
     ),
     "speculators-not-causal": _speculators(
         options={**SLIDING, "layer_types": [S, F, S]},
         top={"sliding_window_non_causal": True},
-        taps=(2, 3, 4),
+        aux_hidden_state_layers=(2, 3, 4),
         windows=(5, None, 5),
     ),
     "speculators-anchor": _speculators(
-        top={"sample_from_anchor": True}, taps=(2, 3, 4), samples_anchor=True
+        top={"sample_from_anchor": True}, aux_hidden_state_layers=(2, 3, 4), samples_anchor=True
     ),
-    "speculators-small": _speculators(taps=(2, 3, 4), draft_vocab=40, own_head=True),
-    "speculators-own": _speculators(taps=(2, 3, 4), own_head=True, own_embedding=True),
+    "speculators-small": _speculators(
+        aux_hidden_state_layers=(2, 3, 4), draft_vocab=40, own_head=True
+    ),
+    "speculators-own": _speculators(
+        aux_hidden_state_layers=(2, 3, 4), own_head=True, own_embedding=True
+    ),
 }
 
 
@@ -257,7 +268,7 @@ def draft_tensors(case: DraftCase, seed: int = 5) -> dict[str, torch.Tensor]:
     def norm(name: str, size: int) -> None:
         made[f"{name}.weight"] = 1 + 0.2 * torch.randn(size, generator=generator)
 
-    linear("fc", width, len(case.taps) * width)
+    linear("fc", width, len(case.aux_hidden_state_layers) * width)
     norm("hidden_norm", width)
     norm("norm", width)
     bias = bool(layer.get("attention_bias"))

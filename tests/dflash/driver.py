@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
@@ -19,14 +18,14 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.protocols import ReturnLogits
 from pilotfish.sampling import SamplingRow
 from pilotfish.speculation import BlockRows, DraftBatch, DraftRequest, Proposal, ProposerSetup
+from pilotfish.speculation.draft_config import DRAFT_CACHE
 from pilotfish.state import StateManager
 from pilotfish.weights import open_checkpoint
-from pilotfish_dflash.config import DRAFT_CACHE, DFlashConfig
+from pilotfish_dflash.config import DFlashConfig
 from pilotfish_dflash.model import DFlashProposer
 from pilotfish_llama3.config import Llama3Config
 from pilotfish_llama3.model import Llama3Model
 
-KNOWN_MULTIPLES: dict[Any, int | None] = {}
 BACKEND = KernelBackend()
 CPU = torch.device("cpu")
 
@@ -86,10 +85,9 @@ def load(
         device=device,
         return_logits=ReturnLogits.ALL,
         return_hidden_states=config.return_hidden_states,
-        hidden_state_boundaries=config.taps,
+        aux_hidden_state_layers=config.aux_hidden_state_layers,
     )
-    known = KNOWN_MULTIPLES if backend.invariant else None
-    model.load_model(target_weights, known)
+    model.load_model(target_weights)
     proposer = Recorder(
         ProposerSetup(
             pipeline_config=options,
@@ -100,7 +98,7 @@ def load(
             registry=load_registry(),
         )
     )
-    proposer.load_model(draft_weights, known)
+    proposer.load_model(draft_weights)
     return proposer
 
 
@@ -228,7 +226,7 @@ class Driver:
         first = 0
         for request, proposal in zip(requests, proposals, strict=True):
             count = len(proposal.tokens)
-            assert count == request.width, "a draft that was asked for is missing"
+            assert count == request.num_draft_tokens, "a draft that was asked for is missing"
             if not count:
                 continue
             logits = self.proposer.logits_seen
@@ -272,7 +270,7 @@ class Driver:
             tokens=tokens,
             num_before=one.num_committed,
             num_new=num_new,
-            width=width,
+            num_draft_tokens=width,
             sampling_row=lambda drafted: SamplingRow(
                 params=self.params, seed=7, position=len(tokens) + len(drafted)
             ),

@@ -39,7 +39,7 @@ def play(
 
 def _move(driver: Driver, name: str, rng: random.Random) -> Move:
     one = driver.running[name]
-    most = min(5, driver.proposer.config.max_width)
+    most = min(5, driver.proposer.config.max_draft_tokens)
     width, token = rng.randint(0, most), rng.randrange(VOCAB)
     left = one.prompt_length - one.num_committed
     if left > 0:

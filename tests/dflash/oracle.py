@@ -95,7 +95,7 @@ def facts_of(case: DraftCase) -> oracle.DraftFacts:
     """What must be read of a case's config."""
     return oracle.DraftFacts(
         layer=case.layer,
-        taps=case.taps,
+        aux_hidden_state_layers=case.aux_hidden_state_layers,
         windows=case.windows,
         causal=case.causal,
         mask_id=MASK,

@@ -76,12 +76,12 @@ def speculators(layer: dict[str, Any] | None = None, **options: Any) -> dict[str
 @pytest.mark.parametrize("case", CASES)
 def test_every_format_is_read(pair: Pair, case: str) -> None:
     config, wanted = finalized(*pair(case)), CASES[case]
-    assert config.taps == wanted.taps
-    assert config.num_context_features == len(wanted.taps)
+    assert config.aux_hidden_state_layers == wanted.aux_hidden_state_layers
+    assert config.num_context_features == len(wanted.aux_hidden_state_layers)
     assert tuple(mask_spec.window for mask_spec in config.mask_specs) == wanted.windows
     assert tuple(mask_spec.is_causal for mask_spec in config.mask_specs) == wanted.causal
     assert config.block_size == wanted.block_size
-    assert config.max_width == wanted.block_size - (not wanted.samples_anchor)
+    assert config.max_draft_tokens == wanted.block_size - (not wanted.samples_anchor)
     assert config.mask_token_id == MASK
     assert config.draft_vocab_size == wanted.draft_vocab
     assert (config.own_head, config.own_embedding) == (wanted.own_head, wanted.own_embedding)
@@ -101,21 +101,26 @@ def test_every_format_is_read(pair: Pair, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "taps"),
+    ("ids", "aux_hidden_state_layers"),
     [([0], (1,)), ([-1, 6], (0, 7)), ([3, 3, 1], (4, 4, 2))],
 )
-def test_ids_of_zlab_are_after_blocks(ids: list[int], taps: tuple[int, ...]) -> None:
+def test_ids_of_zlab_are_after_blocks(
+    ids: list[int], aux_hidden_state_layers: tuple[int, ...]
+) -> None:
     found = read(zlab({**INSIDE, "target_layer_ids": ids}))
-    assert found.taps == taps
-    assert "after blocks" in found.taps_source
-    assert read(zlab({"mask_token_id": MASK}, target_layer_ids=ids)).taps == taps
+    assert found.aux_hidden_state_layers == aux_hidden_state_layers
+    assert "after blocks" in found.layers_source
+    assert (
+        read(zlab({"mask_token_id": MASK}, target_layer_ids=ids)).aux_hidden_state_layers
+        == aux_hidden_state_layers
+    )
 
 
 @pytest.mark.parametrize("ids", [[0], [7, 1], [3, 3, 1]])
 def test_ids_of_speculators_are_boundaries(ids: list[int]) -> None:
     found = read(speculators(aux_hidden_state_layer_ids=ids))
-    assert found.taps == tuple(ids)
-    assert "boundaries" in found.taps_source
+    assert found.aux_hidden_state_layers == tuple(ids)
+    assert "boundaries" in found.layers_source
 
 
 @pytest.mark.parametrize(
@@ -124,14 +129,14 @@ def test_ids_of_speculators_are_boundaries(ids: list[int]) -> None:
 def test_default_ids_are_spread(layers: int, blocks: list[int]) -> None:
     draft = zlab({"mask_token_id": MASK}, num_hidden_layers=layers, num_target_layers=32)
     found = read(draft, target={**TARGET, "num_hidden_layers": 32})
-    assert found.taps == tuple(block + 1 for block in blocks)
+    assert found.aux_hidden_state_layers == tuple(block + 1 for block in blocks)
 
 
 @pytest.mark.parametrize("made", [zlab, speculators])
 def test_an_override_is_taken_as_boundaries(made: Any) -> None:
     found = read(made(hidden_state_boundaries=[7, 0]))
-    assert found.taps == (7, 0)
-    assert found.taps_source.startswith("hidden_state_boundaries")
+    assert found.aux_hidden_state_layers == (7, 0)
+    assert found.layers_source.startswith("hidden_state_boundaries")
 
 
 def test_block_size_and_mask_stand_in_either_place() -> None:
@@ -319,13 +324,18 @@ def test_a_draft_is_wanted_and_a_file_of_the_right_kind() -> None:
 
 def test_the_registry_composes_it_with_any_target() -> None:
     registry = load_registry()
-    for target in registry.architectures:
-        capabilities = registry.route(target).architecture.capabilities
-        if {"verify", "taps", "embed", "lm_head"} <= capabilities:
-            for name in DRAFT_ARCHITECTURES:
-                route = registry.route(target, "dflash", name)
-                assert route.speculator is not None
-                assert route.speculator.driver == "block"
+    wanted = {"verify", "aux_hidden_states", "embed", "lm_head"}
+    targets = [
+        target
+        for target in registry.architectures
+        if wanted <= registry.route(target).architecture.capabilities
+    ]
+    assert len(targets) > 5
+    for target in targets:
+        for name in DRAFT_ARCHITECTURES:
+            route = registry.route(target, "dflash", name)
+            assert route.speculator is not None
+            assert route.speculator.driver == "block"
     with pytest.raises(RouteError, match="does not read a draft 'DFlash2DraftModel'"):
         registry.route("LlamaForCausalLM", "dflash", "DFlash2DraftModel")
     with pytest.raises(RouteError, match="--speculative dflash"):

@@ -170,7 +170,7 @@ def test_features_live_for_one_chunk(pair: Pair) -> None:
 
     proposer.propose = spy
     ours.generate([[9] * 100], SamplingParams(temperature=0, max_tokens=8))
-    bound = most * len(CASES["plain"].taps) * LAYER["hidden_size"] * 4
+    bound = most * len(CASES["plain"].aux_hidden_state_layers) * LAYER["hidden_size"] * 4
     assert len(sizes) > 7
     assert max(sizes) == bound
     without = LLM(str(target), max_batch_tokens=most).memory_plan.activations
@@ -206,7 +206,9 @@ def test_a_chunk_of_a_prompt_asks_no_policy_for_a_width(pair: Pair) -> None:
     target, draft = pair("plain")
     spec = dflash("adaptive")
     ours = LLM(str(target), draft=str(draft), speculative=spec, max_batch_tokens=16)
-    policy: Any = ours.engine.runner._policy  # type: ignore[attr-defined]
+    speculation = ours.engine.runner.speculation
+    assert speculation is not None
+    policy: Any = speculation.policy
     asked: list[int] = []
     real = policy.choose
 
@@ -284,26 +286,26 @@ def test_residual_acceptance_takes_laws_of_the_target_vocabulary(pair: Pair) -> 
     spec = dflash(3, acceptance="residual")
     ours = LLM(str(target), draft=str(draft), speculative=spec)
     runner: Any = ours.engine.runner
-    real = runner._acceptance.decide
+    real = runner.speculation.acceptance.decide
     seen: list[VerifyRequest] = []
 
     def spy(logits: torch.Tensor, requests: list[VerifyRequest]) -> Any:
         seen.extend(one for one in requests if one.drafts)
         return real(logits, requests)
 
-    runner._acceptance.decide = spy
+    runner.speculation.acceptance.decide = spy
     for out in ours.generate(PROMPTS, params(1.0)):
         assert len(out.token_ids) == 20
         assert counts(out)[0] > 10
     assert len(seen) > 10
     unknown = ~draft_tensors(CASES["speculators-small"])["t2d"]
     for one in seen:
-        assert one.probs is not None
-        assert one.probs.shape == (len(one.drafts), VOCAB)
-        ones = torch.ones(len(one.drafts), dtype=one.probs.dtype)
-        torch.testing.assert_close(one.probs.sum(-1), ones)
-        assert not one.probs[:, unknown].any()
-        assert (one.probs[range(len(one.drafts)), list(one.drafts)] > 0).all()
+        assert one.draft.probs is not None
+        assert one.draft.probs.shape == (len(one.drafts), VOCAB)
+        ones = torch.ones(len(one.drafts), dtype=one.draft.probs.dtype)
+        torch.testing.assert_close(one.draft.probs.sum(-1), ones)
+        assert not one.draft.probs[:, unknown].any()
+        assert (one.draft.probs[range(len(one.drafts)), list(one.drafts)] > 0).all()
 
 
 TARGETS: dict[str, dict[str, Any]] = {

@@ -18,9 +18,8 @@ from pilotfish.kernels.context_kv_write import eager as kernel
 from pilotfish.layers.linear import Linear
 from pilotfish.speculation import BlockProposer, BlockRows, ContextRows
 from pilotfish.state import KVCacheInputs
-from pilotfish_dflash import config as config_module
 from pilotfish_dflash.config import DFlashConfig
-from pilotfish_dflash.formats import LayerMaskSpec
+from pilotfish_dflash.formats import DFlashFormat, LayerMaskSpec
 from pilotfish_dflash.model import DFlashProposer
 from pilotfish_dflash.network import ContextKV, DFlashLlama3
 
@@ -28,17 +27,17 @@ Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
 
 
-def taps(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Plant:
+def moved_layers(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Plant:
     """Other boundaries than the format means."""
 
     def plant(patch: Patch) -> None:
-        read = config_module.read_taps
+        read = DFlashFormat.aux_hidden_state_layers
 
-        def wrong(*args: Any) -> Any:
-            found, source = read(*args)
+        def wrong(self: DFlashFormat, num_target_layers: int) -> Any:
+            found, source = read(self, num_target_layers)
             return change(found), source
 
-        patch.setattr(config_module, "read_taps", wrong)
+        patch.setattr(DFlashFormat, "aux_hidden_state_layers", wrong)
 
     return plant
 
@@ -215,7 +214,7 @@ def only_last_chunk(patch: Patch) -> None:
     patch.setattr(
         BlockProposer,
         "_num_context_rows",
-        lambda self, request: real(self, request) if request.width else 0,
+        lambda self, request: real(self, request) if request.num_draft_tokens else 0,
     )
 
 
@@ -259,12 +258,18 @@ def mask_specs(window: int | None, *causal: bool) -> Plant:
 MUTANTS: dict[str, tuple[str, Plant]] = {
     "13 chunks that are not the last are left out": ("plain", only_last_chunk),
     "5 accepted rows keep what the block wrote": ("plain", rows_left_out),
-    "29 blocks taken for boundaries": ("plain", taps(lambda t: tuple(i - 1 for i in t))),
+    "29 blocks taken for boundaries": (
+        "plain",
+        moved_layers(lambda t: tuple(i - 1 for i in t)),
+    ),
     "29 boundaries taken for blocks": (
         "speculators-default",
-        taps(lambda t: tuple(i + 1 for i in t)),
+        moved_layers(lambda t: tuple(i + 1 for i in t)),
     ),
-    "29 default taps one too far": ("default-ids", taps(lambda t: tuple(i + 1 for i in t))),
+    "29 default taps one too far": (
+        "default-ids",
+        moved_layers(lambda t: tuple(i + 1 for i in t)),
+    ),
     "30 biases of the context lost": ("biases", loaded(lose_context_bias)),
     "30 biases of the block lost": ("biases", loaded(lose_query_bias)),
     "30 norm of the context lost": ("plain", loaded(lose_hidden_norm)),
@@ -286,8 +291,8 @@ MUTANTS: dict[str, tuple[str, Plant]] = {
     "33 keys of the context not turned": ("plain", no_turn),
     "35 features of the first request": ("plain", context_with(first_request_for_all)),
     "35 features of the row before": ("plain", context_with(features_shifted)),
-    "36 taps sorted": ("unsorted", config_with(taps=(0, 1, 6, 6, 7))),
-    "36 taps deduplicated": ("unsorted", config_with(taps=(6, 1, 0, 7))),
+    "36 taps sorted": ("unsorted", config_with(aux_hidden_state_layers=(0, 1, 6, 6, 7))),
+    "36 taps deduplicated": ("unsorted", config_with(aux_hidden_state_layers=(6, 1, 0, 7))),
     "37 the block stands where the verify pass's rows were": ("plain", verify_metadata),
     "37 the context's positions begin at zero": (
         "plain",

@@ -80,8 +80,8 @@ def test_logits_are_those_of_the_package(package: ModuleType, pair: Pair, case: 
     exact = NaiveDraft(CASES[case], NaiveTarget(target_path, torch.float64))
     eager = NaiveDraft(CASES[case], target)
     theirs = load(package, draft_path)
-    taps = tuple(i + 1 for i in theirs.target_layer_ids)
-    assert taps == CASES[case].taps
+    aux_hidden_state_layers = tuple(i + 1 for i in theirs.target_layer_ids)
+    assert aux_hidden_state_layers == CASES[case].aux_hidden_state_layers
     assert theirs.block_size == CASES[case].block_size
     ours = package_error = 0.0
     for prompt in PROMPTS:
@@ -126,7 +126,12 @@ def test_generations_are_those_of_the_package(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"taps": (1, 3, 5)}, {"causal": (True, True, True)}, {"windows": (None, None, 5)}]
+    "wrong",
+    [
+        {"aux_hidden_state_layers": (1, 3, 5)},
+        {"causal": (True, True, True)},
+        {"windows": (None, None, 5)},
+    ],
 )
 def test_a_wrong_oracle_would_be_seen(
     package: ModuleType, pair: Pair, wrong: dict[str, Any]

@@ -40,10 +40,20 @@ def test_planned_passes_have_the_bits_of_single_calls(pair: Pair, case: str, dty
     assert len(draft.network._passes) == 2
     assert all(made.num_torch_steps == 0 for made in draft.network._passes.values())
     with called_one_by_one(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DFlashLlama3, "_planned", lambda self, kind, rows, kv: None)
+        patch.setattr(DFlashLlama3, "_planned", lambda self, kind: None)
         single = history(draft)
     assert len(planned) == len(single) > 20
     assert all(map(torch.equal, planned, single))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_passes_may_be_laid_down_before_the_first_request(pair: Pair, case: str) -> None:
+    draft = load(*pair(case), dtype="bfloat16", backend=NATIVE)
+    draft.plan_pass()
+    made = dict(draft.network._passes)
+    assert all(made.values())
+    history(draft)
+    assert draft.network._passes == made
 
 
 def turned(name: str) -> Callable[[Any], None]:
@@ -93,7 +103,7 @@ def test_a_part_of_ones_own_computes_in_planned_passes(
     plant(part)
     found = history(draft)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DFlashLlama3, "_planned", lambda self, kind, rows, kv: None)
+        patch.setattr(DFlashLlama3, "_planned", lambda self, kind: None)
         assert all(map(torch.equal, found, history(draft)))
     assert not all(map(torch.equal, found, history(plain)))
 

@@ -109,7 +109,11 @@ def test_a_model_type_beside_the_layers_adds_no_option_that_nobody_wrote(
     config = {**draft_config(CASES["speculators"]), "model_type": "qwen3"}
     write_draft(tmp_path / "draft", config, draft_tensors(CASES["speculators"]))
     draft = open_checkpoint(str(tmp_path / "draft")).model_config()
-    assert DFlashConfig.initialize(on_disk(*pair("plain")), draft).taps == (6, 2, 2)
+    assert DFlashConfig.initialize(on_disk(*pair("plain")), draft).aux_hidden_state_layers == (
+        6,
+        2,
+        2,
+    )
     config["new_maths"] = True
     write_draft(tmp_path / "other", config, draft_tensors(CASES["speculators"]))
     other = open_checkpoint(str(tmp_path / "other")).model_config()

@@ -15,7 +15,7 @@ from dflash.driver import Drafted, Driver, Move, Recorder, load
 from dflash.histories import play
 from pilotfish.speculation import ContextRows
 from pilotfish.speculation import block as driver_module
-from pilotfish_dflash.config import DRAFT_CACHE
+from pilotfish.speculation.draft_config import DRAFT_CACHE
 
 STEPS = 7
 

@@ -75,10 +75,14 @@ def draft_of(ids: list[int], folder: Path, *, boundaries: bool) -> Path:
     if boundaries:
         top = {"block_size": 6, "mask_token_id": MASK, "draft_vocab_size": VOCAB}
         case = DraftCase(
-            speculators=True, top={**top, "aux_hidden_state_layer_ids": ids}, taps=count
+            speculators=True,
+            top={**top, "aux_hidden_state_layer_ids": ids},
+            aux_hidden_state_layers=count,
         )
     else:
-        case = DraftCase(inside={"mask_token_id": MASK, "target_layer_ids": ids}, taps=count)
+        case = DraftCase(
+            inside={"mask_token_id": MASK, "target_layer_ids": ids}, aux_hidden_state_layers=count
+        )
     path = folder / f"{boundaries}"
     write_draft(path, draft_config(case), draft_tensors(case))
     return path
@@ -117,7 +121,7 @@ def test_the_last_boundary_is_before_the_final_norm(pair: Pair) -> None:
     wide = NaiveTarget(target, torch.float64).model.model
     exact = wide(torch.tensor([PROMPT])).last_hidden_state[0]
     found = features(target, draft)[:, -WIDTH:]
-    assert CASES["unsorted"].taps[-1] == LAYERS
+    assert CASES["unsorted"].aux_hidden_state_layers[-1] == LAYERS
     limit = room(after, exact)
     assert (found - after).abs().max() > limit
     assert (naive.model.model.norm(found).double() - exact).abs().max() <= limit

@@ -13,7 +13,7 @@ import torch
 
 from dflash.checkpoints import CASES, draft_config, draft_tensors, write_draft
 from dflash.conftest import Pair
-from dflash.driver import BACKEND, KNOWN_MULTIPLES, load, pipeline
+from dflash.driver import BACKEND, load, pipeline
 from pilotfish.errors import ConfigError, PilotfishError, WeightsError
 from pilotfish.weights import open_checkpoint
 from pilotfish_dflash.config import DFlashConfig
@@ -32,7 +32,7 @@ def load_draft(target: Path, draft: Path) -> DFlashProposer:
         pipeline_config=options, config=config, backend=BACKEND, device="cpu", target=None
     )
     proposer = DFlashProposer(setup)
-    proposer.load_model(weights, KNOWN_MULTIPLES)
+    proposer.load_model(weights)
     return proposer
 
 

@@ -22,6 +22,7 @@ from pilotfish.hookspecs import PilotfishHooks
 from pilotfish.registry import ArchitectureSpec, SpeculatorSpec
 from pilotfish.weights.formats.gguf_blocks import BLOCK_TYPES, TYPE_NAMES
 from pilotfish.weights.stored_rows import PACKED_KINDS
+from support import forked
 
 from . import peers_page
 from .page import Block, blocks, check_console
@@ -55,23 +56,20 @@ def installed_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_page(page: Path, folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a page in a fresh process and a folder that holds the checkout's scripts only."""
+    """Runs a page in a process of its own and a folder that holds the checkout's scripts only."""
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    programs = Path(sys.executable).parent
+    programs = [str(forked.programs()), str(Path(sys.executable).parent), os.environ["PATH"]]
     clean = {name: value for name, value in os.environ.items() if name != "PILOTFISH_PLUGINS"}
-    return subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("page.py")), str(page)],
+    return forked.run(
+        Path(__file__).with_name("page.py"),
+        page,
         cwd=folder,
         env={
             **clean,
+            **forked.SETTINGS,
             "PYTHONPATH": str(site),
-            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",  # as in the tests: their cores are shared
+            "PATH": os.pathsep.join(programs),
         },
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shlex
 import socket
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from pilotfish import LLM, SamplingParams
+from support import forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 README = (EXAMPLES / "README.md").read_text()
@@ -31,14 +31,7 @@ SHORT = 40
 
 def printed(program: str, *arguments: str) -> list[str]:
     """The lines that a program prints, run as its docstring says, without a network."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / program, *arguments],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = forked.run(EXAMPLES / program, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

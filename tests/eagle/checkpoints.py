@@ -34,7 +34,7 @@ class DraftCase:
 
     version: int = 3
     options: Mapping[str, Any] = attrs.field(factory=dict)
-    taps: tuple[int, ...] = (2, 3, 4)
+    aux_hidden_state_layers: tuple[int, ...] = (2, 3, 4)
     target: str = "plain"
     own_embedding: bool = False
     own_head: bool = True
@@ -74,7 +74,13 @@ FULL_VOCAB = {"draft_vocab_size": VOCAB}
 
 
 def _first(**fields: Any) -> DraftCase:
-    fields = {"taps": (), "own_head": False, "offsets": False, "fc_bias": True, **fields}
+    fields = {
+        "aux_hidden_state_layers": (),
+        "own_head": False,
+        "offsets": False,
+        "fc_bias": True,
+        **fields,
+    }
     return DraftCase(version=1, first="layers.0.", **fields)
 
 
@@ -108,17 +114,18 @@ CASES: dict[str, DraftCase] = {
     "eagle3-narrow": _third(
         {"hidden_size": 32, "target_hidden_size": WIDTH, "head_dim": 12}, own_embedding=True
     ),
-    "eagle3-blocks": _third(SPECFORGE_TAPS, taps=(6, 2, 2)),
+    "eagle3-blocks": _third(SPECFORGE_TAPS, aux_hidden_state_layers=(6, 2, 2)),
     "eagle3-boundaries": _third(
         {"eagle_aux_hidden_state_layer_ids": [7, 0, 3, 3]},
-        taps=(7, 0, 3, 3),
+        aux_hidden_state_layers=(7, 0, 3, 3),
         architecture="Eagle3LlamaForCausalLM",
         first="layers.0.",
     ),
     "eagle3-residual": _third({"norm_before_residual": True}),
     "eagle3-norm-before-fc": _third({"eagle_config": {"norm_before_fc": True}}),
     "eagle3-fc-norm": _third(
-        {"fc_norm": True, "eagle_aux_hidden_state_layer_ids": [5, 1]}, taps=(5, 1)
+        {"fc_norm": True, "eagle_aux_hidden_state_layer_ids": [5, 1]},
+        aux_hidden_state_layers=(5, 1),
     ),
     "eagle3-norm-output": _third({"norm_output": True}),
     "eagle3-no-norm": _third({"norm_output": False}),
@@ -136,7 +143,7 @@ CASES: dict[str, DraftCase] = {
     "eagle3-rope": _third(PARAMETERS),
     "speculators": _third(
         {"norm_before_residual": True, "eagle_aux_hidden_state_layer_ids": [4, 1, 6], **THETA},
-        taps=(4, 1, 6),
+        aux_hidden_state_layers=(4, 1, 6),
         **{"speculators": True, "first": "layers.0.", "architecture": "Eagle3Speculator"},
     ),
     "speculators-new": _third(
@@ -223,12 +230,16 @@ def draft_tensors(case: DraftCase, seed: int = 5) -> dict[str, torch.Tensor]:
     def norm(name: str, size: int) -> None:
         made[f"{name}.weight"] = 1 + 0.2 * torch.randn(size, generator=generator)
 
-    features = len(case.taps) * target_width if case.version == 3 else width + target_width
+    features = (
+        len(case.aux_hidden_state_layers) * target_width
+        if case.version == 3
+        else width + target_width
+    )
     linear("fc", width, features, case.fc_bias)
     if _flag(case, "norm_before_fc"):
         norm("input_norm", features)
     if _flag(case, "fc_norm"):
-        for tap in range(len(case.taps)):
+        for tap in range(len(case.aux_hidden_state_layers)):
             norm(f"fc_norm.{tap}", target_width)
     bias = bool(layer.get("attention_bias"))
     for index in range(layer["num_hidden_layers"]):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
@@ -33,7 +32,6 @@ from pilotfish_eagle.model import EagleModel
 from pilotfish_llama3.config import Llama3Config
 from pilotfish_llama3.model import Llama3Model
 
-KNOWN_MULTIPLES: dict[Any, int | None] = {}
 BACKEND = KernelBackend()
 CPU = torch.device("cpu")
 
@@ -83,9 +81,9 @@ def load(
         device=device,
         return_logits=ReturnLogits.ALL,
         return_hidden_states=config.return_hidden_states,
-        hidden_state_boundaries=config.taps,
+        aux_hidden_state_layers=config.aux_hidden_state_layers,
     )
-    model.load_model(target_weights, KNOWN_MULTIPLES if backend.invariant else None)
+    model.load_model(target_weights)
     eagle = Recorder(
         ProposerSetup(
             pipeline_config=options,
@@ -96,7 +94,7 @@ def load(
             registry=load_registry(),
         )
     )
-    eagle.load_model(draft_weights, KNOWN_MULTIPLES if backend.invariant else None)
+    eagle.load_model(draft_weights)
     return eagle
 
 
@@ -243,7 +241,7 @@ class Driver:
             tokens=tokens,
             num_before=one.num_committed,
             num_new=num_new,
-            width=width,
+            num_draft_tokens=width,
             sampling_row=lambda drafted: SamplingRow(
                 params=self.params, seed=7, position=len(tokens) + len(drafted)
             ),

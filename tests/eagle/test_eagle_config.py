@@ -61,7 +61,7 @@ def speculators(**options: Any) -> dict[str, Any]:
 def test_every_format_is_read(pair: Pair, case: str) -> None:
     config, wanted = finalized(*pair(case)), CASES[case]
     assert config.version == wanted.version
-    assert config.taps == wanted.taps
+    assert config.aux_hidden_state_layers == wanted.aux_hidden_state_layers
     assert config.fc_bias == wanted.fc_bias
     assert config.own_embedding == wanted.own_embedding
     assert config.own_head == wanted.own_head
@@ -77,7 +77,7 @@ def test_every_format_is_read(pair: Pair, case: str) -> None:
 def test_what_it_asks_of_the_engine() -> None:
     one, three = read(first()), read(third(num_key_value_heads=1, head_dim=20), dtype="bfloat16")
     assert one.return_hidden_states is ReturnHiddenStates.ALL_NORMALIZED
-    assert (one.taps, one.max_width, one.lookahead) == ((), None, 1)
+    assert (one.aux_hidden_state_layers, one.max_draft_tokens, one.lookahead) == ((), None, 1)
     assert three.return_hidden_states is ReturnHiddenStates.SELECTED
     (spec,) = three.get_state_specs()
     assert spec == PagedStateSpec(
@@ -90,12 +90,12 @@ def test_what_it_asks_of_the_engine() -> None:
 
 def test_default_taps_are_the_references() -> None:
     config = read(third())
-    assert config.taps == (2, 16, 29)
-    assert "reference" in config.taps_source
+    assert config.aux_hidden_state_layers == (2, 16, 29)
+    assert "reference" in config.layers_source
 
 
 @pytest.mark.parametrize(
-    ("options", "taps"),
+    ("options", "aux_hidden_state_layers"),
     [
         ({NESTED: {IDS: [1, 15, 28]}}, (2, 16, 29)),  # blocks
         ({NESTED: {IDS: [28, 1, 1]}}, (29, 2, 2)),
@@ -106,16 +106,16 @@ def test_default_taps_are_the_references() -> None:
     ],
 )
 def test_layer_ids_become_boundaries_by_format(
-    options: dict[str, Any], taps: tuple[int, ...]
+    options: dict[str, Any], aux_hidden_state_layers: tuple[int, ...]
 ) -> None:
     config = read(third(**options))
-    assert config.taps == taps
-    assert f"taps={taps}" in repr(config)
-    assert config.taps_source in repr(config)
+    assert config.aux_hidden_state_layers == aux_hidden_state_layers
+    assert f"aux_hidden_state_layers={aux_hidden_state_layers}" in repr(config)
+    assert config.layers_source in repr(config)
 
 
 def test_speculators_ids_are_boundaries() -> None:
-    assert read(speculators(**{IDS: [1, 15, 28]})).taps == (1, 15, 28)
+    assert read(speculators(**{IDS: [1, 15, 28]})).aux_hidden_state_layers == (1, 15, 28)
 
 
 def test_flags_inside_eagle_config_win() -> None:
@@ -228,11 +228,13 @@ MODELOPT = {
 
 
 @pytest.mark.parametrize(
-    ("ids", "taps"), [([1, 15, 28], (2, 16, 29)), ([], (2, 16, 29)), ([3, 9], (4, 10))]
+    ("ids", "layers"),
+    [([1, 15, 28], (2, 16, 29)), ([], (2, 16, 29)), ([3, 9], (4, 10))],
 )
-def test_what_modelopt_writes_is_read(ids: list[int], taps: tuple[int, ...]) -> None:
+def test_what_modelopt_writes_is_read(ids: list[int], layers: tuple[int, ...]) -> None:
     """An empty list is its default, which its trainer fills with the reference's three."""
-    assert read(third(eagle_config={**MODELOPT, IDS: ids})).taps == taps
+    config = read(third(eagle_config={**MODELOPT, IDS: ids}))
+    assert config.aux_hidden_state_layers == layers
 
 
 @pytest.mark.parametrize("flag", [None, True, False])
@@ -241,9 +243,9 @@ def test_norm_output_means_another_thing_in_another_format(flag: bool | None) ->
     options = {} if flag is None else {"norm_output": flag}
     plain, nested = read(third(**options)), read(third(eagle_config=options))
     for config in (plain, nested):
-        assert (config.norms_head, config.recycles_normed) == (flag is not False, False)
+        assert (config.norms_head, config.feeds_normed_states) == (flag is not False, False)
     packaged = read(speculators(**options))
-    assert (packaged.norms_head, packaged.recycles_normed) == (True, bool(flag))
+    assert (packaged.norms_head, packaged.feeds_normed_states) == (True, bool(flag))
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,15 @@ def perfect(version: int, target: Path, folder: Path) -> Path:
     width = LAYER["hidden_size"]
     eye, nothing = torch.eye(width), torch.zeros(width, width)
     if version == 1:
-        case = DraftCase(version=1, taps=(), own_head=False, offsets=False, first="layers.0.")
+        case = DraftCase(
+            version=1, aux_hidden_state_layers=(), own_head=False, offsets=False, first="layers.0."
+        )
         case = attrs.evolve(case, options={"bias": False})
     else:
         options = {"attention_bias": True, "num_key_value_heads": 4, "norm_before_residual": True}
-        case = DraftCase(options={**options, "draft_vocab_size": VOCAB}, taps=(2, 2, 1))
+        case = DraftCase(
+            options={**options, "draft_vocab_size": VOCAB}, aux_hidden_state_layers=(2, 2, 1)
+        )
     made = draft_tensors(case)
     at = "layers.0.self_attn"
     made["layers.0.mlp.down_proj.weight"].zero_()

@@ -19,26 +19,27 @@ from pilotfish.layers.linear import Linear
 from pilotfish.layers.rope import Rotary
 from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.speculation import DraftRows, SequentialProposer
-from pilotfish_eagle import config as config_module
+from pilotfish.speculation.draft_vocabulary import DraftVocabulary
 from pilotfish_eagle.config import EagleConfig
+from pilotfish_eagle.formats import EagleFormat
 from pilotfish_eagle.model import EagleModel
-from pilotfish_eagle.network import DraftVocabulary, EagleNetwork, JoiningBlock
+from pilotfish_eagle.network import EagleNetwork, JoiningBlock
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
 
 
-def taps(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Plant:
+def moved_layers(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Plant:
     """Other boundaries than the format means."""
 
     def plant(patch: Patch) -> None:
-        read = config_module.read_taps
+        read = EagleFormat.aux_hidden_state_layers
 
-        def wrong(*args: Any) -> Any:
-            found, source = read(*args)
+        def wrong(self: EagleFormat, num_target_layers: int) -> Any:
+            found, source = read(self, num_target_layers)
             return change(found), source
 
-        patch.setattr(config_module, "read_taps", wrong)
+        patch.setattr(EagleFormat, "aux_hidden_state_layers", wrong)
 
     return plant
 
@@ -63,8 +64,8 @@ def rope_with(**fields: Any) -> Plant:
     def plant(patch: Patch) -> None:
         start = EagleNetwork.__init__
 
-        def wrong(self: EagleNetwork, config: EagleConfig) -> None:
-            start(self, attrs.evolve(config, rope=attrs.evolve(config.rope, **fields)))
+        def wrong(self: EagleNetwork, config: EagleConfig, *options: Any) -> None:
+            start(self, attrs.evolve(config, rope=attrs.evolve(config.rope, **fields)), *options)
 
         patch.setattr(EagleNetwork, "__init__", wrong)
 
@@ -196,11 +197,11 @@ def fc_on_every_row(patch: Patch) -> None:
     """What the pass before returned goes through fc again."""
     hidden_of = EagleModel._hidden
 
-    def wrong(self: EagleModel, rows: DraftRows, short: int) -> torch.Tensor:
-        hidden = hidden_of(self, rows, short)
+    def wrong(self: EagleModel, rows: DraftRows) -> torch.Tensor:
+        hidden = hidden_of(self, rows)
         if rows.prev_hidden_states is None:
             return hidden
-        return self.network.combine(hidden.repeat(1, len(self.config.taps)), self.backend)
+        return self.network.combine(hidden.repeat(1, len(self.config.aux_hidden_state_layers)))
 
     patch.setattr(EagleModel, "_hidden", wrong)
 
@@ -236,9 +237,18 @@ def norm_at_the_head_of_the_first(patch: Patch) -> None:
 
 
 MUTANTS: dict[str, tuple[str, Plant]] = {
-    "29 boundaries taken for blocks": ("speculators", taps(lambda t: tuple(i + 1 for i in t))),
-    "29 blocks taken for boundaries": ("eagle3-blocks", taps(lambda t: tuple(i - 1 for i in t))),
-    "29 default taps one too far": ("eagle3", taps(lambda t: tuple(i + 1 for i in t))),
+    "29 boundaries taken for blocks": (
+        "speculators",
+        moved_layers(lambda t: tuple(i + 1 for i in t)),
+    ),
+    "29 blocks taken for boundaries": (
+        "eagle3-blocks",
+        moved_layers(lambda t: tuple(i - 1 for i in t)),
+    ),
+    "29 default taps one too far": (
+        "eagle3",
+        moved_layers(lambda t: tuple(i + 1 for i in t)),
+    ),
     "30 fc bias lost": ("eagle1", loaded(lose_fc_bias)),
     "30 fc bias of a third draft lost": ("eagle3-biases", loaded(lose_fc_bias)),
     "30 qkv bias lost": ("eagle1-qkv-bias", loaded(lose_qkv_bias)),
@@ -253,10 +263,10 @@ MUTANTS: dict[str, tuple[str, Plant]] = {
     "33 scaling lost": ("eagle3-rope", rope_with(factor=1.0)),
     "33 whole heads turned": ("eagle3-theta", rope_with(rotary_dim=12)),
     "33 neighbouring pairs turned": ("eagle3", interleaved_rope),
-    "34 handed on after the norm": ("eagle3", config_with(recycles_normed=True)),
+    "34 handed on after the norm": ("eagle3", config_with(feeds_normed_states=True)),
     "34 handed on before the norm": (
         "speculators-new",
-        config_with(recycles_normed=False),
+        config_with(feeds_normed_states=False),
     ),
     "a head without its norm": ("eagle3-norm-output", config_with(norms_head=False)),
     "a window that is not there": ("eagle3-leftover-window", config_with(windows=(2,))),
@@ -268,8 +278,8 @@ MUTANTS: dict[str, tuple[str, Plant]] = {
     "34 fc on handed-on rows": ("eagle3", fc_on_every_row),
     "35 features of the first request": ("eagle3", rows_with(first_request_for_all)),
     "35 handed-on rows of the neighbour": ("eagle1", rows_with(recycled_of_the_neighbour)),
-    "36 taps sorted": ("eagle3-blocks", config_with(taps=(2, 2, 6))),
-    "36 taps deduplicated": ("eagle3-blocks", config_with(taps=(6, 2))),
+    "36 taps sorted": ("eagle3-blocks", config_with(aux_hidden_state_layers=(2, 2, 6))),
+    "36 taps deduplicated": ("eagle3-blocks", config_with(aux_hidden_state_layers=(6, 2))),
     "tokens not shifted": ("eagle1", shifted_tokens),
     "scratch rows overwritten": ("eagle3", scratch_overwritten),
     "feature before embedding in fc": ("eagle1", hidden_first_in_fc),

@@ -39,13 +39,23 @@ def history(eagle: EagleModel) -> list[torch.Tensor]:
 def test_planned_passes_have_the_bits_of_single_calls(pair: Pair, case: str, dtype: str) -> None:
     eagle = load(*pair(case), dtype=dtype, backend=NATIVE)
     planned = history(eagle)
-    assert set(eagle._passes) == ({False} if eagle.config.version == 1 else {False, True})
-    assert all(made.num_torch_steps == 0 for made in eagle._passes.values())
+    assert set(eagle.network._passes) == ({False} if eagle.config.version == 1 else {False, True})
+    assert all(made.num_torch_steps == 0 for made in eagle.network._passes.values())
     with called_one_by_one(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EagleModel, "_planned", lambda self, rows: None)
+        patch.setattr(EagleModel, "_planned", lambda self, combines: None)
         single = history(eagle)
     assert len(planned) == len(single) > 10
     assert all(map(torch.equal, planned, single))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_passes_may_be_laid_down_before_the_first_request(pair: Pair, case: str) -> None:
+    eagle = load(*pair(case), dtype="bfloat16", backend=NATIVE)
+    eagle.plan_pass()
+    made = dict(eagle.network._passes)
+    assert all(made.values())
+    history(eagle)
+    assert eagle.network._passes == made
 
 
 def turned(kind: type, name: str = "__call__") -> type:
@@ -86,6 +96,6 @@ def test_a_part_of_ones_own_computes_in_planned_passes(
     part.__class__ = turned(type(part), name)
     found = history(eagle)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EagleModel, "_planned", lambda self, rows: None)
+        patch.setattr(EagleModel, "_planned", lambda self, combines: None)
         assert all(map(torch.equal, found, history(eagle)))
     assert not all(map(torch.equal, found, history(plain)))

@@ -250,7 +250,7 @@ def test_residual_steps_judge_by_the_laws_that_the_drafts_were_drawn_from(
     real = ResidualAcceptance.judge
 
     def judge(self: ResidualAcceptance, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
-        seen.append(request.probs)
+        seen.append(request.draft.probs)
         return real(self, logits, request)
 
     monkeypatch.setattr(ResidualAcceptance, "judge", judge)

@@ -11,7 +11,7 @@ import torch
 
 from eagle.checkpoints import CASES, VOCAB, draft_config, draft_tensors, write_draft
 from eagle.conftest import Pair
-from eagle.driver import BACKEND, KNOWN_MULTIPLES, load, pipeline
+from eagle.driver import BACKEND, load, pipeline
 from eagle.driver import draft_config as finalized
 from pilotfish.errors import CheckpointError, PilotfishError, WeightsError
 from pilotfish.weights import open_checkpoint
@@ -40,7 +40,7 @@ def load_draft(target: Path, draft: Path) -> None:
     setup: Any = SimpleNamespace(
         pipeline_config=options, config=config, backend=BACKEND, device="cpu", target=None
     )
-    EagleModel(setup).load_model(weights, KNOWN_MULTIPLES)
+    EagleModel(setup).load_model(weights)
 
 
 @pytest.mark.parametrize("case", CASES)

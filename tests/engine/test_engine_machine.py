@@ -112,7 +112,7 @@ class EngineMachine(RuleBasedStateMachine):
         state = self.toy.state
         state.check()
         owned = {page for name in state.request_ids for page in state.pages_of(name)}
-        cached, free = state.num_cached_pages, state.num_free_pages
+        cached, free = state.pool.num_cached, state.pool.num_free
         assert len(owned) + cached + free == state.num_pages
 
     @invariant()
@@ -124,13 +124,13 @@ class EngineMachine(RuleBasedStateMachine):
         assert set(state.request_ids) == set(running)
         assert len(running) <= self.toy.max_batch_size
         for name, request in running.items():
-            done = request.context.num_computed
+            done = request.num_computed
             assert state.num_committed(name) == done
             memory = state.paged_cache("toy").blocks[0]
             rows = memory[list(state.pages_of(name))].flatten(0, 1)[:done]
-            assert rows[:, 2].tolist() == request.context.tokens[:done]
+            assert rows[:, 2].tolist() == request.tokens[:done]
             if done:
-                number = context_hash(request.context.tokens[:done])
+                number = context_hash(request.tokens[:done])
                 assert divmod(number, 65536) == (int(rows[-1, 0]), int(rows[-1, 1]))
 
     @invariant()
@@ -178,23 +178,23 @@ def keeps_pages_of_the_finished(self: Scheduler, request: Request) -> None:
 
 def ignores_the_prompt(self: Request) -> Any:
     """A hit is taken although the rows left out are wanted."""
-    return self.context.tokens
+    return self.tokens
 
 
 def counts_before_the_commit(self: Runner, request: Request, result: Any) -> None:
     """An exception of the commit leaves the request one step ahead of its state."""
-    request.context.num_computed += result.num_rows
+    request.num_computed += result.num_rows
     self.state.commit(request.request_id, result.num_rows)
 
 
 def samples_too_early(self: Request) -> bool:
     """Every chunk ends with a token. Pitfalls 12 and 13."""
-    return self.context.num_scheduled > 0
+    return self.num_scheduled > 0
 
 
-def shares_the_seed(self: Request) -> Any:
+def shares_the_seed(self: Request, draft_ids: Any = ()) -> Any:
     """Every request draws from one stream: the noise of its place in the process."""
-    row = ORIGINAL_ROW(self)
+    row = ORIGINAL_ROW(self, draft_ids)
     import attrs
 
     return attrs.evolve(row, position=row.position + self.index + len(self.request_id))

@@ -126,7 +126,7 @@ def test_rules_take_the_smaller_limit() -> None:
     )
     assert rules.max_total_tokens == 12
     assert rules.end_ids == {3, 4}
-    assert rules.banned_ids == ()
+    assert rules.banned_ids == (3, 4)
 
 
 REFUSED: list[tuple[Any, dict[str, Any], type[UserError], str]] = [
@@ -170,3 +170,23 @@ def test_text_needs_a_tokenizer() -> None:
     with pytest.raises(RequestError, match="stop strings need a tokenizer"):
         engine.add([1], SamplingParams(stop=["a"]))
     assert answer([1], engine, max_tokens=2, ignore_eos=True).text == ""
+
+
+def test_a_block_of_tokens_is_cut_where_the_model_wants_all_rows_anew() -> None:
+    engine = ToyEngine()
+    request = engine.admission.admit([1, 2], SamplingParams(temperature=0, ignore_eos=True))
+    request.restart_above = 4
+    assert request.accept([5, 6, 7, 8], [None] * 4, drafted=[5, 6, 7], num_accepted=3) is None
+    assert request.tokens == [1, 2, 5, 6, 7]
+    assert request.is_restart_due
+    assert request.accept([8], [None]) is None
+    assert request.tokens == [1, 2, 5, 6, 7]
+
+
+def test_a_bias_that_is_changed_between_calls_counts() -> None:
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logit_bias={})
+    engine = ToyEngine()
+    assert engine.run([([1, 2], params)])[0].token_ids != [5, 5, 5]
+    assert isinstance(params.logit_bias, dict)
+    params.logit_bias[5] = 1e9
+    assert engine.run([([1, 2], params)])[0].token_ids == [5, 5, 5]

@@ -248,9 +248,9 @@ def test_several_scores_at_once(llm: LLM) -> None:
 def test_cached_prefixes_can_be_forgotten(llm: LLM) -> None:
     llm.generate("abcdefghijklmnopqrstuvwxyz", GREEDY)
     assert llm._state is not None
-    assert llm._state.num_cached_pages > 0
+    assert llm._state.pool.num_cached > 0
     llm.forget_cached_prefixes()
-    assert llm._state.num_cached_pages == 0
+    assert llm._state.pool.num_cached == 0
 
 
 def test_a_chat_needs_a_template(llm: LLM) -> None:
@@ -479,3 +479,18 @@ def test_a_model_that_is_not_invariant_says_so_once_when_it_is_loaded(
         made.generate("abc", GREEDY)
         fastest = LLM(checkpoint, registry=toy_registry(), arithmetic="fastest")
         fastest.generate("abc", GREEDY)
+
+
+def test_what_letting_go_raises_as_a_model_is_closed_is_a_warning(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: ToyModel, request_id: str) -> None:
+        raise ValueError("it is not let go")
+
+    made = LLM(checkpoint, registry=toy_registry())
+    stream = made.stream([97, 98], SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
+    next(stream)
+    monkeypatch.setattr(ToyModel, "release", failing)
+    with pytest.warns(RuntimeWarning, match="release of a request raised ValueError: it is not"):
+        made.close()
+    assert [delta.finish_reason for delta in stream][-1] == "abort"

@@ -34,7 +34,7 @@ def rows_of(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real = llm.engine.runner.compute
 
     def compute(batch: Any) -> Any:
-        rows.append(sum(request.context.num_scheduled for request in batch))
+        rows.append(sum(request.num_scheduled for request in batch))
         return real(batch)
 
     monkeypatch.setattr(llm.engine.runner, "compute", compute)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pilotfish import LLM, load_registry
-from pilotfish.kernels.paged_attention.partitions import partition
+from pilotfish.kernels.paged_attention.flash import partition
 from pilotfish.testing import SMALL, save_tiny
 from pilotfish.testing.checkpoints import examples_of
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from pilotfish.batch import RequestContext
+from pilotfish.batch import Proposal
 from pilotfish.config import SamplingParams
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.request import Request
 from pilotfish.engine.scheduler import Scheduler
 from pilotfish.engine.stopping import StopRules
-from pilotfish.errors import StateError
+from pilotfish.errors import OutOfPagesError, StateError
 from pilotfish.state import SlotCache, StateManager
 from support.state_toys import ToyRecurrentCache
 from support.toy_model import toy_cache
@@ -53,7 +53,9 @@ class Bench:
         """prompt: its tokens, or how many."""
         tokens = list(range(prompt) if isinstance(prompt, int) else prompt)
         request = Request(
-            context=RequestContext(request_id=name, tokens=tokens, num_prompt_tokens=len(tokens)),
+            request_id=name,
+            tokens=tokens,
+            num_prompt_tokens=len(tokens),
             index=0,
             params=SamplingParams(),
             seed=0,
@@ -67,12 +69,12 @@ class Bench:
         """Schedules one pass, commits it, and appends a token where the last row was computed."""
         plan = {}
         for request in self.scheduler.schedule():
-            context = request.context
-            plan[request.request_id] = context.num_scheduled
-            self.state.commit(request.request_id, context.num_scheduled)
-            context.num_computed += context.num_scheduled
+            plan[request.request_id] = request.num_scheduled
+            num_rows = request.num_scheduled - len(request.draft.tokens)
+            self.state.commit(request.request_id, num_rows)
+            request.num_computed += num_rows
             if not request.num_pending:
-                context.tokens.append(0)
+                request.tokens.append(0)
         self.state.check()
         return plan
 
@@ -116,10 +118,10 @@ def test_the_newest_gives_way_and_comes_back_first() -> None:
     while not new.num_preemptions:
         bench.play()
     assert [request.request_id for request in bench.scheduler.waiting] == ["new", "later"]
-    assert (new.context.num_computed, old.num_preemptions) == (0, 0)
+    assert (new.num_computed, old.num_preemptions) == (0, 0)
     assert bench.released[-1] == "new"
     bench.scheduler.remove(old)
-    num_again = len(new.context.tokens)
+    num_again = len(new.tokens)
     assert bench.play() == {"new": num_again, "later": 1}
 
 
@@ -161,7 +163,7 @@ def test_everybody_ends_however_many_wait() -> None:
                 bench.scheduler.remove(left.pop(name))
     assert not left
     assert not bench.scheduler.has_work
-    assert bench.state.num_free_pages == 6
+    assert bench.state.pool.num_free == 6
 
 
 def test_a_request_that_can_never_fit_is_an_error_not_a_hang() -> None:
@@ -232,7 +234,7 @@ def test_when_the_leader_goes_the_next_one_leads(how: str) -> None:
     if how == "removed":
         bench.scheduler.remove(leader)
         assert bench.play() == {"b": 4}, "one page of a's is found"
-        assert second.context.num_computed == 8
+        assert second.num_computed == 8
     elif how == "requeued":
         bench.scheduler.requeue(leader)
         assert bench.play() == {"a": 4}
@@ -272,3 +274,48 @@ def test_a_state_is_kept_where_those_that_wait_depart() -> None:
     assert bench.play() == {"a": 4}, "there c departs"
     assert bench.play() == {"a": 4, "c": 1}, "and b there"
     assert bench.play() == {"c": 1, "a": 2, "b": 2}
+
+
+class FewRows(ToyRecurrentCache):
+    """A cache that has room for so many reserved rows, of all requests together."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.taken = most, dict[str, int]()
+
+    def reserve(self, request_id: str, num_tokens: int) -> None:
+        others = sum(rows for name, rows in self.taken.items() if name != request_id)
+        if others + num_tokens > self.most:
+            raise OutOfPagesError("no room for so many rows")
+        super().reserve(request_id, num_tokens)
+        self.taken[request_id] = num_tokens
+
+    def commit(self, request_id: str, num_tokens: int) -> None:
+        self.lengths[request_id] += num_tokens
+        self.taken.pop(request_id, None)
+
+    def release(self, request_id: str) -> None:
+        super().release(request_id)
+        self.taken.pop(request_id, None)
+
+
+def test_drafts_take_no_room_of_others_in_a_cache_without_pages() -> None:
+    """Nobody counts such a cache's room before it is asked for."""
+    bench = Bench(rows=16, slot_caches=[FewRows(4)])
+    requests = [bench.add(name, 1) for name in "abc"]
+    for _ in range(4):
+        for request in requests:
+            request.draft = Proposal(tokens=(1, 2, 3)) if request.num_computed else request.draft
+        assert bench.play() == dict.fromkeys("abc", 1)
+    assert bench.scheduler.num_preemptions == 0
+
+
+def test_nobody_is_let_in_by_a_pass_that_must_preempt() -> None:
+    bench = Bench(pages=5, rows=16)
+    old, new = bench.add("old", 7), bench.add("new", 7)
+    bench.play()
+    bench.play()
+    bench.add("later", 1)
+    assert bench.play() == {"old": 1}
+    assert (old.num_preemptions, new.num_preemptions) == (0, 1)
+    assert [request.request_id for request in bench.scheduler.waiting] == ["new", "later"]

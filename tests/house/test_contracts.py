@@ -16,6 +16,7 @@ from pilotfish.layers.block import PreNormBlock
 from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.protocols import OptionalOfModel, ReturnHiddenStates
 from pilotfish.protocols.checks import check_target
+from pilotfish.protocols.optional import of_config, of_model
 from pilotfish.registry import Plugin, Registry, SpeculatorSpec
 from pilotfish.speculation import StatelessConfig
 from pilotfish.state import SlotStateSpec, StateManager
@@ -81,6 +82,36 @@ def test_what_a_class_inherits_may_be_misspelt_too_and_a_helper_is_no_mistake() 
     check_spelling(own(embeds=None, released=None, states=None), OptionalOfModel, "the model")
 
 
+def test_what_a_class_does_not_say_is_as_the_contract_has_it() -> None:
+    class Own:
+        keeps_bits = True
+
+        def without_ignored(self, infos: Any) -> Any:
+            return {}
+
+        def prefix_salt(self, num_tokens: int) -> bytes:
+            return b"salt"
+
+    own, other = of_model(Own()), of_model(object())
+    assert (own.keeps_bits, other.keeps_bits) == (True, False)
+    assert (own.is_invariant, own.why_not_invariant) == (None, "")
+    assert own.plan_load({}) is own.plan_pass() is None  # type: ignore[func-returns-value]
+    infos: Any = {"a": 1}
+    assert (own.without_ignored(infos), other.without_ignored(infos)) == ({}, infos)
+    assert list(own.staying(infos)) == []
+    assert (of_config(Own()).prefix_salt(3), of_config(object()).prefix_salt(3)) == (b"salt", b"")
+    assert of_config(object()).get_image_memory() is None
+
+    class Failing:
+        @property
+        def recompute_length(self) -> int:
+            return self.no_such  # type: ignore[attr-defined, no-any-return]
+
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = of_config(Failing()).recompute_length
+    assert dict(of_config(object()).unserved_token_ids) == {}
+
+
 @attrs.frozen(kw_only=True)
 class WithSlots(StatelessConfig):
     """A drafter's config that asks for state outside pages."""
@@ -108,7 +139,7 @@ class FarTaps(StatelessConfig):
     """Selects what there is not."""
 
     return_hidden_states: Any = ReturnHiddenStates.SELECTED
-    taps: tuple[int, ...] = (0, 99)
+    aux_hidden_state_layers: tuple[int, ...] = (0, 99)
 
 
 class Bare:
@@ -132,10 +163,22 @@ class Unable:
     ("config", "model", "said"),
     [
         (WithSlots, ScriptedProposer, r"declares the slots rnn; wanted paged caches alone"),
-        (WithOddMode, ScriptedProposer, r"has return_hidden_states 'everything' and taps \(\)"),
-        (WithoutTaps, ScriptedProposer, r"taps \(\); wanted .* or SELECTED with some"),
-        (FarTaps, ScriptedProposer, r"\(`taps` of a drafter's config\) is \[0, 99\] with"),
-        (Bare, ScriptedProposer, "which has no return_hidden_states, taps, max_width, lookahead"),
+        (
+            WithOddMode,
+            ScriptedProposer,
+            r"has return_hidden_states 'everything' and aux_hidden_state_layers \(\)",
+        ),
+        (
+            WithoutTaps,
+            ScriptedProposer,
+            r"aux_hidden_state_layers \(\); wanted .* or SELECTED with some",
+        ),
+        (FarTaps, ScriptedProposer, r"aux_hidden_state_layers is \[0, 99\] with"),
+        (
+            Bare,
+            ScriptedProposer,
+            "has no return_hidden_states, aux_hidden_state_layers, max_draft_tokens, lookahead",
+        ),
         (StatelessConfig, Unable, "drafter of the method 'own' is .*Unable, which has no propose"),
     ],
 )

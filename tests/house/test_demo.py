@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,8 @@ import torch
 
 from pilotfish import LLM, CacheConfig, SamplingParams
 from pilotfish.weights import open_checkpoint
+from support import forked
+from support.gguf_files import read_once
 from support.prompts import PROMPTS
 
 NUM_TOKENS = 20
@@ -32,18 +33,19 @@ def reference() -> Reference:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(open_checkpoint("demo").path)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=torch.float32
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    where = {"gguf_file": path.name}
+    with read_once():
+        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
 
-    def greedy(prompt: str, answer: Sequence[int]) -> list[int]:
+    @cache
+    def greedy(prompt: str, answer: tuple[int, ...]) -> list[int]:
         ids = [*tokenizer(prompt)["input_ids"], *answer]
         with torch.inference_mode():
             logits = model(torch.tensor([ids])).logits[0]
         return list(logits[-len(answer) - 1 : -1].argmax(-1).tolist())
 
-    return greedy
+    return lambda prompt, answer: greedy(prompt, tuple(answer))
 
 
 def test_greedy_tokens_equal_transformers_batched_through_the_command_line(
@@ -52,12 +54,7 @@ def test_greedy_tokens_equal_transformers_batched_through_the_command_line(
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     flags = ["--temperature", "0", "--dtype", "float32", "--max-tokens", str(NUM_TOKENS), "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pilotfish.cli", "generate", "demo", "--input-file", file, *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run("-m", "pilotfish.cli", "generate", "demo", "--input-file", file, *flags)
     assert done.returncode == 0, done.stderr
     outputs = [json.loads(line) for line in done.stdout.splitlines()]
     assert [out["index"] for out in outputs] == list(range(len(PROMPTS)))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,10 @@ class Import:
     at_module_level: bool
 
 
-def imports(path: Path) -> Iterator[Import]:
+@cache
+def imports(path: Path) -> tuple[Import, ...]:
     """Every import, those for types too: who reads a file reads what its types are."""
-    yield from _imports(ast.parse(path.read_text()), at_module_level=True)
+    return tuple(_imports(ast.parse(path.read_text()), at_module_level=True))
 
 
 def _imports(node: ast.AST, *, at_module_level: bool) -> Iterator[Import]:

@@ -30,7 +30,7 @@ FRUIT = ArchitectureSpec(
     model="collections:OrderedDict",
     gguf_architectures=("apple",),
     gguf_config="json:loads",
-    capabilities={"verify", "taps", "embed", "lm_head"},
+    capabilities={"verify", "aux_hidden_states", "embed", "lm_head"},
 )
 NUT = ArchitectureSpec(
     names=("NutForCausalLM",), config="fractions:Fraction", model="collections:OrderedDict",
@@ -50,7 +50,7 @@ def speculator(method: str, *drafts: str, **fields: Any) -> SpeculatorSpec:
     )
 
 
-WORM = speculator("worm", "WormDraft", needs={"taps", "lm_head"})
+WORM = speculator("worm", "WormDraft", needs={"aux_hidden_states", "lm_head"})
 WASP = speculator("wasp", needs={"verify"})
 ORCHARD = Plugin(name="orchard", distribution="orchard-dist", version="2.1",
                  architectures=(FRUIT, NUT))  # fmt: skip
@@ -117,7 +117,9 @@ def test_an_unknown_method_names_near_ones_and_those_that_fit_the_target() -> No
 
 def test_a_pair_that_does_not_fit_says_what_is_missing_and_what_fits() -> None:
     said = str(refusal(REGISTRY, "NutForCausalLM", "worm", "WormDraft"))
-    assert "plugin insects (insects-dist 0.3) needs lm_head, taps of its target" in said
+    assert (
+        "plugin insects (insects-dist 0.3) needs aux_hidden_states, lm_head of its target" in said
+    )
     assert "which offers verify" in said
     assert said.endswith("methods that fit it: wasp")
 
@@ -257,7 +259,7 @@ def test_a_broken_reference_names_the_plugin_and_chains_the_import(
         ("names", "AppleForCausalLM", "'AppleForCausalLM' where a sequence of names is wanted"),
         ("names", (), "names is (); wanted a name at least"),
         ("names", ("",), "names is ('',)"),
-        ("capabilities", "taps", "'taps' where a set of names is wanted"),
+        ("capabilities", "aux_hidden_states", "'aux_hidden_states' where a set of names is wanted"),
     ],
 )
 def test_a_malformed_architecture_spec_names_what_it_got(field: str, value: Any, said: str) -> None:
@@ -267,7 +269,7 @@ def test_a_malformed_architecture_spec_names_what_it_got(field: str, value: Any,
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("method", ""), ("driver", "parallel"), ("config", "x"), ("needs", "taps"),
+    [("method", ""), ("driver", "parallel"), ("config", "x"), ("needs", "aux_hidden_states"),
      ("draft_architectures", "WormDraft"), ("targets", "PearForCausalLM")],
 )  # fmt: skip
 def test_a_malformed_speculator_spec_names_its_value(field: str, value: Any) -> None:

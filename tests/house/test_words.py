@@ -26,11 +26,14 @@ OLD_WORDS = {
     "laws": "probs",
     "make_fold": "pack_gqa",
     "make_together": "lay_out_decode",
+    "max_width": "max_draft_tokens",
     "paged_leaf": "paged_cache_name",
     "recycled": "prev_hidden_states",
+    "recycles_normed": "feeds_normed_states",
     "residual_law": "residual_probs",
     "sight": "mask_spec",
     "sights": "mask_specs",
+    "taps": "aux_hidden_state_layers",
     "takes_deferred": "nothing: weights are packed when they are loaded",
 }
 """As names of Python, not as words of prose; and what is said in their place."""

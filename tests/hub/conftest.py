@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.local_hub import LocalHub, serving
+from hub.local_hub import PATIENCE_S, LocalHub, serving
 from hub.repositories import WEIGHTS
 from pilotfish import load_registry
 from pilotfish.testing import save_tiny
@@ -38,7 +38,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than the hub holds a file back, so that no read gives up before."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2 * PATIENCE_S)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ import attrs
 import pytest
 
 COMMIT = "a" * 40
+PATIENCE_S = 300.0
+"""How long a file is held back from who does not leave: no pass of a test waits for it."""
 
 
 @attrs.define
@@ -99,7 +101,7 @@ class LocalHub:
         if request.command == "GET" and self.stuck == f"{'part of ' * bool(begin)}{name}":
             _send(request, 206 if begin else 200, **{**headers, "Content-Length": str(len(data))})
             self.asked.set()
-            if not self.let_go.wait(30):
+            if not self.let_go.wait(PATIENCE_S):
                 self.waited.append(name)
             request.close_connection = True
             return
@@ -139,7 +141,8 @@ def serving(hub: LocalHub, patch: pytest.MonkeyPatch, cache: Path) -> Iterator[N
     from huggingface_hub import constants
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # It looks that often whether it is to end, which every test waits for.
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     patch.setattr(constants, "ENDPOINT", endpoint)
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"

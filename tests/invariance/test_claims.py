@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +102,14 @@ def test_inspect_says_what_the_run_warns_of_and_names_the_call(
 @pytest.mark.parametrize(
     ("probe", "told"),
     [
-        ("pilotfish.models.claims.attention_row_multiple", "attention of 4 heads, 1 of keys"),
+        ("pilotfish.invariance.padding.attention_row_multiple", "attention of 1 kv heads"),
         ("pilotfish.invariance.linear_probe.probe", "products with [1024, 1024] float32 (packed)"),
     ],
 )
 def test_inspect_and_the_run_name_what_no_number_of_rows_keeps(
     wide: str, monkeypatch: pytest.MonkeyPatch, probe: str, told: str
 ) -> None:
+    monkeypatch.setenv("PILOTFISH_CACHE_DIR", "none")
     monkeypatch.setattr(probe, lambda *shape: None)
     made = prepared(wide, SteadyModel, backend="torch")
     described = describe(made)
@@ -316,16 +315,20 @@ def test_every_launch_is_on_the_models_gpu(wide: str, monkeypatch: pytest.Monkey
     inside: list[torch.device] = []
     seen: dict[str, bool] = {}
 
-    @contextmanager
-    def entered(device: torch.device) -> Iterator[None]:
-        inside.append(device)
-        try:
-            yield
-        finally:
+    class Entered:
+        """Again and again, as torch's."""
+
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            inside.append(self.device)
+
+        def __exit__(self, *error: object) -> None:
             inside.pop()
 
-    for module in ("engine.engine", "kernels.device", "invariance.whole_pass"):
-        monkeypatch.setattr(f"pilotfish.{module}.current_device", entered)
+    for module in ("engine.runner", "kernels.device", "invariance.whole_pass"):
+        monkeypatch.setattr(f"pilotfish.{module}.current_device", Entered)
     for name in ("load_model", "execute"):
         real = getattr(SteadyModel, name)
 

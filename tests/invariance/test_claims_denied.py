@@ -150,7 +150,7 @@ GATES: dict[str, tuple[Gate, str]] = {
     ),
     "rows meet": (lambda x: x[:, :1].float().sum(0, keepdim=True), "sum of"),
     "a path of few rows": (
-        lambda x: torch.sigmoid(x[:, :1].float()) if x.shape[0] < 4 else x[:, :1].float(),
+        lambda x: torch.sigmoid(x[:, :1].float()) if x.shape[0] < 12 else x[:, :1].float(),
         "sigmoid of",
     ),
 }

@@ -55,12 +55,10 @@ def attention(
     *,
     window: int | None = None,
     mode: Mode = "causal",
-    shared: bool = False,
 ) -> None:
     """heads: query heads, kv heads, width."""
     num_heads, num_kv_heads, width = heads
-    shape = (8, 16, width) if shared else (8, 16, 2, num_kv_heads, width)
-    cache = torch.empty(shape, dtype=dtype)
+    cache = torch.empty(8, 16, 2, num_kv_heads, width, dtype=dtype)
     kv = KVCacheInputs(
         blocks=(cache,),
         lookup_table=torch.zeros(2, 4, dtype=torch.int32),
@@ -207,7 +205,7 @@ def latent_attention(dtype: torch.dtype) -> None:
     attend_absorbed(q, cache, plan, latent_width=512, scale=0.1, backend=BACKEND)
 
 
-LLAMA_8B, LFM2, LATENT = (32, 8, 128), (32, 8, 64), (64, 1, 576)
+LLAMA_8B, LFM2, WIDE = (32, 8, 128), (32, 8, 64), (64, 1, 576)
 
 CASES: dict[str, Callable[[], None]] = {
     "linear, bfloat16, O 576": partial(product, BF16, 576),
@@ -220,12 +218,12 @@ CASES: dict[str, Callable[[], None]] = {
     "paged_attention, bfloat16, head 64, block, window": partial(
         attention, BF16, LFM2, window=512, mode="block"
     ),
-    "paged_attention, bfloat16, shared rows of 576": partial(attention, BF16, LATENT, shared=True),
+    "paged_attention, bfloat16, head 576": partial(attention, BF16, WIDE),
     "paged_attention, bfloat16, head 256": partial(attention, BF16, (8, 4, 256)),
     "paged_attention, float32, head 64": partial(attention, FP32, LFM2),
     "paged_attention, float32, head 128": partial(attention, FP32, LLAMA_8B),
     "paged_attention, float32, head 256": partial(attention, FP32, (8, 4, 256)),
-    "paged_attention, float32, shared rows of 576": partial(attention, FP32, LATENT, shared=True),
+    "paged_attention, float32, head 576": partial(attention, FP32, WIDE),
     "rms_norm, bfloat16": partial(norm, BF16, 3, 4096),
     "rms_norm, float32, heads": partial(norm, FP32, 3, 8, 128),
     "add_rms_norm, bfloat16": partial(norm_with_add, BF16),

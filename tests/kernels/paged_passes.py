@@ -28,9 +28,9 @@ TORCH, TRITON = KernelBackend("torch"), KernelBackend("triton")
 
 
 @cache
-def probed(num_heads: int, num_kv_heads: int, width: int) -> int:
+def probed(num_kv_heads: int, width: int) -> int:
     """What a model would pad to on this machine; the promise is that there is something."""
-    found = attention_row_multiple(num_heads, num_kv_heads, width)
+    found = attention_row_multiple(num_kv_heads, width)
     assert found is not None
     return found
 
@@ -121,7 +121,7 @@ def make_pass(
     q = [r.request.q[r.start : r.end] for r in rows]
     q_padding = torch.full((padding, *q[0].shape[1:]), torch.nan, dtype=dtype)
     if row_multiple is None and backend.name == "torch":
-        row_multiple = probed(rows[0].request.q.shape[1], num_kv_heads, width)
+        row_multiple = probed(num_kv_heads, width)
     plan = plan_attention(inputs, offsets, backend=backend, row_multiple=row_multiple)
     return PagedPass(torch.cat([*q, q_padding]), cache, plan)
 

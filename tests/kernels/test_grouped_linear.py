@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.places import placed
-from pilotfish.invariance.linear_probe import row_multiple
+from pilotfish.invariance.linear_probe import Product, row_multiple
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.combine_rows import combine_rows
 from pilotfish.kernels.combine_rows import reference as combine_reference
@@ -235,7 +235,7 @@ def test_a_rows_bits_do_not_depend_on_who_shares_its_group(
     plain = draw_weights(5, 48, 64, dtype)
     plain[..., 32:] = plain[..., :32]  # sums that cancel show any change of order
     weight, _ = fill(plain, backend, is_int4=is_int4)
-    pad = row_multiple(weight.separate, backend=backend)
+    pad = row_multiple(map(Product.of, weight.separate), backend=backend)
     assert pad is not None
     half = torch.randn(70, 32)
     x = torch.cat((half, -half), dim=1).to(dtype)

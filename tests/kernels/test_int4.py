@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotfish.errors import WeightsError
-from pilotfish.invariance import linear_probe as probe
-from pilotfish.invariance.linear_probe import row_multiple
+from pilotfish.invariance.linear_probe import Product, mirrored, row_multiple
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import dequantize_int4, eager, quantize_int4, reference
 from pilotfish.kernels.linear import LinearWeight, int4, linear, prepare_int4
@@ -123,11 +122,11 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(
     half = quantize_int4(torch.randn(out, width // 2, generator=torch.Generator().manual_seed(1)))
     packed, scale = (torch.cat((part, part), dim=1) for part in half)
     weight = prepare_int4(packed, scale, dtype=dtype)
-    known: dict[probe.ProbeKey, int | None] = {}
-    multiple = row_multiple([weight], backend=TORCH, known=known)
-    assert [key[4] for key in known] == [f"{weight.kind}/32"]
-    assert multiple is not None
-    x = probe.cancelling_rows(64, weight, torch.Generator().manual_seed(5))
+    product = Product.of(weight)
+    assert product == Product.of_int4((out, width), dtype, 32)
+    assert str(product).endswith(f"({weight.kind}, groups of 32)")
+    assert row_multiple([product], backend=TORCH) is not None
+    x = mirrored((64, width), -1).to(dtype)
     wanted = linear(x, weight, backend=TORCH)
     for rows in (*range(1, 20), 32, 33, 63):
         assert torch.equal(linear(x[1 : 1 + rows], weight, backend=TORCH), wanted[1 : 1 + rows])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from kernels.places import placed
 from pilotfish.errors import WeightsError
 from pilotfish.invariance import linear_probe as probe
-from pilotfish.invariance.linear_probe import ProbeKey, row_multiple
+from pilotfish.invariance.linear_probe import Product, mirrored, row_multiple
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.linear import LinearWeight, eager, linear, prepare_linear, reference
 
@@ -131,7 +132,8 @@ def test_the_triton_tile_depends_on_the_weight_alone() -> None:
     """Small O: narrow tiles, so that a decode step occupies every multiprocessor."""
     from pilotfish.kernels.linear import triton
 
-    tiles = {o: triton.invariant_tile(o, torch.bfloat16).block_o for o in (576, 4096, 6144, 28672)}
+    widths = (576, 4096, 6144, 28672)
+    tiles = {o: triton.invariant_tile(o, torch.bfloat16)["BLOCK_O"] for o in widths}
     assert tiles == {576: 16, 4096: 32, 6144: 32, 28672: 128}
 
 
@@ -146,8 +148,8 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(
     half = width // 2
     plain[:, half : 2 * half] = plain[:, :half]
     weight = prepare_linear(plain, backend=TORCH, keep_plain=keep_plain)
-    assert row_multiple([weight], backend=TORCH) == eager.block_rows(weight)
-    x = probe.cancelling_rows(80, weight, torch.Generator().manual_seed(5))
+    assert row_multiple([Product.of(weight)], backend=TORCH) == eager.block_rows(weight)
+    x = mirrored((80, weight.in_features), -1).to(dtype)
     wanted = linear(x, weight, backend=TORCH)
     for rows in (*range(1, 20), 31, 32, 33, 48, 64, 70):
         for i in (0, 1, 7):
@@ -240,8 +242,9 @@ def test_the_probe_claims_what_holds_and_nothing_else(
     plain[:, 16:32] = plain[:, :16]  # sums that cancel show any change of order
     weight = prepare_linear(plain, backend=TORCH, keep_plain=True)
     monkeypatch.setattr(eager, "linear", fake_linear(breaks))
-    assert row_multiple([weight], backend=TORCH) == (eager.BLOCK_ROWS if holds else None)
-    x = probe.cancelling_rows(40, weight, torch.Generator().manual_seed(5))
+    found = row_multiple([Product.of(weight)], backend=TORCH)
+    assert found == (eager.BLOCK_ROWS if holds else None)
+    x = mirrored((40, weight.in_features), -1).to(dtype)
     wanted = linear(x, weight, backend=TORCH)
     runs = [slice(*run) for run in ((0, 1), (5, 40), (8, 16), (3, 6))]
     kept = [torch.equal(linear(x[run], weight, backend=TORCH), wanted[run]) for run in runs]
@@ -283,12 +286,12 @@ def test_bfloat16_goes_row_by_row_where_the_processor_does_not_multiply_it(
         return multiply(x, weight)
 
     monkeypatch.setattr(eager, "linear", counted)
-    x = probe.cancelling_rows(11, weight, torch.Generator().manual_seed(5))
+    x = mirrored((11, weight.in_features), -1).to(dtype)
     whole = linear(x, weight, backend=TORCH)
     by_row = dtype == torch.bfloat16 and not multiplies
     size = 1 if by_row else eager.BLOCK_ROWS
     assert set(rows) == {size}
-    assert row_multiple([weight], backend=TORCH) == size
+    assert row_multiple([Product.of(weight)], backend=TORCH) == size
     for first, last in ((0, 1), (3, 7), (10, 11)):
         assert torch.equal(linear(x[first:last], weight, backend=TORCH), whole[first:last])
 
@@ -302,7 +305,7 @@ def test_single_rows_are_claimed_only_if_their_places_do_not_matter(
     weight = prepare_linear(plain, backend=TORCH, keep_plain=True)
     odd_place = fake_linear(lambda x: torch.tensor([x.storage_offset() % 64 != 0]))
     monkeypatch.setattr(eager, "linear", odd_place)
-    assert row_multiple([weight], backend=TORCH) is None
+    assert row_multiple([Product.of(weight)], backend=TORCH) is None
 
 
 def test_the_probe_tries_each_shape_once_and_takes_the_worst(
@@ -310,18 +313,18 @@ def test_the_probe_tries_each_shape_once_and_takes_the_worst(
 ) -> None:
     tried: list[int] = []
 
-    def multiple_of(weight: LinearWeight) -> int | None:
-        tried.append(weight.out_features)
-        return {4: 2, 5: 8, 6: None}[weight.out_features]
+    def multiple_of(product: Product) -> int | None:
+        tried.append(product.shape[0])
+        return {4: 1, 5: 8, 6: None}[product.shape[0]]
 
     monkeypatch.setattr(probe, "probe", multiple_of)
-    layers = [prepare_linear(torch.zeros(out, 3), backend=TORCH) for out in (4, 5, 4)]
-    known: dict[ProbeKey, int | None] = {}
+    layers = [Product.of_floats((out, 3), torch.float32) for out in (4, 5, 4)]
+    known = ProbeCache()
     assert row_multiple(layers, backend=TORCH, known=known) == 8
     assert tried == [4, 5]
     assert row_multiple(layers, backend=TORCH, known=known) == 8
     assert tried == [4, 5]
-    layers.append(prepare_linear(torch.zeros(6, 3), backend=TORCH))
+    layers.append(Product.of_floats((6, 3), torch.float32))
     assert row_multiple(layers, backend=TORCH, known=known) is None
     assert row_multiple(layers, backend=FASTEST) == 1
     assert row_multiple(layers, backend=TRITON) == 1
@@ -338,7 +341,7 @@ def test_the_probe_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(eager, "linear", counted)
     shapes = ((960, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576))
-    layers = [prepare_linear(torch.zeros(shape).bfloat16(), backend=TORCH) for shape in shapes]
+    layers = [Product.of_floats(shape, torch.bfloat16) for shape in shapes]
     row_multiple(layers * 30, backend=TORCH)
     assert len(products) <= 5 * 10
     assert sum(products) <= 5_000_000_000

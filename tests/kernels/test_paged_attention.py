@@ -197,16 +197,32 @@ def test_addresses_past_two_billion_elements(backend: KernelBackend) -> None:
 
 
 @pytest.mark.parametrize("backend", [TORCH, TRITON], ids=lambda b: b.name)
+def test_scores_may_be_far_below_zero(backend: KernelBackend) -> None:
+    """Weights are relative to the highest score: exp(-1600) itself is 0."""
+    request = Request.draw(5, Heads(2, 1, 16), torch.float32, 0)
+    request.q[:], request.kv[:, 0] = -20, 20
+    rows = Rows(request, 4, 1)
+    check(attend([rows], backend=backend)[0], rows, None, "causal")
+
+
 @pytest.mark.parametrize("num_heads", [1, 20, 24])
-def test_shared_rows_wider_than_a_tile_of_heads(backend: KernelBackend, num_heads: int) -> None:
-    """Rows of 272 numbers: a triton tile has room for 10 or 12 of the heads that share them."""
+def test_heads_wider_than_a_tile_of_a_group(num_heads: int) -> None:
+    """Heads of 272 numbers: a triton tile has room for 10 or 12 of those that share keys."""
+    rows = Rows(Request.draw(23, Heads(num_heads, 1, 272), torch.float32, 0), 18, 5)
+    check(attend([rows], backend=TRITON, page_size=4)[0], rows, None, "causal")
+
+
+@pytest.mark.parametrize("num_heads", [1, 20, 24])
+def test_shared_rows_are_keys_and_values(num_heads: int) -> None:
     request = Request.draw(23, Heads(num_heads, 1, 272), torch.float32, 0)
     request.kv[:, 1] = request.kv[:, 0]
     rows = Rows(request, 18, 5)
     made = make_pass([rows], page_size=4)
     cache = made.cache[:, :, 0, 0].contiguous()
-    out = paged_attention(made.q, cache, made.plan, scale=272**-0.5, backend=backend)
+    out = paged_attention(made.q, cache, made.plan, scale=272**-0.5, backend=TORCH)
     check(out, rows, None, "causal")
+    with pytest.raises(ValueError, match="shared rows on torch and native alone"):
+        paged_attention(made.q, cache, made.plan, scale=1.0, backend=TRITON)
 
 
 @pytest.mark.parametrize("backend", [TORCH, TRITON], ids=lambda b: b.name)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.paged_passes import TRITON, Heads, Request, Rows, attend, heads, windows
-from pilotfish.kernels.paged_attention import Mode, triton
+from pilotfish.kernels.paged_attention import Mode
+from pilotfish.kernels.split_kv import triton as split_kv
 
 DTYPES = st.sampled_from((torch.float32, torch.bfloat16))
 PAGE_SIZES = st.sampled_from((1, 3, 16, 128))
@@ -87,6 +88,20 @@ def test_eager_decode_of_a_long_text_is_its_prefill(dtype: torch.dtype, kind: He
     assert torch.equal(chunked, prefill)
 
 
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("start", [125, 126, 127, 128, 254, 255, 256, 510, 511])
+def test_eager_rows_around_the_ends_of_partitions(start: int, window: int | None) -> None:
+    """Alone, so that masks are left out where they can be; before the window, all is NaN."""
+    request = Request.draw(560, Heads(6, 2, 16), torch.float32, 0)
+    whole = attend([Rows(request, 0, 560)], window=window)[0]
+    poisoned = Request(request.q, request.kv.clone())
+    if window is not None:
+        poisoned.kv[: start - window + 1] = torch.nan
+    for count in (1, 2, 3, 17, 40):
+        out = attend([Rows(poisoned, start, count)], window=window)[0]
+        assert torch.equal(out, whole[start : start + count]), count
+
+
 @settings(max_examples=8)
 @given(st.data())
 def test_triton_rows_do_not_depend_on_the_pass(data: st.DataObject) -> None:
@@ -119,15 +134,15 @@ def test_triton_rows_do_not_depend_on_the_pass(data: st.DataObject) -> None:
 def test_triton_splits_side_by_side_are_splits_in_a_row(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None
 ) -> None:
-    monkeypatch.setattr(triton, "SPLIT_KEYS", 64)
+    monkeypatch.setattr(split_kv, "SPLIT_KEYS", 64)
     request = Request.draw(300, Heads(4, 2, 16), dtype, 0)
     rows = [Rows(request, 290, 10), Rows(request, 60, 7)]
     side_by_side = attend(rows, backend=TRITON, window=window)
-    monkeypatch.setattr(triton, "PARTIAL_BYTES", 0)
+    monkeypatch.setattr(split_kv, "PARTIAL_BYTES", 0)
     in_a_row = attend(rows, backend=TRITON, window=window)
     for a, b in zip(side_by_side, in_a_row, strict=True):
         assert torch.equal(a, b)
-    monkeypatch.setattr(triton, "PARTIAL_BYTES", 1 << 30)
+    monkeypatch.setattr(split_kv, "PARTIAL_BYTES", 1 << 30)
     for position in (290, 299):
         prefill = attend([Rows(request, position, 1)], backend=TRITON, window=window)[0]
         assert torch.equal(prefill[0], in_a_row[0][position - 290])

@@ -18,15 +18,20 @@ from pilotfish.invariance.attention_probe import attention_row_multiple
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.paged_attention import (
     Mode,
-    decode,
     eager,
+    layout,
     paged_attention,
     plan_attention,
-    prefill,
 )
-from pilotfish.kernels.paged_attention.flash import MASK_VALUE, merge_weights
+from pilotfish.kernels.paged_attention.flash import (
+    MASK_VALUE,
+    TILE_ROWS,
+    merge_weights,
+    partition,
+    partition_of,
+    partitions_of,
+)
 from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
-from pilotfish.kernels.paged_attention.partitions import partition, partition_of, partitions_of
 from pilotfish.state import KVCacheInputs
 
 
@@ -91,7 +96,7 @@ def test_an_unseen_partition_changes_no_bit() -> None:
     assert (merge_weights(lse[:1].clone()) == 1).all()
 
 
-@pytest.mark.parametrize("shape", [(9, 3, 64), (4, 2, 10), (7, 1, 80)])
+@pytest.mark.parametrize("shape", [(3, 64), (2, 10), (1, 80)])
 @pytest.mark.parametrize(
     ("breaks", "least"),
     [
@@ -104,7 +109,7 @@ def test_an_unseen_partition_changes_no_bit() -> None:
 )
 def test_the_probe_finds_a_multiple_and_refuses_what_breaks(
     monkeypatch: pytest.MonkeyPatch,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int],
     breaks: Callable[[int], bool],
     least: int | None,
 ) -> None:
@@ -130,14 +135,13 @@ def test_where_bits_matter_16_bits_are_computed_in_float32(
 ) -> None:
     """The flash kernel chooses its 16-bit products by the number of rows, requests and threads."""
     seen: set[torch.dtype] = set()
-    for module in (prefill, decode):
-        real = module.flash
+    real = eager.flash
 
-        def flash(q: torch.Tensor, *rest: Any, real: Any = real) -> Any:
-            seen.add(q.dtype)
-            return real(q, *rest)
+    def flash(q: torch.Tensor, *rest: Any) -> Any:
+        seen.add(q.dtype)
+        return real(q, *rest)
 
-        monkeypatch.setattr(module, "flash", flash)
+    monkeypatch.setattr(eager, "flash", flash)
     requests = [Request.draw(count, Heads(4, 1, 256), dtype, count) for count in (9, 90)]
     made = make_pass([Rows(r, 0, len(r.q)) for r in requests], page_size=16)
     for backend in (TORCH, KernelBackend("torch", invariant=False)):
@@ -161,6 +165,29 @@ def test_any_row_multiple_is_right(row_multiple: int) -> None:
         assert (result.double() - exact(r, None, "causal")).abs().max() < 3e-6
 
 
+@pytest.mark.parametrize("row_multiple", [4, 8, 32])
+def test_calls_have_a_multiple_of_rows_that_the_probe_tried(
+    monkeypatch: pytest.MonkeyPatch, row_multiple: int
+) -> None:
+    counts: set[int] = set()
+    real = eager.flash
+
+    def flash(q: torch.Tensor, *rest: Any) -> Any:
+        counts.add(q.shape[2])
+        return real(q, *rest)
+
+    monkeypatch.setattr(eager, "flash", flash)
+    for heads in (Heads(6, 2, 16), Heads(40, 1, 16)):
+        rows = [
+            Rows(Request.draw(n + c, heads, torch.float32, n), n, c)
+            for n, c in ((200, 1), (0, 131), (3, 30), (5, 16))
+        ]
+        made = make_pass(rows, page_size=16, row_multiple=row_multiple)
+        paged_attention(made.q, made.cache, made.plan, scale=0.25, backend=TORCH)
+    assert {count % row_multiple for count in counts} == {0}
+    assert max(counts) <= TILE_ROWS
+
+
 def test_calls_of_one_plan_may_have_other_padding() -> None:
     """What the first one laid out is not what the next one gets."""
     request = Request.draw(140, Heads(6, 2, 16), torch.float32, 0)
@@ -180,8 +207,8 @@ def test_few_rows_together_are_few_rows_alone(monkeypatch: pytest.MonkeyPatch) -
     rows = [Rows(request, 680, 16), Rows(request, 120, 9), Rows(request, 300, 12)]
     together = make_pass(rows, page_size=16)
     out = paged_attention(together.q, together.cache, together.plan, scale=0.125, backend=TORCH)
-    monkeypatch.setattr(eager, "FEW_ROWS", 0)
-    monkeypatch.setattr(eager, "FEW_FOLDED_ROWS", 0)
+    monkeypatch.setattr(layout, "FEW_ROWS", 0)
+    monkeypatch.setattr(layout, "FEW_PACKED_ROWS", 0)
     alone = make_pass(rows, page_size=16)
     again = paged_attention(alone.q, alone.cache, alone.plan, scale=0.125, backend=TORCH)
     assert torch.equal(out, again)

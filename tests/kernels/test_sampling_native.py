@@ -42,6 +42,7 @@ from pilotfish.sampling import (
 from pilotfish.sampling.bitmask import apply_bitmask
 from pilotfish.sampling.noise import _gumbel_from_bits
 from pilotfish.sampling.truncation import find_cuts
+from support.rows import row_after
 
 pytestmark = needs_library
 
@@ -181,7 +182,7 @@ def rows_of(options: Sequence[SamplingParams], vocab: int) -> list[SamplingRow]:
     prompt, answer = [0, vocab // 2, vocab - 1], [vocab // 3] * 2
     stops = [vocab - 1] if vocab > 1 else []
     return [
-        SamplingRow.after(TokenHistory(prompt, answer), params, seed=i * 77, stop_ids=stops)
+        row_after(TokenHistory(prompt, answer), params, seed=i * 77, stop_ids=stops)
         for i, params in enumerate(options)
     ]
 
@@ -402,7 +403,7 @@ def test_ids_of_no_token_are_refused_with_the_edit_that_has_them() -> None:
         (SamplingRow(params=SamplingParams(logit_bias={2**70: 1.0}), seed=0, position=0), "bias"),
         (SamplingRow(params=SamplingParams(), seed=0, position=0, banned_ids=[6]), "banned"),
         (SamplingRow(params=SamplingParams(), seed=0, position=0, banned_ids=[-1]), "banned"),
-        (SamplingRow.after(history, penalty, seed=0, draft_ids=[9]), "the prompt or the answer"),
+        (row_after(history, penalty, seed=0, draft_ids=[9]), "the prompt or the answer"),
     ]
     for row, where in cases:
         for call in (Sampler().sample, Sampler().process_logits):

@@ -27,6 +27,7 @@ from kimi_k25.latent_passes import (
     make_pass,
     weights,
 )
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.kernels import KernelBackend
 from pilotfish_kimi_k25.kernels.head_linear import head_row_multiple, reference
 from pilotfish_kimi_k25.kernels.mla_attention import HeadWeights, is_expanded_cheaper
@@ -193,10 +194,10 @@ def test_head_linear(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_probed_multiple_holds(dtype: torch.dtype) -> None:
     for num_heads, width_o, width_k in ((4, 24, 12), (3, 9, 20), (8, 128, 64)):
-        known: dict[object, int | None] = {}
+        known = ProbeCache()
         shape = (num_heads, width_o, width_k)
         multiple = head_row_multiple(shape, dtype, backend=TORCH, known=known)
-        assert list(known.values()) == [multiple]
+        assert list(known.found.values()) == [multiple]
         assert multiple is not None
         x = torch.randn(96, num_heads, width_k).to(dtype)
         weight = torch.randn(shape).to(dtype)

@@ -49,7 +49,12 @@ def test_every_name_is_registered() -> None:
     for name in NAMES:
         route = registry.route(name)
         assert route.config_class() is KimiK25Config
-        assert route.architecture.capabilities == {"verify", "taps", "embed", "lm_head"}
+        assert route.architecture.capabilities == {
+            "verify",
+            "aux_hidden_states",
+            "embed",
+            "lm_head",
+        }
 
 
 def test_what_options_become() -> None:

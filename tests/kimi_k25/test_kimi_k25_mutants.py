@@ -86,14 +86,14 @@ def key_not_turned(patch: pytest.MonkeyPatch) -> None:
 
 def whole_row_as_value(patch: pytest.MonkeyPatch) -> None:
     """The value begins behind the turned part instead of before it."""
-    from pilotfish_kimi_k25.kernels.mla_attention import eager
+    from pilotfish_kimi_k25.kernels import mla_attention
 
-    real = eager.paged_attention
+    real = mla_attention.paged_attention
 
     def rolled(*args: Any, value_width: int, **options: Any) -> torch.Tensor:
         return real(*args, **options).roll(8, -1)[..., :value_width]
 
-    patch.setattr(eager, "paged_attention", rolled)
+    patch.setattr(mla_attention, "paged_attention", rolled)
     patch.setattr(DecoderModel, "_planned", lambda self, run: None)  # planned calls do not pass it
 
 

@@ -26,6 +26,7 @@ from kimi_k25.latent_passes import (
 )
 from kimi_k25.test_kimi_k25_attention import PAGE_SIZES, SCALE, check_forms, eager, mixtures
 from pilotfish.errors import ConfigError
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.kernels.native import plugin_library
 from pilotfish_kimi_k25.kernels.head_linear import head_row_multiple
 from pilotfish_kimi_k25.kernels.native import LIBRARY
@@ -131,9 +132,9 @@ def test_head_linear_in_strange_memory(dtype: torch.dtype) -> None:
 
 
 def test_nothing_is_probed_or_padded() -> None:
-    known: dict[object, int | None] = {}
+    known = ProbeCache()
     assert head_row_multiple((4, 24, 12), torch.float32, backend=NATIVE, known=known) == 1
-    assert not known
+    assert not known.found
 
 
 def test_the_products_weights_lie_row_by_row() -> None:

@@ -258,7 +258,7 @@ def test_relaxed_acceptance_holds_where_a_request_thinks(pair: Pair) -> None:
 def test_the_config_is_that_of_both(pair: Pair) -> None:
     config = pair.config()
     assert config.block_size == config.resolve_block_size(default=9) == 5
-    assert config.target_layer_ids == tuple(tap - 1 for tap in config.draft.taps)
+    assert config.target_layer_ids == tuple(tap - 1 for tap in config.draft.aux_hidden_state_layers)
     assert config.mask_token_id == config.draft.mask_token_id
     assert config.speculative_config is DFLASH
     assert config.get_kv_params() == config.target.get_kv_params()
@@ -277,8 +277,8 @@ def test_the_config_is_that_of_both(pair: Pair) -> None:
     [
         ({"block_size": 1, "samples_anchor": True}, "block_size is 1; wanted at least 2"),
         ({"target_vocab_size": 10**7, "mask_token_id": 10**6}, "mask_token_id is 1000000 and the"),
-        ({"taps": ()}, r"target_layer_ids is \[\]; wanted one or more"),
-        ({"taps": (99,)}, r"target_layer_ids is \[98\]; wanted one or more from -1"),
+        ({"aux_hidden_state_layers": ()}, r"target_layer_ids is \[\]; wanted one or more"),
+        ({"aux_hidden_state_layers": (99,)}, r"target_layer_ids is \[98\]; wanted one or more"),
         ({"target_hidden_size": 8}, "made for a target of width 8; this one is"),
     ],
 )

@@ -16,12 +16,12 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from pilotfish.errors import ConfigError
 from pilotfish.invariance.linear_probe import row_multiple
+from pilotfish.invariance.padding import products_of
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import dequantize_int4, eager, quantize_int4
 from pilotfish.kernels.router import eager as choice_by_torch
 from pilotfish.layers import moe, router
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.linear import Linear
 from pilotfish.layers.moe import ExpertFormat, Experts, MixtureOfExperts
 from pilotfish.layers.router import Routing, sigmoid_scores
 
@@ -134,8 +134,8 @@ def build(
 
 
 def multiple_of(layer: MixtureOfExperts, backend: KernelBackend) -> int:
-    weights = [part.packed for part in layer.layers_inside() if isinstance(part, Linear)]
-    found = row_multiple([*weights, *layer.experts.linear_weights()], backend=backend)
+    products = (one for part in layer.layers_inside() for one in products_of(part, torch.float32))
+    found = row_multiple(products, backend=backend)
     assert found is not None
     return found
 

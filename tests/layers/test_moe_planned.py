@@ -33,7 +33,7 @@ SHAPES = (
 
 
 def empty_plan(dtype: torch.dtype) -> PassPlan:
-    return PassPlan.empty(rotated=2, dtype=dtype, cache_dtype=dtype, backend=NATIVE)
+    return PassPlan(rotary=None, dtype=dtype, cache_dtype=dtype, backend=NATIVE)
 
 
 class Planned:

@@ -11,6 +11,7 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.config import ModelConfig, PipelineConfig, RuntimeConfig
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.kernels import KernelBackend
 from pilotfish.protocols import ReturnLogits
 from pilotfish.state import SlotStateSpec
@@ -20,7 +21,7 @@ from pilotfish_lfm2.cache import ConvStateCache
 from pilotfish_lfm2.config import LFM2Config
 from pilotfish_lfm2.model import LFM2Model
 
-KNOWN_MULTIPLES: dict[Any, int | None] = {}
+KNOWN = ProbeCache()
 """What probing found, shared by every model of the session: there are few shapes."""
 
 DTYPES = ("float32", "bfloat16")
@@ -64,7 +65,7 @@ def load(
     config = attrs.evolve(config, rows_in_place=ROWS_IN_PLACE)
     options.setdefault("return_logits", ReturnLogits.ALL)
     model = LFM2Model(pipeline, config, backend, device=torch.device("cpu"), **options)
-    model.load_model(weights, KNOWN_MULTIPLES if backend.name == "torch" else None)
+    model.load_model(weights, KNOWN if backend.name == "torch" else None)
     return model
 
 

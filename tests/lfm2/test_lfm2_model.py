@@ -127,7 +127,7 @@ def test_hidden_states_at_every_boundary(checkpoint: Checkpoint) -> None:
     model = load(
         path,
         return_hidden_states=ReturnHiddenStates.SELECTED,
-        hidden_state_boundaries=[3, 0, 1, 2, 0],
+        aux_hidden_state_layers=[3, 0, 1, 2, 0],
     )
     got = hidden(model, tokens)
     wanted = torch.cat([theirs[i][0] for i in (3, 0, 1, 2, 0)], dim=1)

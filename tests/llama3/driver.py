@@ -10,6 +10,7 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.config import ModelConfig, PipelineConfig, RuntimeConfig
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.kernels import KernelBackend
 from pilotfish.protocols import ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state.manager import StateManager
@@ -17,7 +18,7 @@ from pilotfish.weights.formats.safetensors import SafetensorsSource
 from pilotfish_llama3.config import Llama3Config
 from pilotfish_llama3.model import Llama3Model
 
-KNOWN_MULTIPLES: dict[Any, int | None] = {}
+KNOWN = ProbeCache()
 """What probing found, shared by every model of the session: there are few shapes."""
 
 
@@ -53,7 +54,7 @@ def load(
     config = Llama3Config.initialize(pipeline).finalize(hf, weights.infos)
     options.setdefault("return_logits", ReturnLogits.ALL)
     model = Llama3Model(pipeline, config, backend, device=torch.device(device), **options)
-    model.load_model(weights, KNOWN_MULTIPLES if backend.invariant else None)
+    model.load_model(weights, KNOWN if backend.invariant else None)
     return model
 
 
@@ -152,6 +153,6 @@ def selected(model_path: Path, boundaries: Sequence[int], **options: Any) -> Lla
     return load(
         model_path,
         return_hidden_states=ReturnHiddenStates.SELECTED,
-        hidden_state_boundaries=boundaries,
+        aux_hidden_state_layers=boundaries,
         **options,
     )

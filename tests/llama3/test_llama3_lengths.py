@@ -56,7 +56,6 @@ def test_a_request_is_computed_anew_once_where_its_config_says_so(checkpoint: Ch
 
 def test_the_rule_holds_once_and_only_above_its_length() -> None:
     rules = LengthRules(recompute_length=16)
-    assert [rules.must_restart(10, length) for length in (10, 16, 17, 30)] == [0, 0, 1, 1]
-    assert not rules.must_restart(17, 30)
-    assert not LengthRules().must_restart(10, 30)
+    assert [rules.restart_above(length) for length in (10, 16, 17)] == [16, 16, None]
+    assert LengthRules().restart_above(10) is None
     assert LengthRules().salt(5) == b""

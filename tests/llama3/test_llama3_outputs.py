@@ -13,6 +13,7 @@ import torch
 from llama3.driver import Driver, load, selected, whole
 from llama3.families import exact, logits, prompt, reference
 from pilotfish.errors import ConfigError
+from pilotfish.invariance.padding import RowPadding
 from pilotfish.invariance.rows import padded, wanted_rows
 from pilotfish.kernels import KernelBackend
 from pilotfish.layers.linear import Linear
@@ -131,10 +132,10 @@ def test_embed_is_boundary_zero(checkpoint: Checkpoint, case: str) -> None:
 def test_boundaries_that_do_not_exist_are_refused(checkpoint: Checkpoint) -> None:
     path = checkpoint("llama")
     for boundaries in ([3], [-1], []):
-        with pytest.raises(ConfigError, match="hidden_state_boundaries"):
+        with pytest.raises(ConfigError, match="aux_hidden_state_layers"):
             selected(path, boundaries)
-    with pytest.raises(ConfigError, match="hidden_state_boundaries"):
-        load(path, hidden_state_boundaries=[1])
+    with pytest.raises(ConfigError, match="aux_hidden_state_layers"):
+        load(path, aux_hidden_state_layers=[1])
 
 
 def test_row_selection_by_hand() -> None:
@@ -206,8 +207,7 @@ def test_rows_are_padded_to_what_this_machine_needs(
         return apply(self, x, *options)
 
     monkeypatch.setattr(Linear, "__call__", spy)
-    monkeypatch.setattr(model, "_row_multiple", multiple)
-    monkeypatch.setattr(model, "_head_multiple", multiple)
+    model.padding = RowPadding(body=multiple, head=multiple)
     assert model.row_multiple == multiple
     for length, logits_alone in wanted.items():
         assert torch.equal(whole(model, prompt(length)), logits_alone)

@@ -111,7 +111,7 @@ def test_a_part_that_computes_in_its_own_way_stops_the_plan_of_what_holds_it(
     shape = Shape()
     plain, layer = (build(shape, tensors_of(shape.oracle(), torch.float32), NATIVE) for _ in "ab")
     change(layer)
-    run = PassPlan.empty(rotated=2, dtype=torch.float32, cache_dtype=torch.float32, backend=NATIVE)
+    run = PassPlan(rotary=None, dtype=torch.float32, cache_dtype=torch.float32, backend=NATIVE)
     x = run.buffer(shape.width)
     out = run.sublayer(layer, x)
     calls = run.plan.finish()
@@ -132,7 +132,7 @@ def test_a_part_without_a_plan_gives_rows_as_wide_as_is_said() -> None:
         def __call__(self, x: torch.Tensor, run: Any) -> torch.Tensor:
             return torch.cat((x, -x), 1)
 
-    run = PassPlan.empty(rotated=2, dtype=torch.float32, cache_dtype=torch.float32, backend=NATIVE)
+    run = PassPlan(rotary=None, dtype=torch.float32, cache_dtype=torch.float32, backend=NATIVE)
     x = run.buffer(5)
     out = run.sublayer(Twice(), x, out_width=10)
     calls, rows = run.plan.finish(), torch.randn(3, 5)

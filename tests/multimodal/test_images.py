@@ -66,12 +66,12 @@ def check_mixture(work: list[Any], engine: ImageToyEngine) -> None:
     """Every request gets its naive answer, at once and again with every prefix cached."""
     for _ in range(2):
         requests = [engine.add(prompt, options) for prompt, options in work]  # type: ignore[arg-type]
-        placed = [list(request.context.tokens) for request in requests]
+        placed = [list(request.tokens) for request in requests]
         while engine.engine.has_work:
             engine.engine.step()
         engine.check_idle()
         for request, tokens, (_, options) in zip(requests, placed, work, strict=True):
-            seen = seen_by(tokens, request.context.images)
+            seen = seen_by(tokens, request.images)
             wanted = naive_answer(tokens, options, max_seq_len=MAX_SEQ_LEN, seen=seen)
             output = request.outbox[-1].output
             assert output is not None
@@ -120,7 +120,7 @@ def test_images_share_pages_only_with_equal_ones() -> None:
     for image in (one, other, one, one.copy(), other):
         request = engine.add(MultimodalPrompt(prompt=prompt, images=[image]), GREEDY)  # type: ignore[arg-type]
         engine.engine.step()
-        found.append(len(request.context.tokens) - sum(engine.model.passes[-1]) - 1)
+        found.append(len(request.tokens) - sum(engine.model.passes[-1]) - 1)
         while engine.engine.has_work:
             engine.engine.step()
     # 13 tokens: three full pages, of which the first already holds two rows of the image

@@ -81,8 +81,8 @@ def digest(case: Case, folder: Path) -> str:
         cache=CacheConfig(page_size_tokens=4, num_pages=96),
         **case.options,
     ) as llm:
-        runner: Any = llm.engine.runner
-        execute = runner._execute
+        model: Any = llm.engine.runner.model
+        execute = model.execute
 
         def recorded(*arguments: Any) -> Any:
             outputs = execute(*arguments)
@@ -90,7 +90,7 @@ def digest(case: Case, folder: Path) -> str:
             found.update(outputs.logits.contiguous().numpy().tobytes())
             return outputs
 
-        runner._execute = recorded
+        model.execute = recorded
         if llm.proposer is not None:
             propose = llm.proposer.propose
 

@@ -59,9 +59,7 @@ def test_it_computes_with_all_threads_and_instructions(
 
 
 def test_its_layer_is_planned(plugin: ModuleType) -> None:
-    run = PassPlan.empty(
-        rotated=2, dtype=torch.bfloat16, cache_dtype=torch.bfloat16, backend=NATIVE
-    )
+    run = PassPlan(rotary=None, dtype=torch.bfloat16, cache_dtype=torch.bfloat16, backend=NATIVE)
     x = run.buffer(37)
     out = run.sublayer(plugin.ScaledRows(), x)
     run.plan.fill(x)

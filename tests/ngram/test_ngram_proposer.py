@@ -39,7 +39,7 @@ def draft(drafter: NgramProposer, tokens: Sequence[int], width: int, name: str =
         tokens=tokens,
         num_before=0,
         num_new=len(tokens) - 1,
-        width=width,
+        num_draft_tokens=width,
         sampling_row=lambda _: pytest.fail("an n-gram has no law"),
     )
     unused: Any = None

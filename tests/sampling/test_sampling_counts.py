@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilotfish.batch import Proposal
 from pilotfish.config import SamplingParams
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.count_accepted import count_accepted
@@ -20,7 +21,9 @@ def test_both_ways_to_count_agree(pairs: list[tuple[list[int], list[int]]], bonu
     row = SamplingRow(params=SamplingParams(), seed=0, position=0)
     requests, tokens = [], []
     for drafts, sampled in pairs:
-        requests.append(VerifyRequest(rows=[row] * (len(drafts) + 1), drafts=drafts))
+        requests.append(
+            VerifyRequest(rows=[row] * (len(drafts) + 1), draft=Proposal(tokens=drafts))
+        )
         tokens += [*(sampled + [7] * 6)[: len(drafts)], bonus]
     counts = _count_here(tokens, requests)
     packed = _pack_drafts(requests, torch.device("cpu"))

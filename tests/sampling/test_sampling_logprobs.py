@@ -19,6 +19,7 @@ from pilotfish.sampling import (
     token_logprobs,
 )
 from pilotfish.sampling.mass import log_normalizer
+from support.rows import row_after
 
 
 def draw_logits(seed: int, rows: int, vocab_size: int, spread: float = 4.0) -> torch.Tensor:
@@ -101,7 +102,7 @@ def test_the_sampler_reports_raw_log_probabilities_of_the_rows_that_ask() -> Non
     edits = {"presence_penalty": 2.0, "logit_bias": {7: 30.0}, "top_k": 3}
     asked = [None, 2, 0, None]
     rows = [
-        SamplingRow.after(
+        row_after(
             history, SamplingParams(temperature=t, logprobs=n, **edits), seed=4, request_id=str(n)
         )
         for t, n in zip([0.5, 0.5, 0.0, 0.0], asked, strict=True)

@@ -15,6 +15,7 @@ from pilotfish.config import SamplingParams
 from pilotfish.errors import RequestError
 from pilotfish.sampling import Sampler, SamplingRow, TokenHistory
 from pilotfish.sampling.penalties import penalize_
+from support.rows import row_after
 
 VOCAB = 23
 ids_st = st.lists(st.integers(0, VOCAB - 1), max_size=30)
@@ -56,9 +57,7 @@ def test_edits_are_the_definition(
 ) -> None:
     logits = logits_of(seed)
     stops = [3, 5]
-    row = SamplingRow.after(
-        TokenHistory(prompt, output), params, seed=1, draft_ids=draft, stop_ids=stops
-    )
+    row = row_after(TokenHistory(prompt, output), params, seed=1, draft_ids=draft, stop_ids=stops)
     got = Sampler().process_logits(logits, [row])[0].tolist()
     want = naive(logits[0].tolist(), params, prompt, output + draft)
     if len(output) + len(draft) < params.min_tokens:
@@ -75,7 +74,7 @@ def test_repetition_agrees_with_hugging_face(seed: int, penalty: float, ids: lis
     logits = logits_of(seed)
     half = len(ids) // 2
     params = SamplingParams(temperature=0, repetition_penalty=penalty)
-    row = SamplingRow.after(TokenHistory(ids[:half], ids[half:]), params, seed=1)
+    row = row_after(TokenHistory(ids[:half], ids[half:]), params, seed=1)
     want = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), logits.clone())
     assert torch.equal(Sampler().process_logits(logits, [row]), want)
 
@@ -88,14 +87,14 @@ def test_a_verify_row_equals_the_row_of_plain_decoding(
     logits = logits_of(seed, len(draft) + 1)
     committed = TokenHistory(prompt, output)
     rows = [
-        SamplingRow.after(committed, params, seed=6, draft_ids=draft[:i], stop_ids=[2])
+        row_after(committed, params, seed=6, draft_ids=draft[:i], stop_ids=[2])
         for i in range(len(draft) + 1)
     ]
     together = Sampler().process_logits(logits, rows)
     sampled = Sampler().sample(logits, rows).token_ids
     grown = TokenHistory(prompt, output)
     for i, token in enumerate([*draft, None]):
-        row = SamplingRow.after(grown, params, seed=6, stop_ids=[2])
+        row = row_after(grown, params, seed=6, stop_ids=[2])
         assert row.position == rows[i].position == len(prompt) + len(output) + i
         alone = Sampler().process_logits(logits[i : i + 1], [row])
         assert torch.equal(alone[0], together[i])
@@ -131,7 +130,7 @@ def test_the_logits_given_are_not_changed() -> None:
     logits = logits_of(3, 2)
     before = logits.clone()
     params = SamplingParams(presence_penalty=1.0, logit_bias={1: 5.0}, top_k=2)
-    row = SamplingRow.after(TokenHistory([1], [2]), params, seed=0)
+    row = row_after(TokenHistory([1], [2]), params, seed=0)
     Sampler().sample(logits, [row, row])
     Sampler().process_logits(logits, [row, row])
     assert torch.equal(logits, before)
@@ -142,9 +141,7 @@ def test_stop_tokens_are_banned_until_min_tokens() -> None:
     logits[0, 7] = 50.0
     params = SamplingParams(temperature=0, min_tokens=2)
     for draft in ([], [1], [1, 1]):
-        row = SamplingRow.after(
-            TokenHistory([4, 4, 4], [9]), params, seed=0, draft_ids=draft, stop_ids=[7]
-        )
+        row = row_after(TokenHistory([4, 4, 4], [9]), params, seed=0, draft_ids=draft, stop_ids=[7])
         token = int(Sampler().sample(logits, [row]).token_ids)
         assert (token == 7) == (1 + len(draft) >= 2)
 
@@ -165,7 +162,7 @@ def test_penalties_without_history_are_refused() -> None:
 def test_the_default_dtype_changes_nothing() -> None:
     logits = logits_of(5)
     params = SamplingParams(presence_penalty=0.3, frequency_penalty=0.1, repetition_penalty=1.1)
-    row = SamplingRow.after(TokenHistory([1, 2], [2, 3, 3]), params, seed=0)
+    row = row_after(TokenHistory([1, 2], [2, 3, 3]), params, seed=0)
     sampler = Sampler()
     want, token = sampler.process_logits(logits, [row]), sampler.sample(logits, [row]).token_ids
     default = torch.get_default_dtype()

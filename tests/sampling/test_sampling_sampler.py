@@ -15,6 +15,7 @@ from pilotfish.config import SamplingParams
 from pilotfish.errors import PilotfishError
 from pilotfish.sampling import Sampler, SamplingRow, TokenHistory, gumbel
 from pilotfish.sampling.argmax import _first_of_maxima, lowest_argmax
+from support.rows import row_after
 
 params_st = st.builds(
     SamplingParams,
@@ -53,7 +54,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(
     """Alone or in any part of the batch, in any order: same tokens, logits and records."""
     logits = draw_logits(seed, len(requests), vocab_size)
     rows = [
-        SamplingRow.after(TokenHistory([1, 2, 2], [i, 4]), params, seed=s)
+        row_after(TokenHistory([1, 2, 2], [i, 4]), params, seed=s)
         for i, (params, s) in enumerate(requests)
     ]
     sampler = Sampler()
@@ -98,7 +99,7 @@ def test_the_token_is_the_argmax_of_processed_logits_plus_noise(
     """Noise for the tokens that stay only gives the same token as noise for all."""
     logits = draw_logits(seed, len(options), vocab_size)
     rows = [
-        SamplingRow.after(TokenHistory([2, 0], [1] * i), params, seed=seed + i)
+        row_after(TokenHistory([2, 0], [1] * i), params, seed=seed + i)
         for i, params in enumerate(options)
     ]
     scores = Sampler().process_logits(logits, rows)
@@ -181,7 +182,7 @@ def test_nan_is_refused_even_under_a_ban() -> None:
     logits = torch.zeros(1, 6)
     logits[0, 2] = math.nan
     params = SamplingParams(min_tokens=3)
-    r = SamplingRow.after(TokenHistory([1]), params, seed=0, stop_ids=[2], request_id="q")
+    r = row_after(TokenHistory([1]), params, seed=0, stop_ids=[2], request_id="q")
     with pytest.raises(PilotfishError, match=r"'q'.*NaN"):
         Sampler().sample(logits, [r])
 
@@ -193,7 +194,7 @@ def test_a_row_with_nothing_left_is_refused(temperature: float) -> None:
     with pytest.raises(PilotfishError, match=r"'r'.*every token is masked"):
         Sampler().sample(logits, [row(params)])
     logits[0, 2] = 0.0
-    banned = SamplingRow.after(TokenHistory([1]), params, seed=0, stop_ids=[2], request_id="b")
+    banned = row_after(TokenHistory([1]), params, seed=0, stop_ids=[2], request_id="b")
     for call in (Sampler().sample, Sampler().process_logits):
         with pytest.raises(PilotfishError, match=r"'b'.*every token is masked"):
             call(logits, [banned])
@@ -239,7 +240,7 @@ def test_logits_that_are_a_view() -> None:
 
 def test_logits_from_any_autograd_mode() -> None:
     params = SamplingParams(top_k=4, logprobs=1, presence_penalty=0.5)
-    rows = [SamplingRow.after(TokenHistory([1], [2]), params, seed=3)]
+    rows = [row_after(TokenHistory([1], [2]), params, seed=3)]
     logits = draw_logits(6, 1, 50)
     want = Sampler().sample(logits, rows)
     with torch.inference_mode():

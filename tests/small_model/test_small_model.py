@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kernels.native_cases import needs_library
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig, load_registry
 from pilotfish.cli import main
 from pilotfish.errors import CheckpointError, ConfigError
@@ -54,6 +55,12 @@ def test_a_model_that_drafts_for_itself_is_always_right(
         assert output.speculative is not None
         assert output.speculative["accepted"] == output.speculative["drafted"] > 0
         assert output.speculative["mean_committed_per_step"] == 4.0
+
+
+@needs_library
+def test_a_drafts_pass_is_laid_down_when_it_is_loaded(llama: Path) -> None:
+    proposer: Any = speculate(llama, llama).proposer
+    assert proposer._model.has_planned
 
 
 def with_config(source: Path, target: Path, **changes: Any) -> Path:

@@ -235,7 +235,7 @@ class History:
         state = self.llm.engine.runner.state
         assert state.num_available_pages == state.num_pages, "pages are left behind"
         self.llm.forget_cached_prefixes()
-        assert state.num_free_pages == state.num_pages, "pages stay cached"
+        assert state.pool.num_free == state.num_pages, "pages stay cached"
         self.audit()
 
     def _close_llm(self, *, in_thread: bool) -> None:
@@ -286,7 +286,7 @@ class History:
         assert set(state.request_ids) == running
         assert len(scheduler.running) + len(scheduler.waiting) == len(live)
         for request in scheduler.requests:
-            done = request.context.num_computed
+            done = request.num_computed
             assert done == (state.num_committed(request.request_id) if done else 0)
         for cache in state._slot_caches._caches:
             slots: Any = cache

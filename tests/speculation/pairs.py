@@ -84,12 +84,20 @@ class Shelf:
         if not path.exists():
             sizes = {"hidden_size": WIDTH, "vocab_size": VOCAB, "target_hidden_size": WIDTH}
             case = DraftCase(
-                version=1, options=sizes, taps=(), own_head=False, offsets=False, fc_bias=True,
+                version=1,
+                options=sizes,
+                aux_hidden_state_layers=(),
+                own_head=False,
+                offsets=False,
+                fc_bias=True,
                 first="layers.0.",
-            )  # fmt: skip
+            )
             if drafter == "eagle-3":
-                taps = {"eagle_aux_hidden_state_layer_ids": [2, 0, 2]}
-                case = DraftCase(options={**SMALL_VOCAB, **sizes, **taps}, taps=(2, 0, 2))
+                aux_hidden_state_layers = {"eagle_aux_hidden_state_layer_ids": [2, 0, 2]}
+                case = DraftCase(
+                    options={**SMALL_VOCAB, **sizes, **aux_hidden_state_layers},
+                    aux_hidden_state_layers=(2, 0, 2),
+                )
             write_draft(path, draft_config(case), draft_tensors(case), case)
         return path
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from pilotfish.batch import Proposal
 from pilotfish.config import SamplingParams, SpeculativeConfig
 from pilotfish.errors import ConfigError
 from pilotfish.sampling import Sampler, SamplingRow, TokenHistory
@@ -18,15 +19,18 @@ from pilotfish.speculation import acceptance as rules
 from pilotfish.speculation.acceptance import (
     Accepted,
     CoupledAcceptance,
-    RelaxedAcceptance,
     ResidualAcceptance,
-    SyntheticAcceptance,
     VerifyRequest,
     acceptance_probability,
-    acceptance_rule,
     residual_probs,
+)
+from pilotfish.speculation.acceptance_rules import (
+    RelaxedAcceptance,
+    SyntheticAcceptance,
+    acceptance_rule,
     synthetic_base,
 )
+from support.rows import row_after
 
 EXACT = 1e-12
 
@@ -93,7 +97,7 @@ def rows_of(
 ) -> list[SamplingRow]:
     history = TokenHistory([1] * position)
     return [
-        SamplingRow.after(history, params, seed=seed, draft_ids=drafts[:place])
+        row_after(history, params, seed=seed, draft_ids=drafts[:place])
         for place in range(len(drafts) + 1)
     ]
 
@@ -108,8 +112,7 @@ def request(
 ) -> VerifyRequest:
     return VerifyRequest(
         rows=rows_of(params or SamplingParams(), seed, drafts),
-        drafts=tuple(drafts),
-        probs=probs,
+        draft=Proposal(tokens=tuple(drafts), probs=probs),
         context=context,
     )
 
@@ -166,7 +169,7 @@ def test_a_uniform_of_zero_never_comes_and_a_banned_draft_is_never_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pitfall 21."""
-    monkeypatch.setattr(rules, "_uniform", lambda row: math.ulp(0.0))
+    monkeypatch.setattr(rules, "uniform_of", lambda row: math.ulp(0.0))
     params = SamplingParams(logit_bias={2: -1e9})
     for seed in range(50):
         [got] = ResidualAcceptance(Sampler()).decide(

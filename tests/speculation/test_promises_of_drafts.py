@@ -44,7 +44,7 @@ class Bigrams(ScriptedProposer):
 
     def drawn(self, request: Any) -> Proposal:
         text, tokens, probs = list(request.tokens), list[int](), list[torch.Tensor]()
-        for _ in range(request.width):
+        for _ in range(request.num_draft_tokens):
             logits = torch.zeros(1, VOCAB)
             for before, after in pairwise(text):
                 if before == text[-1]:
@@ -147,9 +147,9 @@ class Pool(ScriptedProposer):
         found = []
         for request in batch.requests:
             tokens = [request.tokens[-1]]
-            while tokens[-1] in self.followed and len(tokens) <= request.width:
+            while tokens[-1] in self.followed and len(tokens) <= request.num_draft_tokens:
                 tokens.append(self.followed[tokens[-1]])
-            found.append(Proposal(tokens=tokens[1 : request.width + 1]))
+            found.append(Proposal(tokens=tokens[1 : request.num_draft_tokens + 1]))
         for request in batch.requests:
             self.followed |= dict(pairwise(request.tokens))
         return found

@@ -103,21 +103,21 @@ class TooMany(ScriptedProposer):
     """One token more than asked."""
 
     def propose(self, batch: Any) -> Any:
-        return [Proposal(tokens=[0] * (one.width + 1)) for one in batch.requests]
+        return [Proposal(tokens=[0] * (one.num_draft_tokens + 1)) for one in batch.requests]
 
 
 class Foreign(ScriptedProposer):
     """Ids that the target does not have."""
 
     def propose(self, batch: Any) -> Any:
-        return [Proposal(tokens=[10**6] * one.width) for one in batch.requests]
+        return [Proposal(tokens=[10**6] * one.num_draft_tokens) for one in batch.requests]
 
 
 class Floats(ScriptedProposer):
     """No ids at all."""
 
     def propose(self, batch: Any) -> Any:
-        return [Proposal(tokens=[1.5] * one.width) for one in batch.requests]  # type: ignore[list-item]
+        return [Proposal(tokens=[1.5] * one.num_draft_tokens) for one in batch.requests]  # type: ignore[list-item]
 
 
 class Silent(ScriptedProposer):

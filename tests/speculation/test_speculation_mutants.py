@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pilotfish.config import SamplingParams
-from pilotfish.engine.speculative import SpeculativeRunner
+from pilotfish.engine.speculative import Speculation
+from pilotfish.engine.step_result import StepResult
 from pilotfish.speculation import BlockProposer, SequentialProposer, acceptance
 from pilotfish.speculation.width import FixedWidth
 from pilotfish.testing import drafters
@@ -91,13 +92,12 @@ def without_skip(real: Any) -> Any:
 
 
 def one_row_more(real: Any) -> Any:
-    def decide(self: Any, logits: Any, requests: Any, verify: Any) -> Any:
-        return [
-            attrs.evolve(r, num_rows=min(r.num_rows + 1, request.context.num_scheduled))
-            for request, r in zip(requests, real(self, logits, requests, verify), strict=True)
-        ]
+    def take(self: Any, draft: Any, accepted: Any) -> None:
+        num_scheduled = self.num_rows
+        real(self, draft, accepted)
+        self.num_rows = min(self.num_rows + 1, num_scheduled)
 
-    return decide
+    return take
 
 
 def features_of_all_rows(real: Any) -> Any:
@@ -135,34 +135,33 @@ def one_width_for_all(real: Any) -> Any:
 
 
 MUTANTS: dict[str, Mutant] = {
-    "3 a rejected row stays committed": Mutant(
-        with_scripts, SpeculativeRunner, "_decide", one_row_more
-    ),
+    "3 a rejected row stays committed": Mutant(with_scripts, StepResult, "take", one_row_more),
     "13 rows of a chunk that is not the last are left out of the draft": Mutant(
         with_sequential_drafts,
         SequentialProposer,
         "_num_first_rows",
-        lambda real: lambda self, request: real(self, request) if request.width else 0,
+        lambda real: lambda self, request: real(self, request) if request.num_draft_tokens else 0,
     ),
     "16 drafting goes on past the draft's last position": Mutant(
         with_sequential_drafts,
         SequentialProposer,
         "_width",
-        lambda real: lambda self, request: request.width,
+        lambda real: lambda self, request: request.num_draft_tokens,
     ),
     "21 a token of probability zero is accepted": Mutant(
         with_zero_probabilities, acceptance, "acceptance_probability", accept_zeros
     ),
     "35 the draft gets features of rows that were rejected": Mutant(
         with_sequential_drafts,
-        SpeculativeRunner,
-        "_draft",
+        Speculation,
+        "draft",
         lambda real: (
-            lambda self, requests, results, outputs: real(
+            lambda self, requests, results, outputs, *rest: real(
                 self,
                 requests,
                 results,
                 attrs.evolve(outputs, hidden_states=outputs.hidden_states.flip(0)),
+                *rest,
             )
         ),
     ),
@@ -170,13 +169,13 @@ MUTANTS: dict[str, Mutant] = {
         with_block_drafts,
         BlockProposer,
         "_num_context_rows",
-        lambda real: lambda self, request: real(self, request) if request.width else 0,
+        lambda real: lambda self, request: real(self, request) if request.num_draft_tokens else 0,
     ),
     "16 blocks go on past the draft's last position": Mutant(
         with_block_drafts,
         BlockProposer,
         "_width",
-        lambda real: lambda self, request: request.width,
+        lambda real: lambda self, request: request.num_draft_tokens,
     ),
     "28 a block draft keeps the rows that the block wrote": Mutant(
         with_block_drafts,

@@ -191,7 +191,7 @@ def test_an_exception_at_every_call_leaves_lengths_equal_and_texts_alone(
         with planted(SHARED, at, after) as plant:
             while engine.engine.has_work:
                 try:
-                    engine.engine.step()
+                    engine.step()
                 except PlantedError:
                     raised += 1
                     check_lengths(engine)
@@ -293,7 +293,7 @@ def test_drafts_leave_rows_for_prompts_that_wait() -> None:
         engine.engine.step()
     second = engine.add([2, 3, 4], one(5))
     engine.engine.step()
-    assert second.context.num_computed == 3
+    assert second.num_computed == 3
     assert not first.is_finished
 
 
@@ -340,7 +340,7 @@ def test_a_release_that_fails_at_a_restart_is_made_up_for() -> None:
     def run(fails: bool) -> list[int]:
         engine = ToyEngine(drafting=drafting(ToyDraft(wrong_one_in=3)))
         request = engine.add([1, 2, 3], one(12))
-        request.lengths = rules
+        request.lengths, request.restart_above = rules, rules.restart_above(3)
         raised = 0
         with pytest.MonkeyPatch.context() as patch:
             real = StateManager.release
@@ -353,7 +353,7 @@ def test_a_release_that_fails_at_a_restart_is_made_up_for() -> None:
                 patch.setattr(StateManager, "release", release)
             while engine.engine.has_work:
                 try:
-                    engine.engine.step()
+                    engine.step()
                 except PlantedError:
                     raised += 1
                     check_lengths(engine)
@@ -362,3 +362,42 @@ def test_a_release_that_fails_at_a_restart_is_made_up_for() -> None:
         return list(output_of(request).token_ids)
 
     assert run(True) == run(False) == naive_answer([1, 2, 3], one(12))[0]
+
+
+class OneList:
+    """A drafter that fills one list anew for every request: right tokens, of a known answer."""
+
+    def __init__(self, text: list[int]) -> None:
+        self.text, self.buffer = text, list[int]()
+
+    def propose(self, batch: Any) -> list[Proposal]:
+        found = []
+        for request in batch.requests:
+            start = len(request.tokens)
+            self.buffer[:] = self.text[start : start + request.num_draft_tokens]
+            found.append(Proposal(tokens=self.buffer))
+        return found
+
+    def release(self, request_id: str) -> None:
+        pass
+
+
+def test_a_drafter_may_keep_its_list() -> None:
+    params = one(12)
+    answer = naive_answer([1, 2, 3], params)[0]
+    proposer: Any = OneList([1, 2, 3, *answer])
+    engine = ToyEngine(drafting=Drafting(proposer=proposer, policy=FixedWidth(3)))
+    [output] = engine.run([([1, 2, 3], params)])
+    assert list(output.token_ids) == answer
+    assert output.speculative is not None
+    assert output.speculative["accepted"] == output.speculative["drafted"] > 5
+
+
+def test_logits_that_are_no_numbers_are_told_alike_with_and_without_a_drafter() -> None:
+    said = []
+    for proposer in (None, drafters.ScriptedProposer()):
+        engine = ToyEngine(drafting=Drafting(proposer=proposer), with_text=False)
+        engine.model.nan_token = 2
+        params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1)
+        said.append(engine.run([([1, 3, 2], params)])[0].error)
+    assert said[0] == said[1] is not None

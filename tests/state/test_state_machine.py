@@ -181,7 +181,9 @@ def failed_reserve_keeps_its_pages(patch: pytest.MonkeyPatch) -> None:
     def grow_first(self: StateManager, request_id: str, keys: Any, scratch: int = 0) -> None:
         request = self._requests[request_id]
         rows = request.num_committed + len(keys) + scratch
-        self._grow(request_id, request, self.pages_for(rows))
+        wanted = -(-rows // self.page_size_tokens)
+        if wanted > len(request.pages):
+            self._grow(request_id, request, wanted)
         reserve(self, request_id, keys, scratch)
 
     patch.setattr(StateManager, "reserve", grow_first)

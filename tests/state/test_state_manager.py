@@ -120,12 +120,12 @@ def test_a_released_prefix_is_found_again_until_its_pages_are_needed() -> None:
     manager.claim("a")
     feed(manager, "a", [1, 2, 3, 4, 5, 6, 7, 8, 9])
     manager.release("a")
-    assert (manager.num_free_pages, manager.num_cached_pages) == (2, 2)
+    assert (manager.pool.num_free, manager.pool.num_cached) == (2, 2)
     assert manager.claim("b", [1, 2, 3, 4, 5, 6, 7, 8, 9]) == 8
     manager.release("b")
     manager.claim("c")
     feed(manager, "c", [0] * 12)
-    assert manager.num_cached_pages == 1
+    assert manager.pool.num_cached == 1
     assert manager.claim("d", [1, 2, 3, 4, 5, 6, 7, 8, 9]) == 4, "the end goes before the beginning"
 
 
@@ -151,7 +151,7 @@ def test_commit_of_nothing_and_replaced_reservations() -> None:
     assert len(manager.pages_of("a")) == 2
     manager.commit("a", 0)
     assert manager.pages_of("a") == ()
-    assert manager.num_free_pages == 8
+    assert manager.pool.num_free == 8
     with pytest.raises(StateError, match="0 are reserved"):
         manager.commit("a", 1)
     manager.check()
@@ -194,7 +194,7 @@ def test_simultaneous_equal_prompts_keep_their_own_pages() -> None:
     assert not set(manager.pages_of("a")) & set(manager.pages_of("b"))
     manager.release("a")
     manager.release("b")
-    assert (manager.num_cached_pages, manager.num_free_pages) == (1, 7)
+    assert (manager.pool.num_cached, manager.pool.num_free) == (1, 7)
     manager.check()
 
 
@@ -204,7 +204,7 @@ def test_without_prefix_caching_nothing_is_kept() -> None:
     feed(manager, "a", [1] * 8)
     assert manager.claim("b", [1] * 9) == 0
     manager.release("a")
-    assert (manager.num_cached_pages, manager.num_free_pages) == (0, 8)
+    assert (manager.pool.num_cached, manager.pool.num_free) == (0, 8)
 
 
 def test_lookahead_shares_a_page_only_when_the_next_key_agrees() -> None:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from pilotfish.config import CacheConfig
 from pilotfish.errors import CapacityError
+from pilotfish.platform.memory import _control_group_bytes, available_bytes
 from pilotfish.state import (
     KVCacheParams,
     MemoryPlan,
     SlotStateSpec,
     activation_bytes,
-    available_bytes,
 )
-from pilotfish.state.memory import CPU_STATE_BYTES, _control_group_bytes
+from pilotfish.state.memory import CPU_STATE_BYTES
 
 KV = KVCacheParams(num_layers=2, num_kv_heads=4, head_dim=64, dtype="bfloat16").spec
 BYTES_PER_TOKEN = 2 * 2 * 4 * 64 * 2

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 
 def write_gguf(
@@ -28,6 +32,20 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """transformers reads a file anew for its config, tensors and tokenizer; here, once.
+
+    And as a whole: of a mapped array each slice is slow, and a vocabulary has very many.
+    """
+    whole = {"memmap": lambda path, mode: np.fromfile(path, np.uint8)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.gguf_reader, "np", SimpleNamespace(**{**vars(np), **whole}))
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        yield
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

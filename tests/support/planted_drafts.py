@@ -7,8 +7,7 @@ from typing import Any
 import attrs
 import torch
 
-from pilotfish.engine.speculative import SpeculativeRunner
-from pilotfish.speculation import Proposal
+from pilotfish.engine.request import Request
 from pilotfish.testing.promises import draft_probs
 from pilotfish_small_model.proposer import SmallModelProposer
 from support.planted_bugs import BUGS, Bug, Patch, bug
@@ -18,7 +17,7 @@ COUNT = "right drafts count, wrong ones do not"
 WARM_DRAFT = "a warm prefix drafts as a cold one"
 LAW = "residual acceptance keeps the law"
 DECIDE = "pilotfish.speculation.acceptance:CoupledAcceptance.decide"
-RUNNER = "pilotfish.engine.speculative:SpeculativeRunner"
+SPECULATION = "pilotfish.engine.speculative:Speculation"
 SEQUENTIAL = "pilotfish.speculation.sequential:SequentialProposer"
 
 
@@ -64,17 +63,16 @@ def _(real: Any) -> Any:
     19,
     "all rows of a block are sampled with the noise of its first position",
     ANY,
-    "pilotfish.sampling.row:SamplingRow.after",
+    "pilotfish.engine.request:Request.sampling_row",
 )
 def _(real: Any) -> Any:
-    def after(history: Any, params: Any, **options: Any) -> Any:
-        row = real(history, params, **options)
-        return attrs.evolve(row, position=history.num_tokens)
+    def sampling_row(self: Any, draft_ids: Any = ()) -> Any:
+        return attrs.evolve(real(self, draft_ids), position=len(self.tokens))
 
-    return staticmethod(after)
+    return sampling_row
 
 
-@bug(17, "an accepted block overshoots the end of an answer", ANY, RUNNER + "._draft_request")
+@bug(17, "an accepted block overshoots the end of an answer", ANY, SPECULATION + "._request")
 def _(real: Any) -> Any:
     over: set[Any] = set()
 
@@ -90,7 +88,7 @@ def _(real: Any) -> Any:
     return request_of
 
 
-@bug(28, "nothing is drafted any more after a rejection", COUNT, RUNNER + "._draft_request")
+@bug(28, "nothing is drafted any more after a rejection", COUNT, SPECULATION + "._request")
 def _(real: Any) -> Any:
     rejected: set[str] = set()
 
@@ -106,16 +104,16 @@ def _(real: Any) -> Any:
     0,
     "the drafter's exception is swallowed",
     "a failing drafter loses nothing",
-    RUNNER + "._draft",
+    SPECULATION + ".draft",
 )
 def _(real: Any) -> Any:
-    def draft(self: Any, requests: Any, results: Any, outputs: Any) -> Any:
+    def draft(self: Any, *args: Any) -> None:
         try:
-            return real(self, requests, results, outputs)
+            real(self, *args)
         except RuntimeError:
             raise
         except Exception:
-            return 0, [Proposal()] * len(requests)
+            return
 
     return draft
 
@@ -207,31 +205,32 @@ def _(real: Any) -> Any:
     return lambda self, logits, rows: real(self, logits, [rows[0]] * len(rows))
 
 
-@bug(18, "q is not the law that the draft was drawn from", LAW, RUNNER + "._verify_request")
-def _(real: Any) -> Any:
-    def verify(self: Any, request: Any) -> Any:
-        made = real(self, request)
-        if made.probs is None:
+def _with_other_probs(real: Any, power: float) -> Any:
+    def verify(self: Any) -> Any:
+        made = real(self)
+        if made.draft.probs is None:
             return made
-        flat = made.probs**0.3
-        return attrs.evolve(made, probs=flat / flat.sum(-1, keepdim=True))
+        flat = made.draft.probs**power
+        draft = attrs.evolve(made.draft, probs=flat / flat.sum(-1, keepdim=True))
+        return attrs.evolve(made, draft=draft)
 
     return verify
 
 
+@bug(
+    18,
+    "q is not the law that the draft was drawn from",
+    LAW,
+    "pilotfish.engine.request:Request.verify_request",
+)
+def _(real: Any) -> Any:
+    return _with_other_probs(real, 0.3)
+
+
 def _flattened(patch: Patch) -> None:
     """And the tokens have no noise that the kit would know."""
-    runner: Any = SpeculativeRunner
-    real, start = runner._verify_request, draft_probs.Tally.__init__
-
-    def verify(self: Any, request: Any) -> Any:
-        made = real(self, request)
-        if made.probs is None:
-            return made
-        flat = made.probs.sqrt()
-        return attrs.evolve(made, probs=flat / flat.sum(-1, keepdim=True))
-
-    patch.setattr(runner, "_verify_request", verify)
+    real, start = Request.verify_request, draft_probs.Tally.__init__
+    patch.setattr(Request, "verify_request", _with_other_probs(real, 0.5))
     patch.setattr(
         draft_probs.Tally, "__init__", lambda self, with_noise: start(self, with_noise=False)
     )

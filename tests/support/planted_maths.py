@@ -153,8 +153,8 @@ def _(real: Any) -> Any:
 def _(real: Any) -> Any:
     def start(self: Any, *args: Any, **options: Any) -> None:
         real(self, *args, **options)
-        asked = self.hidden_state_boundaries
-        self.hidden_state_boundaries = tuple(sorted(asked))
+        asked = self.aux_hidden_state_layers
+        self.aux_hidden_state_layers = tuple(sorted(asked))
 
     return start
 

@@ -192,14 +192,14 @@ def _(real: Any) -> Any:
     12,
     "a last chunk of three rows is taken for a verify pass",
     CHUNKS,
-    "pilotfish.models.decoder_model:positions_of",
+    "pilotfish.layers.forward_pass:positions_of",
 )
 def _(real: Any) -> Any:
-    def positions(inputs: Any, kv: Any) -> Any:
-        found, prompts = real(inputs, kv)
+    def positions(kv: Any, input_row_offsets: Any) -> Any:
+        found = real(kv, input_row_offsets)
         if kv.row_counts == (3,) and kv.lengths[0]:
             found = found - torch.tensor([0, 1, 1])
-        return found, prompts
+        return found
 
     return positions
 
@@ -260,7 +260,7 @@ def _(real: Any) -> Any:
 def _(real: Any) -> Any:
     def requeue(self: Any, request: Any) -> None:
         if request.num_output_tokens:
-            request.context.tokens[-1] ^= 1
+            request.tokens[-1] ^= 1
         real(self, request)
 
     return requeue

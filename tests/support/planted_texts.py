@@ -18,10 +18,14 @@ from support.planted_bugs import (
     17,
     "an answer overshoots its limit by one",
     "limits cut the same text",
-    "pilotfish.engine.stopping:StopRules.reached_limit",
+    "pilotfish.engine.stopping:StopRules.of",
 )
 def _(real: Any) -> Any:
-    return lambda self, total: real(self, total - 1)
+    def of(params: Any, **given: Any) -> Any:
+        made = real(params, **given)
+        return attrs.evolve(made, max_total_tokens=made.max_total_tokens + 1)
+
+    return staticmethod(of)
 
 
 @bug(

@@ -141,7 +141,7 @@ class StateMachine(RuleBasedStateMachine):
     @rule()
     def forget_cached(self) -> None:
         self.manager.forget_cached()
-        assert self.manager.num_cached_pages == 0
+        assert self.manager.pool.num_cached == 0
 
     @precondition(lambda self: self.caches)
     @rule(
@@ -251,8 +251,10 @@ class StateMachine(RuleBasedStateMachine):
             manager.reserve(request_id, offered, steps.num_scratch)
         except OutOfPagesError:
             assert self._stats() == before
-            missing = manager.pages_for(done + num_rows) - len(manager.pages_of(request_id))
-            assert missing > manager.num_free_pages + manager.num_cached_pages
+            missing = -(-(done + num_rows) // manager.page_size_tokens) - len(
+                manager.pages_of(request_id)
+            )
+            assert missing > manager.pool.num_free + manager.pool.num_cached
             return None
         request.pending, request.room, request.dirty = right, num_rows, True
         return offered
@@ -273,8 +275,8 @@ class StateMachine(RuleBasedStateMachine):
         return (
             {name: self.manager.pages_of(name) for name in self.requests},
             {name: self.manager.num_committed(name) for name in self.requests},
-            self.manager.num_free_pages,
-            self.manager.num_cached_pages,
+            self.manager.pool.num_free,
+            self.manager.pool.num_cached,
         )
 
     @staticmethod
@@ -326,11 +328,11 @@ class StateMachine(RuleBasedStateMachine):
             return
         self.manager.check()
         owned = {page for name in self.requests for page in self.manager.pages_of(name)}
-        total = len(owned) + self.manager.num_free_pages + self.manager.num_cached_pages
+        total = len(owned) + self.manager.pool.num_free + self.manager.pool.num_cached
         assert total == self.geometry.num_pages
         assert set(self.manager.request_ids) == set(self.requests)
         if not self.geometry.prefix_caching:
-            assert self.manager.num_cached_pages == 0
+            assert self.manager.pool.num_cached == 0
 
     @invariant()
     def committed_rows_are_right(self) -> None:

@@ -26,7 +26,7 @@ from pilotfish.engine.outputs import RequestOutput
 from pilotfish.engine.request import Request
 from pilotfish.engine.runner import Runner
 from pilotfish.engine.scheduler import Scheduler
-from pilotfish.engine.speculative import SpeculativeRunner
+from pilotfish.engine.speculative import Speculation
 from pilotfish.kernels import KernelBackend
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.registry import ArchitectureSpec, Plugin, Registry
@@ -117,7 +117,7 @@ class ToyModel:
         device: torch.device | None = None,
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
         return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
-        hidden_state_boundaries: Sequence[int] = (),
+        aux_hidden_state_layers: Sequence[int] = (),
     ) -> None:
         self.config = arch_config or ToyConfig()
         self.device = device or torch.device("cpu")
@@ -337,19 +337,17 @@ class ToyEngine:
             on_release=self._release,
             num_scratch=drafting.num_scratch,
         )
-        self.runner = Runner(self.model, self.state, Sampler())
+        made = None
         if drafting.proposer is not None:
-            self.runner = SpeculativeRunner(
-                self.model,
-                self.state,
-                Sampler(),
-                proposer=drafting.proposer,
+            made = Speculation(
                 acceptance=drafting.acceptance,
+                proposer=drafting.proposer,
                 policy=drafting.policy,
                 vocab_size=VOCAB,
                 num_scratch=drafting.num_scratch,
                 max_batch_tokens=self.max_drafted_rows,
             )
+        self.runner = Runner(self.model, self.state, Sampler(), made)
         self.engine = Engine(self.scheduler, self.runner)
         self.admission = Admission(
             vocab_size=VOCAB,
@@ -371,12 +369,19 @@ class ToyEngine:
         self.engine.add(request)
         return request
 
+    def step(self) -> None:
+        """One step; raises what letting go of a request raised."""
+        self.engine.step()
+        failure = self.engine.take_release_failure()
+        if failure is not None:
+            raise failure
+
     def run(
         self, jobs: Sequence[tuple[str | Sequence[int], SamplingParams]]
     ) -> list[RequestOutput]:
         requests = [self.add(prompt, params) for prompt, params in jobs]
         while self.engine.has_work:
-            self.engine.step()
+            self.step()
         self.check_idle()
         return [output_of(request) for request in requests]
 
@@ -385,7 +390,8 @@ class ToyEngine:
         self.state.check()
         assert not self.engine.has_work
         assert self.state.request_ids == ()
-        assert self.state.num_free_pages + self.state.num_cached_pages == self.num_pages
+        assert self.scheduler.release_failure is None
+        assert self.state.pool.num_free + self.state.pool.num_cached == self.num_pages
 
 
 def output_of(request: Request) -> RequestOutput:

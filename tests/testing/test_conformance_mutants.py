@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,15 @@ def subject_of() -> Iterator[MakeSubject]:
         yield make
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict[Any, str]:
+    """Promise, example and kernels, of which no bug is planted -> what is said of it; "" if kept.
+
+    It is asked for beside each bug, and many bugs break one promise.
+    """
+    return {}
+
+
 def compute_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bugs are planted in Python, and what native calls compute would not pass through them.
 
@@ -76,13 +86,19 @@ def compute_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda one: f"{one.number}-{one.what}",
 )
 def test_a_planted_bug_is_noticed(
-    planted: Bug, subject_of: MakeSubject, monkeypatch: pytest.MonkeyPatch
+    planted: Bug,
+    subject_of: MakeSubject,
+    kept: dict[Any, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not planted.is_native:
         compute_in_python(monkeypatch)
     promise = promise_named(planted.promise)
-    kept = check(promise, subject_of(planted.subject))
-    assert kept.status == "ok", kept.said
+    asked = (planted.promise, planted.subject, planted.is_native)
+    if asked not in kept:
+        whole = check(promise, subject_of(planted.subject))
+        kept[asked] = "" if whole.status == "ok" else f"{whole.status}: {whole.said}"
+    assert kept[asked] == ""
     planted.plant(monkeypatch)
     broken = check(promise, subject_of(planted.subject))
     assert broken.status == "FAILED"

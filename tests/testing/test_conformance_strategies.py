@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pilotfish import SamplingParams, load_registry
-from pilotfish.sampling import Sampler, SamplingRow, TokenHistory
+from pilotfish.sampling import Sampler, TokenHistory
 from pilotfish.testing import Subject, naive_token, tiny_subjects
 from pilotfish.testing.strategies import (
     PageTable,
@@ -21,6 +21,7 @@ from pilotfish.testing.strategies import (
     sampling_params,
     tiny_examples,
 )
+from support.rows import row_after
 
 VOCAB = 96
 FEW = settings(max_examples=20, phases=[Phase.generate])
@@ -85,7 +86,7 @@ def test_the_naive_token_is_the_samplers(
     logits = 3 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed))
     ends = params.stop_token_ids if len(answer) < params.min_tokens else ()
     history = TokenHistory(prompt, answer)
-    row = SamplingRow.after(history, params, seed=params.seed or 0, stop_ids=params.stop_token_ids)
+    row = row_after(history, params, seed=params.seed or 0, stop_ids=params.stop_token_ids)
     sampled = Sampler().sample(logits[None], [row])
     assert naive_token(logits, prompt, answer, params, ends) == int(sampled.token_ids)
 

@@ -18,6 +18,7 @@ from pilotfish.tokenization.chat_template import ChatTemplate
 from pilotfish.tokenization.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.weights import PreTokenizer, contraction_split, open_checkpoint
 from pilotfish.weights.demo import find_demo
+from support.gguf_files import read_once
 from support.vocabularies import CORPUS
 
 MESSAGES = [
@@ -42,7 +43,8 @@ def theirs() -> Any:
     from transformers import AutoTokenizer
 
     path = find_demo()
-    read = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    with read_once():
+        read = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     read.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

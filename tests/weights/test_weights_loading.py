@@ -56,8 +56,6 @@ class Memory:
         self.tensors = dict(tensors)
         self.read: list[str] = []
 
-    is_mapped = False
-
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
         return infos_of(self.tensors)

@@ -97,8 +97,6 @@ def arrays(kinds: Mapping[str, str]) -> Arrays:
 class Unpacked:
     """A source whose packed tensors can only be had as numbers."""
 
-    is_mapped = False
-
     def __init__(self, source: WeightSource) -> None:
         self.infos, self.load = source.infos, source.load
 

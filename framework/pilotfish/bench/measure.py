@@ -45,11 +45,9 @@ def alternate(
     preparation out of it. The order turns round by round: noise that lasts hits all sides.
     """
     figures: list[list[float]] = [[] for _ in sides]
+    order = range(len(sides))
     for round_number in range(-warmup, rounds):
-        order = list(range(len(sides)))
-        if round_number % 2:
-            order.reverse()
-        for index in order:
+        for index in reversed(order) if round_number % 2 else order:
             figure = sides[index](round_number)
             if round_number >= 0:
                 figures[index].append(figure)

@@ -48,10 +48,6 @@ def peak_memory_rows(model: str, dtype: str, peers: Mapping[str, int]) -> list[B
 
 def report(model: str, dtype: str) -> None:
     """What the fresh process runs: prints its figures as JSON."""
-    print(json.dumps(_measure(model, dtype)))
-
-
-def _measure(model: str, dtype: str) -> dict[str, int]:
     from pilotfish.bench.workloads import Workload
     from pilotfish.config import SamplingParams
     from pilotfish.engine import LLM
@@ -63,12 +59,13 @@ def _measure(model: str, dtype: str) -> dict[str, int]:
     llm.generate([work.random(work.num_shared, 0)], params)
     plan = llm.memory_plan
     num_pages = -(-(work.num_shared + NUM_TOKENS) // plan.page_size_tokens)
-    return {
+    figures = {
         "peak_bytes": peak_bytes(),
         "imported_bytes": imported,
         "weights_bytes": sum(plan.weights.values()),
         "state_bytes": num_pages * sum(plan.paged_caches.values()) + sum(plan.slots.values()),
     }
+    print(json.dumps(figures))
 
 
 def peak_bytes() -> int:

@@ -51,9 +51,7 @@ class PilotfishSide:
 
     def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
         """See Side."""
-        params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
-        outputs = self.llm.generate(list(prompts), params, progress=False)
-        return [list(out.token_ids) for out in outputs]
+        return _answers(self.llm, prompts, num_tokens, temperature=0)
 
 
 class SampledSide:
@@ -66,11 +64,14 @@ class SampledSide:
 
     def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
         """As many tokens as Side's, but not greedy ones."""
-        params = SamplingParams(
-            temperature=0.8, top_p=0.95, seed=0, max_tokens=num_tokens, ignore_eos=True
-        )
-        outputs = self.llm.generate(list(prompts), params, progress=False)
-        return [list(out.token_ids) for out in outputs]
+        return _answers(self.llm, prompts, num_tokens, temperature=0.8, top_p=0.95, seed=0)
+
+
+def _answers(
+    llm: LLM, prompts: Sequence[TokenIds], num_tokens: int, **sampling: Any
+) -> list[TokenIds]:
+    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True, **sampling)
+    return [list(out.token_ids) for out in llm.generate(list(prompts), params, progress=False)]
 
 
 class OneByOne:

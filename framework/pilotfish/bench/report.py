@@ -9,9 +9,12 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+
+if TYPE_CHECKING:
+    from pilotfish.engine import LLM
 
 Verdict = Literal["better", "worse", "level", "other tokens"]
 
@@ -63,13 +66,12 @@ class BenchRow:
         unit: str = "tokens/s",
     ) -> BenchRow:
         """A figure where more is better."""
-        ratio = ours / theirs
         return cls(
             name=name,
             ours=ours,
             theirs=theirs,
             peer=peer,
-            ratio=ratio,
+            ratio=ours / theirs,
             unit=unit,
             tokens_equal=equal,
             ours_spread=getattr(ours, "spread", None),
@@ -107,6 +109,18 @@ class BenchReport:
     sample: str
     backend: str
     peers: Mapping[str, str] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, llm: LLM, **shown: Any) -> BenchReport:
+        """Of a run on this machine. llm: our side. shown: the fields that it does not tell."""
+        import torch
+
+        return cls(
+            dtype=llm.dtype,
+            threads=torch.get_num_threads(),
+            backend=llm.pipeline_config.runtime.backend,
+            **shown,
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """The rows, then one object that describes the machine."""

@@ -54,9 +54,7 @@ class Suite:
         for batch in self._batches():
             name = prefix + self._decode_name(batch)
             self.progress(name)
-            rates = self._alternate(
-                self._decode_rate(ours, batch), self._decode_rate(theirs, batch)
-            )
+            rates = self._decode_rates(ours, theirs, batch)
             equal = compare_tokens(ours, theirs, batch, self.work.num_decoded, judge)
             yield BenchRow.rate(name, *rates, peer=theirs.name, equal=equal)
         for length in self.prefills:
@@ -75,9 +73,7 @@ class Suite:
         name += self.work.cut_note(QUOTED)
         self.progress(f"{name}, beside {theirs.name}")
         peer = OneByOne(theirs)
-        rates = self._alternate(
-            self._decode_rate(OneByOne(drafted), prompts), self._decode_rate(peer, prompts)
-        )
+        rates = self._decode_rates(OneByOne(drafted), peer, prompts)
         equal = compare_tokens(drafted, peer, prompts, self.work.num_decoded, judge)
         return BenchRow.rate(name, *rates, peer=theirs.name, equal=equal)
 
@@ -99,10 +95,7 @@ class Suite:
         for batch in self._batches():
             name = f"sampled against greedy: {self._decode_name(batch)}"
             self.progress(name)
-            rates = self._alternate(
-                self._decode_rate(SampledSide(greedy.llm), batch),
-                self._decode_rate(greedy, batch),
-            )
+            rates = self._decode_rates(SampledSide(greedy.llm), greedy, batch)
             yield BenchRow.rate(name, *rates, peer="pilotfish greedy")
 
     def load_rows(self, path: str, dtype: str, theirs: PeerProcess) -> Iterator[BenchRow]:
@@ -174,6 +167,11 @@ class Suite:
             return num_tokens / seconds
 
         return run
+
+    def _decode_rates(
+        self, ours: Side, theirs: Side, prompts: list[TokenIds]
+    ) -> tuple[float, float]:
+        return self._alternate(self._decode_rate(ours, prompts), self._decode_rate(theirs, prompts))
 
     def _decode_rate(self, side: Side, prompts: list[TokenIds]) -> Callable[[int], float]:
         """Tokens a second after the first one: a run of N+1 tokens less a run of one."""

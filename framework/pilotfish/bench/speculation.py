@@ -38,22 +38,20 @@ def run_speculation(
     """
     if rounds < 1:
         raise ConfigError(f"rounds is {rounds}; wanted at least 1")
-    import torch
-
     options: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
     options["cache"] = CacheConfig(prefix_caching=False)
     prepare_from_options(model, draft=draft, speculative=speculative, **options)  # may refuse
     progress("loading")
     plain = LLM(model, **options)
     ours = LLM(model, draft=draft, speculative=speculative, **options)
+    work = Workload.of(plain)
     bench = _Bench(
         ours=ours,
         plain=plain,
         rounds=rounds,
-        num_tokens=Workload.of(plain).num_decoded + 1,
+        num_tokens=work.num_decoded + 1,
         is_real=speculative.acceptance in ("coupled", "residual"),
     )
-    work = Workload.of(plain)
     rows = list[BenchRow]()
 
     def add(row: BenchRow) -> None:
@@ -74,14 +72,7 @@ def run_speculation(
     progress("overhead of a step")
     add(bench.overhead(work.copies()[:1]))
     sample = work.text(list(bench.answer(ours, work.copies()[:1])[0].token_ids))
-    return BenchReport(
-        model=model,
-        dtype=plain.dtype,
-        threads=torch.get_num_threads(),
-        rows=tuple(rows),
-        sample=sample,
-        backend=plain.pipeline_config.runtime.backend,
-    )
+    return BenchReport.of(plain, model=model, rows=tuple(rows), sample=sample)
 
 
 @attrs.frozen(kw_only=True)
@@ -122,14 +113,8 @@ class _Bench:
         equal: bool | str = tokens[True] == tokens[False]
         if not self.is_real:
             equal = "not real: drafts are accepted whatever they are"
-        per_step = sum(committed) / len(committed)
-        return BenchRow.rate(
-            f"{name} ({per_step:.2f} tokens a step)",
-            rates[0],
-            rates[1],
-            peer="pilotfish plain",
-            equal=equal,
-        )
+        title = f"{name} ({sum(committed) / len(committed):.2f} tokens a step)"
+        return BenchRow.rate(title, *rates, peer="pilotfish plain", equal=equal)
 
     def overhead(self, prompts: Sequence[TokenIds]) -> BenchRow:
         """Seconds of verifying, accepting and committing that are not the target's pass, in

@@ -53,8 +53,6 @@ def run_suite(
             raise ConfigError(f"peer {peer!r} is not known; wanted one of {', '.join(PEERS)}")
     if rounds < 1:
         raise ConfigError(f"rounds is {rounds}; wanted at least 1")
-    import torch
-
     prepared = prepare_from_options(model, dtype=dtype, device="cpu")  # refuses what can be
     longest = prepared.model.config.get_max_seq_len() - 1
     if not all(1 <= length <= longest for length in prefills):
@@ -74,15 +72,7 @@ def run_suite(
         show(row)
         rows.append(row)
     sample = suite.work.text(ours.generate(suite.work.short()[:1], suite.work.num_decoded)[0])
-    return BenchReport(
-        model=model,
-        dtype=ours.llm.dtype,
-        threads=torch.get_num_threads(),
-        rows=tuple(rows),
-        sample=sample,
-        backend=ours.llm.pipeline_config.runtime.backend,
-        peers=peers,
-    )
+    return BenchReport.of(ours.llm, model=model, rows=tuple(rows), sample=sample, peers=peers)
 
 
 def _estimate(suite: Suite, ours: PilotfishSide, rounds: int, num_peers: int) -> str:

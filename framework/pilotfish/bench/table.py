@@ -26,7 +26,8 @@ PEERS = {
 }
 """What "theirs" is. A peer that is not there is a bound, and its name says which."""
 
-_WIDTHS = {"ours": 15, "theirs": 15, "ratio": 24}
+_WIDTHS = (15, 15, 24)
+"""Of ours, theirs and the ratio."""
 _STYLES: dict[Verdict, str] = {
     "better": "green",
     "worse": "red",
@@ -86,8 +87,7 @@ class BenchTable:
     def _line(self, name: str, *cells: Text, style: str = "") -> None:
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(ratio=1)
-        widths = _WIDTHS.values()
-        for width in widths:
+        for width in _WIDTHS:
             line.add_column(justify="right", width=width, no_wrap=True)
         line.add_row(name, *cells, style=style)
         self._console.print(line)

@@ -5,7 +5,6 @@ Knows: outputs that are done, and the engine's requests. Does not know: who aske
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -30,12 +29,7 @@ class BatchBar:
         self._bar = open_bar(total=self._total, unit=" requests")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -53,7 +47,7 @@ class BatchBar:
         if self._bar is None:
             return
         running = list(self._llm.engine.scheduler.requests)
-        read = sum(min(one.context.num_computed, one.num_prompt_tokens) for one in running)
+        read = sum(min(one.num_computed, one.num_prompt_tokens) for one in running)
         made = sum(one.num_output_tokens for one in running)
         self._bar.set_postfix_str(
             f"{self._num_read + read} tokens read, {self._num_made + made} made", refresh=False

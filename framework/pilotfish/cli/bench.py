@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.cli.options import DTYPES, add_model, add_speculation_flags, speculative_config
@@ -32,9 +33,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         ),
     )
     add_model(parser)
-    group = parser.add_argument_group("what is measured")
-    add_flag(
-        group,
+    add = partial(add_flag, parser.add_argument_group("what is measured"))
+    add(
         "--against",
         "peers, separated by commas: transformers, llama.cpp (for .gguf files; "
         "pip install llama-cpp-python) (default: none)",
@@ -42,16 +42,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="",
         metavar="NAMES",
     )
-    add_flag(group, "--rounds", "rounds of each row (default: 5)", type=int, default=5, metavar="N")
-    add_flag(
-        group,
+    add("--rounds", "rounds of each row (default: 5)", type=int, default=5, metavar="N")
+    add(
         "--prefill",
         "lengths of prompts whose prefill is timed (default: 512)",
         default="512",
         metavar="N,N",
     )
-    add_flag(
-        group,
+    add(
         "--dtype",
         f"as generate takes it: one of {', '.join(DTYPES)} (default: auto)",
         known=DTYPES,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -56,15 +57,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         others=flag_of_ours,
     )
     add_model(parser)
-    group = parser.add_argument_group("conversation")
-    add_flag(group, "--system", "system message (default: none)", metavar="TEXT")
-    group.add_argument("--stats", action="store_true", help="tokens per second after an answer")
-    group.add_argument(
-        "--show-draft", action="store_true", help="mark accepted and rejected drafts"
-    )
-    group.add_argument(
-        "--no-history", action="store_true", help="do not keep what is typed for the next run"
-    )
+    add = partial(add_flag, parser.add_argument_group("conversation"))
+    add("--system", "system message (default: none)", metavar="TEXT")
+    add("--stats", "tokens per second after an answer", action="store_true")
+    add("--show-draft", "mark accepted and rejected drafts", action="store_true")
+    add("--no-history", "do not keep what is typed for the next run", action="store_true")
     add_chat_flags(parser)
     add_sampling_flags(parser, longest="to the end of the context")
     add_model_flags(parser)

@@ -57,11 +57,10 @@ def run_command(talk: Talk, line: str) -> bool:
     if name in _LEAVING:
         return True
     if name not in _ACTIONS:
-        names = [*_ACTIONS, *_LEAVING]
         if name in _ELSEWHERE:
             raise RequestError(f"unknown command {found[1]}: {_ELSEWHERE[name]}")
         raise RequestError(
-            f"unknown command {found[1]}{did_you_mean(name, names)}; /help lists them, and a space "
+            f"unknown command {found[1]}{did_you_mean(name, NAMES)}; /help lists them, and a space "
             "before it sends it to the model"
         )
     _ACTIONS[name](talk, argument)
@@ -169,21 +168,14 @@ def _load(talk: Talk, argument: str) -> None:
 
 
 def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-    )
+    wanted = ("role", "content")
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in wanted)
 
 
 def _path(text: str, wanted: str) -> Path:
     if not text or "\0" in text:
         raise RequestError(f"no file is named; wanted {wanted}")
     return Path(os.path.expanduser(text))
-
-
-def _regenerate(talk: Talk, argument: str) -> None:
-    talk.regenerate()
 
 
 def _stats(talk: Talk, argument: str) -> None:
@@ -208,7 +200,7 @@ _ACTIONS: dict[str, Callable[[Talk, str], None]] = {
     "/set": _set,
     "/save": _save,
     "/load": _load,
-    "/regenerate": _regenerate,
+    "/regenerate": lambda talk, _: talk.regenerate(),
     "/stats": _stats,
 }
 _LEAVING = ("/quit", "/exit", "/bye")

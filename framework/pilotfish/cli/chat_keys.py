@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
-from types import TracebackType
 from typing import Any, Self
 
 try:
@@ -44,19 +43,14 @@ class TypedKeys:
             self._hush()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.fd is not None and self._before is not None:
             termios.tcsetattr(self.fd, termios.TCSADRAIN, self._before)
 
     @contextmanager
     def echoed(self) -> Iterator[None]:
         """Within it the terminal is as it was, for a reader that asks it to echo."""
-        self.__exit__(None, None, None)
+        self.__exit__()
         try:
             yield
         finally:
@@ -120,12 +114,7 @@ class Meanwhile:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pilotfish.cli.parser import add_flag
+from pilotfish.cli.parser import add_flag, flag_of
 from pilotfish.errors import RequestError
 
 KWARGS = "chat_template_kwargs"
@@ -44,7 +44,7 @@ def add_chat_flags(parser: argparse.ArgumentParser) -> None:
 def first_chat_flag(args: argparse.Namespace) -> str | None:
     """The first of the flags that was given; None where none was."""
     given = (name for name in FIELDS if getattr(args, name, None) is not None)
-    return next(("--" + name.replace("_", "-") for name in given), None)
+    return next(map(flag_of, given), None)
 
 
 def given_by_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,14 +55,11 @@ def given_by_flags(args: argparse.Namespace) -> dict[str, Any]:
     for name in _LISTS:
         if (path := getattr(args, name)) is not None:
             given[name] = _parsed(f"--{name} {path}", _read(f"--{name}", path))
-    if args.chat_template is not None:
-        is_file = os.path.isfile(args.chat_template)  # false for what can be no path
-        is_path = args.chat_template.endswith((".jinja", ".txt")) and "{" not in args.chat_template
-        given["chat_template"] = (
-            _read("--chat-template", args.chat_template)
-            if is_file or is_path
-            else args.chat_template
-        )
+    if (template := args.chat_template) is not None:
+        is_file = os.path.isfile(template)  # false for what can be no path
+        if is_file or (template.endswith((".jinja", ".txt")) and "{" not in template):
+            template = _read("--chat-template", template)
+        given["chat_template"] = template
     return chat_options("the flags", given)
 
 

@@ -5,7 +5,6 @@ Knows: messages and answers. Does not know: commands, or where messages come fro
 
 from __future__ import annotations
 
-import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -106,48 +105,34 @@ class Talk:
             text.encode()  # bytes that are no text come as lone surrogates
         except UnicodeError as error:
             raise no_text(error) from error
-        self.messages.append({"role": "user", "content": text})
-        is_answered = False
-        try:
-            is_answered = self._answer()
-        finally:
-            if not is_answered:
-                self.messages.pop()
+        self._answer([*self.messages, {"role": "user", "content": text}])
 
     def regenerate(self) -> None:
         """Prints another answer to the last message. Raises as `ask`, nothing changed."""
-        before = list(self.messages)
-        if before and before[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages or self.messages[-1]["role"] != "user":
-            self.messages = before
+        messages = list(self.messages)
+        if messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if not messages or messages[-1]["role"] != "user":
             raise RequestError("there is nothing to answer; wanted a message first")
         if self.params.seed is not None or self.params.is_greedy:
             say_dim("[with a seed, or temperature 0, it is the same again; /set changes them]")
-        is_answered = False
-        try:
-            is_answered = self._answer()
-        finally:
-            if not is_answered:
-                self.messages = before
+        self._answer(messages)
 
-    def _answer(self) -> bool:
-        """Prints an answer and keeps it; False where Ctrl-C came before its first word."""
-        reading, answer, is_cut = reading_line(self.llm), None, False
-        with interrupts_of_an_answer() as interrupts, Meanwhile(self.keys, reading.look):
+    def _answer(self, messages: list[dict[str, Any]]) -> None:
+        """Prints an answer and keeps both; nothing where Ctrl-C came before its first word."""
+        answer, is_cut, reading = None, False, reading_line(self.llm)
+        with interrupts_of_an_answer() as interrupts, reading, Meanwhile(self.keys, reading.look):
             try:
-                prompt = self.llm.chat_prompt(self.messages, **self.options)
+                prompt = self.llm.chat_prompt(messages, **self.options)
                 answer = Answer(num_prompt_tokens=len(prompt))
                 is_cut = self._print(prompt, answer, reading, interrupts)
             except KeyboardInterrupt:
                 is_cut = True
-            finally:
-                reading.end()
         if answer is None or (is_cut and not answer.text):
             say_dim("[interrupted before a word was said; the message is taken back]")
-            return False
+            return
         print(flush=True)
-        self.messages.append({"role": "assistant", "content": answer.text})
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self.last = answer
         if is_cut:
             say_dim("[interrupted]")
@@ -155,7 +140,6 @@ class Talk:
             say_if_cut(self.llm, answer.output)
         if self.shows_stats:
             say_dim(f"[{answer.stats()}]")
-        return True
 
     def _print(
         self, prompt: list[int], answer: Answer, reading: StatusLine, interrupts: Interrupts
@@ -172,8 +156,7 @@ class Talk:
                 if delta.output is not None and delta.output.error is not None:
                     raise RequestError(delta.output.error)
                 answer.took(delta, perf_counter() - start)
-                sys.stdout.write(show(delta))
-                sys.stdout.flush()
+                print(show(delta), end="", flush=True)
                 if interrupts.has_come:
                     return answer.output is None
         finally:

@@ -39,7 +39,7 @@ from pilotfish.cli.options import (
     tell_of_defaults,
     with_flags,
 )
-from pilotfish.cli.parser import Parser, UsageError, add_flag
+from pilotfish.cli.parser import Parser, UsageError, add_flag, flag_of
 from pilotfish.cli.requests import FileRequest, Reading, with_system
 from pilotfish.cli.standard_streams import print_json, read_input
 from pilotfish.cli.status_line import reading_line
@@ -93,13 +93,10 @@ def add_parser(subparsers: Any) -> Parser:
         group,
         "--order",
         "of --input-file's answers: input, or done, as they come (default: input)",
-        known=("input", "done"),
         choices=("input", "done"),
     )
     add_answer_flags(group)
-    group.add_argument(
-        "--show-draft", action="store_true", help="mark accepted and rejected drafts"
-    )
+    add_flag(group, "--show-draft", "mark accepted and rejected drafts", action="store_true")
     add_sampling_flags(parser)
     add_chat_flags(parser)
     add_model_flags(parser)
@@ -115,15 +112,13 @@ def run(args: argparse.Namespace) -> int:
     asked = _file(args) if args.input_file is not None else _Asked.one(_request(args))
     if args.image:
         _check_images(args)
-    streams = asked.only is not None and not args.json and args.n in (None, 1)
-    check = partial(_check, asked.only if streams else None)
-    with load_llm(args, check) as llm:
+    streamed = None if args.json or args.n not in (None, 1) else asked.only
+    with load_llm(args, partial(_check, streamed)) as llm:
         tell_of_defaults(args, llm.default_sampling_params())
         if not args.json:
             tell_of_other_text(args)
-        if streams:
-            assert asked.only is not None
-            return _stream(llm, asked.only, show_draft=args.show_draft)
+        if streamed is not None:
+            return _stream(llm, streamed, show_draft=args.show_draft)
         printer = _Printer(llm=llm, as_json=args.json)
         in_order = args.order != "done"
         answer_all(llm, asked.each, printer.write, in_order=in_order, total=asked.total)
@@ -147,7 +142,7 @@ def _take_text(args: argparse.Namespace) -> None:
     """The text that stands without a flag is a prompt, if there is no other."""
     for flag in ("prompt", "chat", "input_file"):
         if getattr(args, flag) is not None:
-            name = "--" + flag.replace("_", "-")
+            name = flag_of(flag)
             raise UsageError(f"got the prompt {args.text!r:.60} and {name}; wanted one of the two")
     args.prompt = args.text
 
@@ -156,8 +151,7 @@ def _check_prints(args: argparse.Namespace) -> None:
     """Raises UsageError for flags of which nothing would be seen."""
     for flag in ("logprobs", "prompt_logprobs"):
         if getattr(args, flag) is not None and not args.json:
-            name = "--" + flag.replace("_", "-")
-            raise UsageError(f"{name} is printed with --json only; wanted that too")
+            raise UsageError(f"{flag_of(flag)} is printed with --json only; wanted that too")
     is_many = args.input_file is not None or args.n not in (None, 1)
     if args.show_draft and is_many:
         raise UsageError("--show-draft shows one answer as it comes; wanted --prompt or --chat")
@@ -268,19 +262,13 @@ def _stream(llm: LLM, request: FileRequest, *, show_draft: bool) -> int:
     output: RequestOutput | None = None
     show = draft_colors(llm, request.prompt) if show_draft else plain_text
     params = request.params(llm.default_sampling_params())
-    reading = reading_line(llm)
-    with Meanwhile(TypedKeys(None), reading.look):
-        try:
-            for delta in llm.stream(prompt_of(llm, request), params):
-                reading.end()
-                sys.stdout.write(show(delta))
-                sys.stdout.flush()
-                output = delta.output
-        finally:
+    with reading_line(llm) as reading, Meanwhile(TypedKeys(None), reading.look):
+        for delta in llm.stream(prompt_of(llm, request), params):
             reading.end()
+            print(show(delta), end="", flush=True)
+            output = delta.output
     assert output is not None, "the last delta has it"
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    print(flush=True)
     if output.error is not None:
         raise RequestError(output.error)
     say_if_cut(llm, output)

@@ -129,10 +129,10 @@ def _warnings(prepared: Prepared, tokenizer: Tokenizer | None) -> Iterator[str]:
 
 def _format(prepared: Prepared) -> str:
     """Of the weights' files; torch's are read by the names that safetensors have."""
-    found = prepared.checkpoint.weight_format
     if prepared.absent is not None:
         return "none"
-    return "torch" if found == "safetensors" and not prepared.weights.is_mapped else found
+    is_torchs = getattr(prepared.weights, "is_torchs", False)
+    return "torch" if is_torchs else prepared.checkpoint.weight_format
 
 
 def _instruction_set(prepared: Prepared) -> str | None:
@@ -164,16 +164,17 @@ def _describe_draft(prepared: Prepared) -> str | None:
         return None
     source = "no checkpoint" if model is None else f"{model.path} ({model.architecture})"
     reads = draft.config.return_hidden_states.name
-    taps = f", boundaries {list(draft.config.taps)}" if draft.config.taps else ""
+    boundaries = list(draft.config.aux_hidden_state_layers)
+    layers = f", boundaries {boundaries}" if boundaries else ""
     return (
-        f"{source}; plugin {prepared.route.speculator_plugin}; reads {reads}{taps}; "
+        f"{source}; plugin {prepared.route.speculator_plugin}; reads {reads}{layers}; "
         f"{_describe_width(draft)}{_describe_reach(prepared)}"
     )
 
 
 def _describe_width(draft: PreparedDraft) -> str:
     """What the largest width is: the user's, the draft's own limit, or the adaptive one's."""
-    most, limit = draft.policy.most, draft.config.max_width
+    most, limit = draft.policy.most, draft.config.max_draft_tokens
     if draft.speculative.width != "adaptive":
         return f"width {most}"
     if limit is not None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 
 def import_whole() -> None:
@@ -24,15 +25,9 @@ def import_whole() -> None:
 @contextmanager
 def interrupts_held() -> Iterator[None]:
     """Within it Ctrl-C waits for its end. Only where Python's own handler would raise it."""
-    if not _is_ours():
-        yield
-        return
     held: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    try:
+    with _handled_by(lambda number, frame: held.append(number)):
         yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     if held:
         raise KeyboardInterrupt
 
@@ -59,18 +54,21 @@ class Interrupts:
 def interrupts_of_an_answer() -> Iterator[Interrupts]:
     """Within it Ctrl-C does as `Interrupts` says. Only where Python's own handler would raise."""
     interrupts = Interrupts()
-    if not _is_ours():
+    with _handled_by(interrupts.handle):
         yield interrupts
-        return
-    signal.signal(signal.SIGINT, interrupts.handle)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _is_ours() -> bool:
-    return (
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Within it Ctrl-C calls the handler. Only where Python's own handler would raise."""
+    is_ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+    if is_ours:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -32,20 +32,17 @@ def load_llm(
         check(llm)
         line.end()  # the weights have a bar
 
-    try:
-        with Meanwhile(keys or TypedKeys(None), line.look), warnings.catch_warnings():
-            from pilotfish.engine import LLM
-            from pilotfish.loading.planning import NOTE
+    with line, Meanwhile(keys or TypedKeys(None), line.look), warnings.catch_warnings():
+        from pilotfish.engine import LLM
+        from pilotfish.loading.planning import NOTE
 
-            warnings.filterwarnings("ignore", NOTE)  # it is said here, on one line
-            llm = LLM(
-                args.model,
-                generation_config=args.generation_config,
-                before_weights=check_first,
-                **engine_options(args),
-            )
-    finally:
-        line.end()
+        warnings.filterwarnings("ignore", NOTE)  # it is said here, on one line
+        llm = LLM(
+            args.model,
+            generation_config=args.generation_config,
+            before_weights=check_first,
+            **engine_options(args),
+        )
     if llm.memory_plan.note:
         print(f"pilotfish: {llm.memory_plan.note}", file=sys.stderr)
     return llm

@@ -76,22 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args: argparse.Namespace | None = None
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
-    except SystemExit as stop:  # argparse leaves this way after --help and --version
-        return stop.code if isinstance(stop.code, int) else DONE
-    except BaseException as error:
-        return _code_of(error)
-    try:
         if args.verb not in _WITHOUT_TORCH:
             import_whole()
         with _warnings_as_lines():
             code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
         sys.stdout.flush()
     except BaseException as error:
+        if isinstance(error, SystemExit) and args is None:  # argparse after --help and --version
+            return error.code if isinstance(error.code, int) else DONE
         return _code_of(error, args)
     return code
 
 
-def _code_of(error: BaseException, args: argparse.Namespace | None = None) -> int:
+def _code_of(error: BaseException, args: argparse.Namespace | None) -> int:
     """Says what is to be said of an exception, and returns its exit code."""
     if isinstance(error, KeyboardInterrupt):
         _say("interrupted")
@@ -102,7 +99,8 @@ def _code_of(error: BaseException, args: argparse.Namespace | None = None) -> in
     if isinstance(error, UserError):
         from pilotfish.cli.options import with_flags
 
-        _say(f"error: {with_variables(with_flags(_one_line(error)), args)}")
+        line = " ".join(str(error).split())
+        _say(f"error: {with_variables(with_flags(line), args)}")
         return USERS
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
         _say(f"error: cannot write the output: {error.strerror}")
@@ -205,7 +203,3 @@ class _Version(argparse.Action):
 
         print("\n".join(versions()))
         raise SystemExit(DONE)
-
-
-def _one_line(error: UserError) -> str:
-    return " ".join(str(error).split())

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.parser import add_flag
+import attrs
+
+from pilotfish.cli.parser import add_flag, flag_of
 from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,9 +57,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "of keys and values in pages (default: that of the model)",
         known=DTYPES[1:],
     )
-    memory.add_argument(
-        "--no-prefix-caching", action="store_true", help="compute every prompt anew"
-    )
+    add_flag(memory, "--no-prefix-caching", "compute every prompt anew", action="store_true")
 
 
 def add_place_flags(add: Callable[..., None]) -> None:
@@ -101,7 +101,7 @@ def flag_of_ours(name: str) -> str:
     if answer is None:
         return ""
     is_flag = answer.ours not in ("", NOTHING)
-    return f"wanted --{answer.ours.replace('_', '-')}" if is_flag else answer.says
+    return f"wanted {flag_of(answer.ours)}" if is_flag else answer.says
 
 
 def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
@@ -156,17 +156,17 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, longest: str = "128")
         "The checkpoint's generation_config.json says other defaults; this is what they are "
         "without one.",
     )
-    add = partial(add_flag, group, variable=True)
+    plain, add = partial(add_flag, group), partial(add_flag, group, variable=True)
     share: dict[str, Any] = {"type": float, "metavar": "P"}
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    ids: dict[str, Any] = {"action": "extend", "type": _ids, "metavar": "ID,ID"}
     add("--max-tokens", f"most tokens of the answer (default: {longest})", **whole)
     add("--temperature", "0 is greedy (default: 1.0)", type=float, metavar="T")
     add("--top-p", "of the likeliest tokens with this share (default: 1.0)", **share)
     add("--top-k", "of the K likeliest tokens; -1 of all (default: -1)", type=int, metavar="K")
     add("--min-p", "of tokens this likely beside the likeliest (default: 0.0)", **share)
     add("--seed", "same seed, same text (default: drawn)", type=int, metavar="N")
-    add_flag(
-        group,
+    plain(
         "--stop",
         "text that ends the answer; may be given several times (default: none)",
         action="append",
@@ -176,32 +176,15 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, longest: str = "128")
     add("--presence-penalty", "of tokens that were there, -2 to 2 (default: 0.0)", **share)
     add("--frequency-penalty", "for each time they were, -2 to 2 (default: 0.0)", **share)
     add("--repetition-penalty", "divides their logits; above 0 (default: 1.0)", **share)
-    add_flag(
-        group,
-        "--stop-token-ids",
-        "tokens that end the answer (default: none)",
-        action="extend",
-        type=_ids,
-        metavar="ID,ID",
-    )
-    add_flag(
-        group,
-        "--suppress-tokens",
-        "tokens that never come (default: none)",
-        action="extend",
-        type=_ids,
-        metavar="ID,ID",
-    )
-    add_flag(
-        group,
+    plain("--stop-token-ids", "tokens that end the answer (default: none)", **ids)
+    plain("--suppress-tokens", "tokens that never come (default: none)", **ids)
+    plain(
         "--logit-bias",
         "added to a token's logit (default: none)",
         type=_biases,
         metavar="ID=X,ID=X",
     )
-    group.add_argument(
-        "--ignore-eos", action="store_true", default=None, help="go on past the model's own end"
-    )
+    plain("--ignore-eos", "go on past the model's own end", action="store_true", default=None)
     add(
         "--generation-config",
         "auto, or none: without the checkpoint's defaults of sampling (default: auto)",
@@ -238,18 +221,19 @@ def _biases(text: str) -> dict[int, float]:
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of SamplingParams that were given."""
-    import attrs
-
     from pilotfish.config import SamplingParams
 
-    given = {field.name: getattr(args, field.name, None) for field in attrs.fields(SamplingParams)}
-    return {name: value for name, value in given.items() if value is not None}
+    names = [field.name for field in attrs.fields(SamplingParams)]
+    return _given({name: getattr(args, name, None) for name in names})
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None: a flag that was left out is None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def sampling_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
     """The flags as SamplingParams; `defaults` for those not given. Raises RequestError."""
-    import attrs
-
     return attrs.evolve(defaults, **sampling_fields(args))
 
 
@@ -262,8 +246,6 @@ def check_sampling(args: argparse.Namespace) -> None:
 
 def tell_of_defaults(args: argparse.Namespace, defaults: SamplingParams) -> None:
     """One line on stderr: what the checkpoint's defaults change that no flag says."""
-    import attrs
-
     from pilotfish.config import SamplingParams
 
     plain, given = SamplingParams(), sampling_fields(args)
@@ -273,11 +255,8 @@ def tell_of_defaults(args: argparse.Namespace, defaults: SamplingParams) -> None
         if field.name not in given and getattr(defaults, field.name) != getattr(plain, field.name)
     ]
     if changed:
-        print(
-            f"pilotfish: the checkpoint's generation_config.json says {', '.join(changed)}; "
-            "--generation-config none does without",
-            file=sys.stderr,
-        )
+        said = f"the checkpoint's generation_config.json says {', '.join(changed)}"
+        print(f"pilotfish: {said}; --generation-config none does without", file=sys.stderr)
 
 
 def _shown(value: Any) -> str:
@@ -291,31 +270,19 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     from pilotfish.config import CacheConfig
     from pilotfish.config.cache import PAGE_SIZES
 
-    cache: dict[str, Any] = {"prefix_caching": not args.no_prefix_caching}
-    if args.cache_dtype is not None:
-        cache["dtype"] = args.cache_dtype
-    if args.page_size is not None:
-        if args.page_size not in PAGE_SIZES:
-            raise ConfigError(
-                f"--page-size is {args.page_size}; wanted one of {', '.join(map(str, PAGE_SIZES))}"
-            )
-        cache["page_size_tokens"] = args.page_size
-    if args.num_pages is not None:
-        cache["num_pages"] = args.num_pages
-    options: dict[str, Any] = {
+    if args.page_size not in (None, *PAGE_SIZES):
+        raise ConfigError(
+            f"--page-size is {args.page_size}; wanted one of {', '.join(map(str, PAGE_SIZES))}"
+        )
+    cache = {"dtype": args.cache_dtype, "page_size_tokens": args.page_size}
+    cache |= {"num_pages": args.num_pages, "prefix_caching": not args.no_prefix_caching}
+    names = ("dtype", "device", "backend", "arithmetic", "max_length", "max_batch_size")
+    return {
         "draft": args.draft,
         "speculative": speculative_config(args),
-        "dtype": args.dtype,
-        "device": args.device,
-        "backend": args.backend,
-        "arithmetic": args.arithmetic,
-        "max_length": args.max_length,
-        "cache": CacheConfig(**cache),
+        "cache": CacheConfig(**_given(cache)),
+        **_given({name: getattr(args, name) for name in (*names, "max_batch_tokens")}),
     }
-    for name in ("max_batch_size", "max_batch_tokens"):
-        if getattr(args, name) is not None:
-            options[name] = getattr(args, name)
-    return options
 
 
 _SIZES = ("max_length", "max_batch_size", "max_batch_tokens", "num_pages")
@@ -344,7 +311,7 @@ def with_flags(text: str) -> str:
     for said, meant in _IN_PYTHON.items():
         text = text.replace(said, meant)
     for name in _SIZES:
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name)
         text = re.sub(rf"({flag}, )?(?<![\w./-]){name}(?![\w/-])", flag, text)
     return text
 
@@ -353,21 +320,19 @@ def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
     """The flags of speculation. Raises ConfigError naming a bad one, or one without a method."""
     from pilotfish.config import SpeculativeConfig
 
-    given: dict[str, Any] = {
-        "width": None if args.width is None else _width(args.width),
-        "acceptance": args.acceptance,
-        "synthetic_rate": args.synthetic_rate,
-        "thinking_tokens": None if args.thinking_tokens is None else _pair(args.thinking_tokens),
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    names = ("width", "acceptance", "synthetic_rate", "thinking_tokens")
+    given = _given({name: getattr(args, name) for name in names})
+    for name, read in (("width", _width), ("thinking_tokens", _pair)):
+        if name in given:
+            given[name] = read(given[name])
     for name, rule in (("synthetic_rate", "synthetic"), ("thinking_tokens", "relaxed")):
         if name in given and given.get("acceptance") != rule:
-            flag = "--" + name.replace("_", "-")
+            flag = flag_of(name)
             raise ConfigError(f"{flag} is read by --acceptance {rule} only; wanted that too")
     if args.speculative is not None:
         return SpeculativeConfig(method=args.speculative, **given)
     if given:
-        flag = "--" + next(iter(given)).replace("_", "-")
+        flag = flag_of(next(iter(given)))
         raise ConfigError(f"{flag} was given without a method; wanted --speculative METHOD too")
     return None
 
@@ -382,9 +347,8 @@ def _width(text: str) -> int | str:
     except ValueError:
         width = 0
     if not 1 <= width <= MOST:
-        hint = ""
-        if ":" in text:
-            hint = "; batch sizes are Python only: SpeculativeConfig(width={1: 6})"
+        in_python = "; batch sizes are Python only: SpeculativeConfig(width={1: 6})"
+        hint = in_python if ":" in text else ""
         raise ConfigError(
             f"--width is {text!r}; wanted adaptive, or 1 to {MOST} drafted tokens a step{hint}"
         )

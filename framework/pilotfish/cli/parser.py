@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from pilotfish.errors import UserError
@@ -16,6 +17,8 @@ from pilotfish.nearest import did_you_mean
 
 PREFIX = "PILOTFISH_"
 """Of the variables that hold defaults of flags."""
+_FORMATTER = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
+"""Keeps the lines of examples, and has room for long flags."""
 
 
 class UsageError(UserError):
@@ -42,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         **options: Any,
     ) -> None:
         shown = "\n".join(f"  {line}" for line in examples)
-        whole = {"formatter_class": _Formatter, "allow_abbrev": False, **options}
+        whole = {"formatter_class": _FORMATTER, "allow_abbrev": False, **options}
         super().__init__(**{"epilog": f"examples:\n{shown}" if examples else None, **whole})
         self._spare = spare
         self._hints = dict(hints or {})
@@ -107,6 +110,11 @@ class _FromVariable(argparse._StoreAction):
         return PREFIX + self.dest.upper()
 
 
+def flag_of(field: str) -> str:
+    """The flag of a field: --top-p of top_p."""
+    return "--" + field.replace("_", "-")
+
+
 def add_flag(
     group: Any,
     name: str,
@@ -116,24 +124,23 @@ def add_flag(
     variable: bool = False,
     **how: Any,
 ) -> None:
-    """Adds a flag with a value.
+    """Adds a flag.
 
-    says: the help, which ends with the default. known: values that a shell may offer, or what
-    knows them. variable: whether an environment variable may hold its default.
+    says: the help, which ends with the default of a value. known: values that a shell may offer,
+    or what knows them. variable: whether an environment variable may hold its default.
     """
     if variable:
         how["action"] = _FromVariable
     action = group.add_argument(name, help=says.replace("%", "%%"), **how)
     if known:
-        action.completer = _offering(known)
+        action.completer = partial(_offered, known)
 
 
-def _offering(known: Sequence[str] | Callable[[], Sequence[str]]) -> Callable[..., list[str]]:
-    def offer(prefix: str = "", **_: object) -> list[str]:
-        values = known() if callable(known) else known
-        return [value for value in values if value.startswith(prefix)]
-
-    return offer
+def _offered(
+    known: Sequence[str] | Callable[[], Sequence[str]], prefix: str = "", **_: object
+) -> list[str]:
+    values = known() if callable(known) else known
+    return [value for value in values if value.startswith(prefix)]
 
 
 def with_variables(text: str, args: argparse.Namespace | None) -> str:
@@ -145,10 +152,3 @@ def with_variables(text: str, args: argparse.Namespace | None) -> str:
         if re.search(rf"(?<![\w./]){re.escape(dest).replace('_', '[_-]')}(?![\w/])", text)
     ]
     return f"{text} ({' and '.join(named)} in the environment)" if named else text
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of examples, and has room for long flags."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 30, **options})

@@ -62,23 +62,27 @@ def run(args: argparse.Namespace) -> int:
 def _rows(plugin: Plugin) -> Iterator[tuple[str, ...]]:
     """One row a name; the plugin's own columns stand in its first row only."""
     first = (plugin.name, f"{plugin.distribution} {plugin.version}".strip())
-    for served in _served(plugin) or [("nothing", "", "", "")]:
+    for served in list(_served(plugin)) or [("nothing", "", "", "")]:
         yield (*first, *served)
         first = ("", "")
 
 
-def _served(plugin: Plugin) -> list[tuple[str, ...]]:
-    served: list[tuple[str, ...]] = []
+def _served(plugin: Plugin) -> Iterator[tuple[str, ...]]:
+    for names, kind, reads, verified in _items(plugin):
+        for name in names:
+            yield name, kind, reads[0], verified
+        yield from (("", "", more, "") for more in reads[1:])
+
+
+def _items(plugin: Plugin) -> Iterator[tuple[Sequence[str], str, list[str], str]]:
+    """Names of one thing, its kind, what it reads, and what it was verified against."""
     for spec in plugin.architectures:
-        formats = ", ".join(spec.weight_formats)
-        for name in spec.names:
-            served.append((name, "architecture", formats, spec.verified_against))
+        formats = [", ".join(spec.weight_formats)]
+        yield spec.names, "architecture", formats, spec.verified_against
     for method in plugin.speculators:
-        first, *others = method.draft_architectures or ("no draft",)
-        reads = "any architecture" if first == "*" else first
-        served.append((method.method, f"{method.driver} method", reads, method.verified_against))
-        served.extend(("", "", name, "") for name in others)
-    return served
+        drafts = method.draft_architectures or ("no draft",)
+        reads = ["any architecture" if name == "*" else name for name in drafts]
+        yield [method.method], f"{method.driver} method", reads, method.verified_against
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -92,21 +96,22 @@ def _list(plugin: Plugin, columns: int) -> Iterator[str]:
     """The same for a terminal that is too narrow for the table."""
     yield f"{plugin.name}, of {plugin.distribution} {plugin.version}".strip()
     items = [
-        f"{', '.join(spec.names)}: architecture, reads {', '.join(spec.weight_formats)}, verified "
-        f"against {spec.verified_against}"
-        for spec in plugin.architectures
+        f"{', '.join(names)}: {kind}, reads {', '.join(reads)}, verified against {verified}"
+        for names, kind, reads, verified in _items(plugin)
     ]
-    for method in plugin.speculators:
-        drafts = ", ".join(method.draft_architectures) or "no draft"
-        reads = "any architecture" if drafts == "*" else drafts
-        items.append(
-            f"{method.method}: {method.driver} method, reads {reads}, verified against "
-            f"{method.verified_against}"
-        )
     for item in items or ["nothing"]:
         yield from textwrap.wrap(
             item, max(20, columns), initial_indent="  ", subsequent_indent="    "
         )
+
+
+_PLUGIN = ("name", "distribution", "version")
+_ARCHITECTURE = (
+    *("names", "weight_formats", "gguf_architectures", "capabilities", "modalities"),
+    "verified_against",
+)
+_METHOD = ("method", "driver", "draft_architectures", "needs", "targets", "verified_against")
+"""Attributes that --json prints, by these names."""
 
 
 def _as_json(registry: Registry) -> dict[str, Any]:
@@ -119,39 +124,24 @@ def _as_json(registry: Registry) -> dict[str, Any]:
 
 def _plugin_as_json(plugin: Plugin) -> dict[str, Any]:
     return {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "architectures": [
-            {
-                "names": spec.names,
-                "weight_formats": spec.weight_formats,
-                "gguf_architectures": spec.gguf_architectures,
-                "capabilities": sorted(spec.capabilities),
-                "modalities": sorted(spec.modalities),
-                "verified_against": spec.verified_against,
-            }
-            for spec in plugin.architectures
-        ],
-        "methods": [
-            {
-                "method": spec.method,
-                "driver": spec.driver,
-                "draft_architectures": spec.draft_architectures,
-                "needs": sorted(spec.needs),
-                "targets": spec.targets,
-                "verified_against": spec.verified_against,
-            }
-            for spec in plugin.speculators
-        ],
+        **_facts(plugin, _PLUGIN),
+        "architectures": [_facts(spec, _ARCHITECTURE) for spec in plugin.architectures],
+        "methods": [_facts(spec, _METHOD) for spec in plugin.speculators],
     }
 
 
 def _failure_as_json(failure: PluginFailure) -> dict[str, Any]:
     return {
-        "name": failure.name,
-        "distribution": failure.distribution,
-        "version": failure.version,
+        **_facts(failure, _PLUGIN),
         "error": str(failure.error),
         "traceback": "".join(traceback.format_exception(failure.error)),
+    }
+
+
+def _facts(one: object, names: Sequence[str]) -> dict[str, Any]:
+    """Some attributes; sets as sorted lists."""
+    values = {name: getattr(one, name) for name in names}
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name, value in values.items()
     }

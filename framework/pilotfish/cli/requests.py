@@ -84,16 +84,13 @@ class Reading:
             raise RequestError(f"{where}: images is {images!r:.60}; wanted a list of paths")
         given_here = {name: fields.pop(name) for name in _FOR_CHATS if name in fields and is_chat}
         sampling = self._sampling(where, fields)
+        request = FileRequest(images=images, sampling=sampling, custom_id=custom_id)
         if not is_chat:
-            return FileRequest(
-                **{name: prompt}, images=images, sampling=sampling, custom_id=custom_id
-            )
-        return FileRequest(
+            return attrs.evolve(request, **{name: prompt})
+        return attrs.evolve(
+            request,
             chat=with_system(self.system, prompt, len(images)),
             chat_options={**self.options, **chat_options(where, given_here)},
-            images=images,
-            sampling=sampling,
-            custom_id=custom_id,
         )
 
     def _sampling(self, where: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from pilotfish.engine import LLM
@@ -19,7 +19,10 @@ _SILENT_S = 1.0
 
 
 class StatusLine:
-    """A line on stderr, after a second; none in a pipe. say: its text; "" while there is none."""
+    """A line on stderr, after a second; none in a pipe. A context manager, which ends it.
+
+    say: its text; "" while there is none.
+    """
 
     def __init__(self, say: Callable[[], str]) -> None:
         self._say = say
@@ -27,6 +30,12 @@ class StatusLine:
         self._due = perf_counter() + _SILENT_S
         self._is_over = not sys.stderr.isatty()
         self._width = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def look(self) -> None:
         """Writes the line anew. From any thread."""
@@ -55,7 +64,7 @@ def reading_line(llm: LLM) -> StatusLine:
     def say() -> str:
         for request in llm.engine.scheduler.requests[:1]:
             whole = request.num_prompt_tokens
-            read = min(request.context.num_computed, whole)
+            read = min(request.num_computed, whole)
             return f"reading the prompt: {read} of {whole} tokens"
         return ""
 

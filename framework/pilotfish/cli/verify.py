@@ -16,12 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import (
-    DTYPES,
-    add_place_flags,
-    add_speculation_flags,
-    speculative_config,
-)
+from pilotfish.cli.options import DTYPES, add_place_flags, add_speculation_flags, speculative_config
 from pilotfish.cli.parser import add_flag
 from pilotfish.cli.verify_pace import Pace
 from pilotfish.errors import ConfigError, UserError
@@ -213,6 +208,5 @@ def _as_json(results: Sequence[Result]) -> str:
 
 def _together(results: Sequence[Result]) -> Status:
     """The worst of them; not applicable only where it says nothing about any."""
-    found = {result.status for result in results}
     order: tuple[Status, ...] = ("FAILED", "not known", "ok", "not applicable")
-    return next(status for status in order if status in found)
+    return min((result.status for result in results), key=order.index)

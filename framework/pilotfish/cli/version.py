@@ -6,9 +6,9 @@ Knows: package metadata and the native library's file. Does not know: torch, whi
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import platform
+import runpy
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -38,8 +38,8 @@ def native_kernels() -> str:
     `kernels.native.library` says the same, and imports torch.
     """
     limit = os.environ.get("PILOTFISH_INSTRUCTIONS", "")
-    building = _building()
-    path = Path(os.environ.get("PILOTFISH_NATIVE_LIBRARY") or _NATIVE / building.library_name())
+    building = runpy.run_path(str(_NATIVE / "building.py"))  # its package imports torch
+    path = Path(os.environ.get("PILOTFISH_NATIVE_LIBRARY") or _NATIVE / building["library_name"]())
     if limit == "none":
         return "none: PILOTFISH_INSTRUCTIONS=none"
     if not path.exists():
@@ -47,7 +47,7 @@ def native_kernels() -> str:
     if (
         path.parent == _NATIVE
         and (_CHECKOUT / "hatch_build.py").exists()
-        and building.is_stale(path)
+        and building["is_stale"](path)
     ):
         return "none: compiled from other sources than there are now; run `make setup`"
     try:
@@ -59,16 +59,6 @@ def native_kernels() -> str:
     first = names.index(limit) if limit in names else 0
     has = (name for i, name in enumerate(names) if i >= first and lib.pf_has_instruction_set(i))
     return next(has, f"none: this processor has none of {', '.join(names[first:])}")
-
-
-def _building() -> Any:
-    """building.py by itself: its package imports torch."""
-    spec = importlib.util.spec_from_file_location("building", _NATIVE / "building.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _plugin(entry: Any) -> str:

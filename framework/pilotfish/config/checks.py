@@ -9,11 +9,11 @@ from typing import Any, TypeGuard
 from pilotfish.errors import ConfigError, RequestError
 
 Validator = Callable[[Any, Any, Any], None]
+Refusal = type[ConfigError] | type[RequestError]
+"""Which error says that a value is not served."""
 
 
-def _validator(
-    holds: Callable[[Any], bool], wanted: str, error: type[ConfigError] | type[RequestError]
-) -> Validator:
+def _validator(holds: Callable[[Any], bool], wanted: str, error: Refusal) -> Validator:
     def check(instance: Any, attribute: Any, value: Any) -> None:
         del instance
         if not holds(value):
@@ -44,16 +44,12 @@ def is_number(value: object) -> TypeGuard[int | float]:
         return False
 
 
-def int_at_least(
-    low: int, *, error: type[ConfigError] | type[RequestError] = ConfigError
-) -> Validator:
+def int_at_least(low: int, *, error: Refusal = ConfigError) -> Validator:
     """A whole number >= low."""
     return _validator(lambda v: is_int(v) and v >= low, f"a whole number >= {low}", error)
 
 
-def optional_int_at_least(
-    low: int, *, error: type[ConfigError] | type[RequestError] = ConfigError
-) -> Validator:
+def optional_int_at_least(low: int, *, error: Refusal = ConfigError) -> Validator:
     """None, or a whole number >= low."""
     return _validator(
         lambda v: v is None or (is_int(v) and v >= low), f"None or a whole number >= {low}", error
@@ -61,10 +57,7 @@ def optional_int_at_least(
 
 
 def number(
-    wanted: str,
-    holds: Callable[[float], bool],
-    *,
-    error: type[ConfigError] | type[RequestError] = ConfigError,
+    wanted: str, holds: Callable[[float], bool], *, error: Refusal = ConfigError
 ) -> Validator:
     """A finite number for which `holds` is true; `wanted` says so in words."""
     return _validator(lambda v: is_number(v) and holds(v), wanted, error)
@@ -75,13 +68,11 @@ def norm_epsilon() -> Validator:
     return number("a number > 0 and < 1", lambda value: 0 < value < 1)
 
 
-def one_of(
-    choices: Collection[Any], *, error: type[ConfigError] | type[RequestError] = ConfigError
-) -> Validator:
+def one_of(choices: Collection[Any], *, error: Refusal = ConfigError) -> Validator:
     """One of a few values."""
     return _validator(lambda v: v in choices, "one of " + ", ".join(map(repr, choices)), error)
 
 
-def boolean(*, error: type[ConfigError] | type[RequestError] = ConfigError) -> Validator:
+def boolean(*, error: Refusal = ConfigError) -> Validator:
     """True or False."""
     return _validator(lambda v: isinstance(v, bool), "True or False", error)

@@ -87,6 +87,21 @@ def real_number(
     raise ConfigError(f"{whose} has {name} = {value!r}; wanted a number{limits}")
 
 
+def boolean(name: str, value: object, whose: str = "the checkpoint's") -> bool:
+    """An option's value that is on or off; None is off. Raises ConfigError for anything else."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ConfigError(f"{whose} {name} is {value!r}; wanted true or false")
+
+
+def section(config: Any, name: str, whose: str = "the checkpoint's") -> Mapping[str, Any]:
+    """An object inside a config, empty where there is none. Raises ConfigError for another kind."""
+    found = option(config, name) or {}
+    if isinstance(found, str | int | float | Sequence):
+        raise ConfigError(f"{whose} {name} is {found!r}; wanted an object of options")
+    return found if isinstance(found, Mapping) else vars(found)
+
+
 def context_length(max_length: int | None, reach: int | None = None) -> int:
     """The longest context of a run in tokens, for models whose layers know no positions.
 

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import attrs
 
-from pilotfish.errors import ConfigError, RequestError
+from pilotfish.config.checks import Refusal
 from pilotfish.nearest import did_you_mean
 from pilotfish.warn import warn_caller
 
@@ -159,9 +159,7 @@ LOADING: Mapping[str, Answer] = {
     "tokenizer": _refused("the checkpoint's own is used; prompts may be token ids"),
     "revision": _refused("wanted it behind the hub id: organisation/name@revision"),
     "attn_implementation": _refused("wanted backend='native', 'torch' or 'triton'"),
-    "enable_lora": _only(
-        False, None, says="adapters are not served yet; merge it into the weights"
-    ),
+    "enable_lora": _only(False, None, says=_ADAPTERS),
     "disable_log_stats": _any("nothing is logged"),
     "verbose": _any("nothing is logged"),
 }
@@ -213,12 +211,9 @@ class Elsewhere:
     says: Callable[[str, Any], str] = lambda name, value: ""
 
 
-NOWHERE = Elsewhere()
-
-
 def answers_peers(
     names: Mapping[str, Answer],
-    error: type[ConfigError] | type[RequestError],
+    error: Refusal,
     elsewhere: Elsewhere = Elsewhere(),
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A function that takes options by peers' names too, and refuses unknown ones by `error`.
@@ -267,7 +262,7 @@ def answers_peers(
 
 def answering_peers(
     names: Mapping[str, Answer],
-    error: type[ConfigError] | type[RequestError],
+    error: Refusal,
     elsewhere: Elsewhere = Elsewhere(),
 ) -> Callable[[C], C]:
     """The same of a class, for what it is made with."""

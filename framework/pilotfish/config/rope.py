@@ -29,7 +29,7 @@ from typing import Any
 
 import attrs
 
-from pilotfish.config.hf_options import CHECKPOINT, real_number, whole_number
+from pilotfish.config.hf_options import CHECKPOINT, option, real_number, whole_number
 from pilotfish.errors import ConfigError
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
@@ -170,17 +170,14 @@ class RopeParameters:
                 f"{owner} rope options have {', '.join(unknown)}, which is not "
                 f"understood; known are {', '.join(sorted(_KNOWN))}"
             )
-        partial = options.get("partial_rotary_factor")
-        if partial is None:
-            partial = getattr(config, "partial_rotary_factor", None)
+        name = "partial_rotary_factor"
+        partial = options.get(name, option(config, name))
         share = 1.0
         if partial is not None:
-            share = real_number("partial_rotary_factor", partial, above=0, most=1, whose=whose)
+            share = real_number(name, partial, above=0, most=1, whose=whose)
         if plain_turns_whole and rope_type == "default":
             share = 1.0
-        theta = options.get("rope_theta")
-        if theta is None:
-            theta = getattr(config, "rope_theta", None)
+        theta = options.get("rope_theta", option(config, "rope_theta"))
         max_positions = whole_number(
             "max_position_embeddings", config.max_position_embeddings, whose=whose
         )
@@ -264,9 +261,7 @@ def _original_length(
 ) -> int:
     """Tokens before scaling; the option beside the rope options wins where both are given."""
     name = "original_max_position_embeddings"
-    found = getattr(config, name, None)
-    if found is None:
-        found = options.get(name)
+    found = option(config, name, options.get(name))
     if rope_type not in ("yarn", "llama3", "longrope") or found is None:
         return limit
     return whole_number(name, found, whose=whose)

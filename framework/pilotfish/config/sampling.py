@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
 import attrs
 
-from pilotfish.config.checks import (
-    boolean,
-    int_at_least,
-    is_int,
-    is_number,
-    number,
-    plain,
-)
+from pilotfish.config.checks import boolean, int_at_least, is_int, is_number, number, plain
 from pilotfish.config.peers import SAMPLING, Elsewhere, answering_peers
 from pilotfish.errors import RequestError
 
@@ -38,6 +32,13 @@ def _as_top_k(value: Any) -> Any:
     """0 keeps all tokens too, as elsewhere."""
     value = plain(value)
     return -1 if is_int(value) and value == 0 else value
+
+
+_check_temperature = number("a number >= 0", lambda v: v >= 0, error=RequestError)
+_check_top_p = number("a number in (0, 1]", lambda v: 0 < v <= 1, error=RequestError)
+_check_min_p = number("a number in [0, 1]", lambda v: 0 <= v <= 1, error=RequestError)
+_check_penalty = number("a number in [-2, 2]", lambda v: -2 <= v <= 2, error=RequestError)
+_check_repetition = number("a number > 0", lambda v: v > 0, error=RequestError)
 
 
 def _check_top_k(instance: Any, attribute: Any, value: Any) -> None:
@@ -152,38 +153,16 @@ class SamplingParams:
     min_tokens: int = attrs.field(
         converter=plain, default=0, validator=int_at_least(0, error=RequestError)
     )
-    temperature: float = attrs.field(
-        converter=plain,
-        default=1.0,
-        validator=number("a number >= 0", lambda v: v >= 0, error=RequestError),
-    )
+    temperature: float = attrs.field(converter=plain, default=1.0, validator=_check_temperature)
     top_k: int = attrs.field(converter=_as_top_k, default=-1, validator=_check_top_k)
-    top_p: float = attrs.field(
-        converter=plain,
-        default=1.0,
-        validator=number("a number in (0, 1]", lambda v: 0 < v <= 1, error=RequestError),
-    )
-    min_p: float = attrs.field(
-        converter=plain,
-        default=0.0,
-        validator=number("a number in [0, 1]", lambda v: 0 <= v <= 1, error=RequestError),
-    )
+    top_p: float = attrs.field(converter=plain, default=1.0, validator=_check_top_p)
+    min_p: float = attrs.field(converter=plain, default=0.0, validator=_check_min_p)
     seed: int | None = attrs.field(converter=plain, default=None, validator=_check_seed)
     n: int = attrs.field(converter=plain, default=1, validator=_check_n)
-    presence_penalty: float = attrs.field(
-        converter=plain,
-        default=0.0,
-        validator=number("a number in [-2, 2]", lambda v: -2 <= v <= 2, error=RequestError),
-    )
-    frequency_penalty: float = attrs.field(
-        converter=plain,
-        default=0.0,
-        validator=number("a number in [-2, 2]", lambda v: -2 <= v <= 2, error=RequestError),
-    )
+    presence_penalty: float = attrs.field(converter=plain, default=0.0, validator=_check_penalty)
+    frequency_penalty: float = attrs.field(converter=plain, default=0.0, validator=_check_penalty)
     repetition_penalty: float = attrs.field(
-        converter=plain,
-        default=1.0,
-        validator=number("a number > 0", lambda v: v > 0, error=RequestError),
+        converter=plain, default=1.0, validator=_check_repetition
     )
     logit_bias: Mapping[int, float] = attrs.field(
         default=None, converter=_as_bias, validator=_check_logit_bias, hash=False
@@ -212,10 +191,16 @@ class SamplingParams:
         """The same with other values of some fields."""
         return attrs.evolve(self, **changes)
 
-    @property
+    @cached_property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, without noise."""
         return self.temperature < GREEDY_BELOW
+
+    @cached_property
+    def has_penalties(self) -> bool:
+        """Whether tokens of prompt and answer change the logits."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return penalties != (0, 0, 1)
 
 
 def _takes(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from pilotfish.config.checks import int_at_least, is_int, one_of
+from pilotfish.config.checks import int_at_least, is_int, number, one_of
 from pilotfish.config.peers import SPECULATION, answering_peers
 from pilotfish.config.sampling import OF_SAMPLING
 from pilotfish.errors import ConfigError
@@ -47,22 +47,15 @@ def _check_width(instance: object, attribute: object, value: object) -> None:
 
 def _check_thinking_tokens(instance: Any, attribute: Any, value: Any) -> None:
     del instance, attribute
-    if value is None:
-        return
-    if (
+    if value is not None and not (
         isinstance(value, tuple)
         and len(set(value)) == 2 == len(value)
         and all(is_int(t) and t >= 0 for t in value)
     ):
-        return
-    raise ConfigError(f"thinking_tokens is {value!r}; wanted two different ids: (start, end)")
+        raise ConfigError(f"thinking_tokens is {value!r}; wanted two different ids: (start, end)")
 
 
-def _check_share(instance: Any, attribute: Any, value: Any) -> None:
-    del instance
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
-        return
-    raise ConfigError(f"{attribute.name} is {value!r}; wanted a number from 0 to 1")
+_check_share = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 @answering_peers(SPECULATION, ConfigError, OF_SAMPLING)

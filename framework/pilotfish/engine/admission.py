@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from pilotfish.batch import PlacedImage, RequestContext
+from pilotfish.batch import PlacedImage
 from pilotfish.config import SamplingParams
 from pilotfish.config.checks import plain
 from pilotfish.config.sampling import seed_of_sample
@@ -22,7 +22,6 @@ from pilotfish.engine.request import Request
 from pilotfish.engine.stopping import StopRules
 from pilotfish.errors import CapacityError, RequestError
 from pilotfish.multimodal.admission import ImageAdmission
-from pilotfish.sampling import TokenHistory
 from pilotfish.speculation import SpeculationCounters
 from pilotfish.tokenization.detokenizer import Detokenizer
 from pilotfish.tokenization.tokenizer import Tokenizer, need_tokenizer
@@ -93,9 +92,8 @@ class Admission:
         )
         # The last token of an answer is never computed, so it takes no row.
         self._check_capacity(len(tokens), rules.max_total_tokens - 1)
-        request = self._request(tokens, params, rules, images)
-        request.index, request.streams = index, streams
-        request.history = TokenHistory(tokens)
+        request = self._request(tokens, params, rules, images, streams=streams)
+        request.index = index
         if self.tokenizer is not None:
             is_text = isinstance(MultimodalPrompt.of(prompt).prompt, str)
             continued = tuple(tokens) if is_text else ()  # the list grows with the answer
@@ -115,9 +113,7 @@ class Admission:
             )
         self._check_capacity(len(tokens), len(tokens))
         rules = StopRules(end_ids=frozenset(), min_tokens=0, max_total_tokens=len(tokens))
-        request = self._request(tokens, SamplingParams(seed=0), rules, images)
-        request.keeps_logits = True
-        return request
+        return self._request(tokens, SamplingParams(seed=0), rules, images, keeps_logits=True)
 
     def check_scores(self, num_rows: int, available: int) -> None:
         """Raises CapacityError when logits of so many rows do not fit `available` bytes."""
@@ -134,23 +130,22 @@ class Admission:
         params: SamplingParams,
         rules: StopRules,
         images: tuple[PlacedImage, ...],
+        **options: Any,
     ) -> Request:
         self._num_admitted += 1
-        context = RequestContext(
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        return Request(
             request_id=f"request-{self._num_admitted}",
             tokens=tokens,
             num_prompt_tokens=len(tokens),
             images=images,
-        )
-        seed = params.seed if params.seed is not None else secrets.randbits(63)
-        return Request(
-            context=context,
             index=0,
             params=params,
             seed=seed,
             rules=rules,
             lengths=self.lengths,
             load_s=self.load_s,
+            **options,
         )
 
     def _placed(self, prompt: Prompt) -> tuple[list[int], tuple[PlacedImage, ...]]:

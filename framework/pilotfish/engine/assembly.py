@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from pilotfish.engine.engine import Engine
 from pilotfish.engine.runner import Runner
 from pilotfish.engine.scheduler import Scheduler
-from pilotfish.engine.speculative import SpeculativeRunner
+from pilotfish.engine.speculative import Speculation
 from pilotfish.platform.heap import keep_freed_memory
 from pilotfish.sampling import Sampler
 from pilotfish.speculation import SpeculationCounters
-from pilotfish.speculation.acceptance import acceptance_rule
+from pilotfish.speculation.acceptance_rules import acceptance_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,17 +55,15 @@ def counters_for(prepared: Prepared) -> Callable[[], SpeculationCounters] | None
 
 
 def _runner(prepared: Prepared, state: StateManager, proposer: Proposer | None) -> Runner:
-    sampler = Sampler()
-    if prepared.draft is None or proposer is None:
+    draft, sampler = prepared.draft, Sampler()
+    if draft is None or proposer is None:
         return Runner(prepared.model, state, sampler)
-    return SpeculativeRunner(
-        prepared.model,
-        state,
-        sampler,
+    speculation = Speculation(
+        acceptance=acceptance_rule(draft.speculative, sampler, prepared.backend),
         proposer=proposer,
-        acceptance=acceptance_rule(prepared.draft.speculative, sampler, prepared.backend),
-        policy=prepared.draft.policy,
+        policy=draft.policy,
+        num_scratch=draft.num_scratch_rows,
         vocab_size=prepared.vocab_size,
-        num_scratch=prepared.draft.num_scratch_rows,
         max_batch_tokens=prepared.pipeline_config.runtime.max_batch_tokens,
     )
+    return Runner(prepared.model, state, sampler, speculation)

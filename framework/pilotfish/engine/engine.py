@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from threading import get_ident
+from time import perf_counter
 
 import torch
 
 from pilotfish.engine.outputs import FinishReason
 from pilotfish.engine.request import Request
-from pilotfish.engine.runner import Runner, StepResult
+from pilotfish.engine.runner import Runner
 from pilotfish.engine.scheduler import Scheduler
+from pilotfish.engine.step_result import StepResult
 from pilotfish.errors import StateError
-from pilotfish.kernels.device import current_device
-from pilotfish.warn import warn_caller
 
 
 class Engine:
     """Runs requests together until each has had its one terminal event.
 
-    release_failure: what a drafter's or model's `release` raised in the last call.
     has_leavers: set beside `Caller.is_gone`, at any time and from any thread; the next call, or the
         one that runs, lets go of the requests of such a caller.
 
@@ -37,7 +36,6 @@ class Engine:
         self.scheduler = scheduler
         self.runner = runner
         self._ended: list[Request] = []
-        self.release_failure: Exception | None = None
         self.has_leavers = False
         self.is_busy = False
         self._is_whole = True
@@ -56,16 +54,23 @@ class Engine:
 
         A request whose own part fails ends with "error" and does not disturb the others. An
         exception that concerns the whole pass is raised; nothing that was not committed counts.
+        `take_release_failure` gives what letting go of a request raised.
         """
         self._whole(self._step)
-        self._raise_release_failure()
         ended, self._ended = self._ended, []
         return ended
+
+    def take_release_failure(self) -> Exception | None:
+        """What a drafter's or model's `release` raised first since the last call; mostly None.
+
+        The pass is done and the pages are back: nothing else stops for it.
+        """
+        failure, self.scheduler.release_failure = self.scheduler.release_failure, None
+        return failure
 
     def abort(self, requests: Iterable[Request]) -> None:
         """Ends requests that have not ended; gives back what they hold, whatever fails."""
         self._whole(partial(self._abort, requests))
-        self._raise_release_failure()
 
     def tidy(self) -> None:
         """Lets go of the requests of callers that are gone, and of those that ended as a `step` was
@@ -74,7 +79,6 @@ class Engine:
         if not self.is_busy:
             self._whole(lambda: None)
             self._ended.clear()
-            self._raise_release_failure()
 
     def forget_cached_prefixes(self) -> None:
         """Empties the prefix cache."""
@@ -105,9 +109,11 @@ class Engine:
                 self._restart()
             self._is_whole = False
             with torch.inference_mode():  # in which a caller may have loaded the model
-                self._let_leavers_go()
+                if self.has_leavers:
+                    self._let_leavers_go()
                 work()
-                self._let_leavers_go()
+                if self.has_leavers:
+                    self._let_leavers_go()
             self._is_whole = True
         except BaseException:
             self._restart()
@@ -130,18 +136,15 @@ class Engine:
         self._is_whole = True
 
     def _let_leavers_go(self) -> None:
-        if self.has_leavers:
-            self.has_leavers = False
-            self._abort([r for r in self.scheduler.requests if r.caller.is_gone])
+        self.has_leavers = False
+        self._abort([r for r in self.scheduler.requests if r.caller.is_gone])
 
     def _step(self) -> None:
         batch = self.scheduler.schedule()
         for request in batch:
-            request.start()
-        results = []
-        if batch:
-            with current_device(self.runner.model.device):
-                results = self.runner.compute(batch)
+            if request.started is None:
+                request.started = perf_counter()
+        results = self.runner.compute(batch) if batch else []
         for request, result in zip(batch, results, strict=True):
             self._apply(request, result)
 
@@ -156,12 +159,6 @@ class Engine:
                 failure = failure or error
         if failure is not None:
             raise failure
-
-    def _raise_release_failure(self) -> None:
-        """What letting go of a request raised, once everything else of the call is done."""
-        self.release_failure = self.scheduler.take_release_failure()
-        if self.release_failure is not None:
-            raise self.release_failure
 
     def _apply(self, request: Request, result: StepResult) -> None:
         """Commits one request's rows, hands it its tokens, and ends it if it is done."""
@@ -190,21 +187,3 @@ class Engine:
             request.finish(reason, error)
         self._ended.append(request)
         self.scheduler.remove(request)
-
-
-def step_and_warn(engine: Engine) -> list[Request]:
-    """As `Engine.step`; but a drafter or model that fails to let a request go costs no answer.
-
-    What it raised becomes a RuntimeWarning: the pass is done and the pages are back.
-    """
-    try:
-        return engine.step()
-    except Exception as error:
-        if error is not engine.release_failure:
-            raise
-        warn_caller(
-            f"release of a request raised {type(error).__name__}: {error}; its answer is whole, "
-            "but the drafter or the model may still hold something of it",
-            RuntimeWarning,
-        )
-        return []

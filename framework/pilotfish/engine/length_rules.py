@@ -11,6 +11,8 @@ from typing import Any
 
 import attrs
 
+from pilotfish.protocols.optional import of_config
+
 
 @attrs.frozen(kw_only=True)
 class LengthRules:
@@ -28,21 +30,20 @@ class LengthRules:
     @classmethod
     def of(cls, config: Any, draft_config: Any = None) -> LengthRules:
         """Those of an ArchConfig, which need not have any; a draft's salt is added to its own."""
-        salts = [getattr(one, "prefix_salt", None) for one in (config, draft_config)]
-        known = [salt for salt in salts if salt is not None]
+        salts = [of_config(one).prefix_salt for one in (config, draft_config)]
         return cls(
-            prefix_salt=partial(_joined, known) if len(known) > 1 else next(iter(known), None),
-            recompute_length=getattr(config, "recompute_length", None),
+            prefix_salt=partial(_joined, salts),
+            recompute_length=of_config(config).recompute_length,
         )
 
     def salt(self, num_started: int) -> bytes:
         """The salt of a request that was started with so many tokens."""
         return b"" if self.prefix_salt is None else self.prefix_salt(num_started)
 
-    def must_restart(self, num_started: int, num_tokens: int) -> bool:
-        """Whether a request started with `num_started` tokens is to be computed anew."""
+    def restart_above(self, num_started: int) -> int | None:
+        """How many tokens a request started with `num_started` may have; None: any number."""
         limit = self.recompute_length
-        return limit is not None and num_started <= limit < num_tokens
+        return limit if limit is not None and num_started <= limit else None
 
 
 def _joined(salts: Sequence[Callable[[int], bytes]], num_started: int) -> bytes:

@@ -45,10 +45,11 @@ from pilotfish.errors import ConfigError, RequestError
 from pilotfish.loading.arithmetic import warn_of
 from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.multimodal.admission import ImageAdmission
+from pilotfish.platform.memory import available_bytes
 from pilotfish.plugins import load_registry
 from pilotfish.registry import Registry
 from pilotfish.speculation import Proposer
-from pilotfish.state import MemoryPlan, StateManager, available_bytes
+from pilotfish.state import MemoryPlan, StateManager
 from pilotfish.tokenization.tokenizer import Tokenizer, load_tokenizer, need_tokenizer
 from pilotfish.warn import warn_caller
 

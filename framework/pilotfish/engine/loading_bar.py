@@ -59,10 +59,6 @@ class _Counted:
         self._bar = bar
 
     @property
-    def is_mapped(self) -> bool:
-        return self._source.is_mapped
-
-    @property
     def infos(self) -> Mapping[str, TensorInfo]:
         return self._source.infos
 

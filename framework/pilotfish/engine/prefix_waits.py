@@ -70,7 +70,7 @@ class PrefixWaits:
         """
         if not self._state.keeps_snapshots:
             return num_rows
-        mine, done = self._names(leader), leader.context.num_computed
+        mine, done = self._names(leader), leader.num_computed
         for request in waiting:
             pairs = zip(mine, self._names(request), strict=False)
             shared = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
@@ -88,7 +88,7 @@ class PrefixWaits:
         return (
             place < len(names)
             and names[place] == name
-            and request.context.num_computed < self._state.rows_to_publish(place + 1)
+            and request.num_computed < self._state.rows_to_publish(place + 1)
         )
 
     def _names(self, request: Request) -> tuple[bytes, ...]:

@@ -67,7 +67,7 @@ class Progress:
         is_reading = len(reads) == len(self._requests) and bool(reads)
         if is_reading:
             total = sum(request.num_prompt_tokens for request in reads)
-            read = sum(request.context.num_computed for request in reads)
+            read = sum(request.num_computed for request in reads)
             self._bar.set_description_str(f"reading prompts, {read}/{total} tokens")
         elif self._bar.desc:
             self._bar.set_description_str("", refresh=False)
@@ -79,7 +79,7 @@ class Progress:
         running = [request for request in self._running if not request.is_finished]
         for request in self._running:
             if request.is_finished:  # early, which leaves less to do, not more done
-                self._bar.total -= request.rules.max_total_tokens - len(request.context.tokens)
+                self._bar.total -= request.rules.max_total_tokens - len(request.tokens)
                 self._num_ended_tokens += request.num_output_tokens
         if len(running) < len(self._running):
             num_ended = len(self._requests) - len(running)

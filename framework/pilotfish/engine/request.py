@@ -13,17 +13,19 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import torch
 
-from pilotfish.batch import RequestContext
+from pilotfish.batch import NO_DRAFT, RequestContext
 from pilotfish.config import SamplingParams
 from pilotfish.engine.length_rules import LengthRules
 from pilotfish.engine.outputs import Delta, FinishReason, RequestOutput, Timing
 from pilotfish.engine.stopping import StopRules
+from pilotfish.sampling.penalties import TokenHistory
+from pilotfish.sampling.row import SamplingRow
+from pilotfish.speculation.acceptance import VerifyRequest
 
 if TYPE_CHECKING:
-    import torch
-
-    from pilotfish.sampling import SamplingRow, TokenHistory, TokenLogprobs
+    from pilotfish.sampling import TokenLogprobs
     from pilotfish.speculation import SpeculationCounters
     from pilotfish.tokenization.detokenizer import Detokenizer
 
@@ -40,34 +42,37 @@ class Caller:
 
 
 @attrs.define(kw_only=True, eq=False)
-class Request:
+class Request(RequestContext):
     """One live request; what the engine changes about it, it changes through these methods.
 
-    context: id, tokens (prompt and answer so far) and how many of them are computed.
     index: of the prompt in the caller's list. sample: of the answer among those to its prompt.
     seed: of its noise.
-    rules: when the answer ends. history: tokens counted for the sampler; None when nothing is
-        sampled. detokenizer: None without a tokenizer. new_detokenizer: makes it once more.
-    lengths: see LengthRules.
+    rules: when the answer ends. history: tokens counted for penalties; None without those.
+    detokenizer: None without a tokenizer. new_detokenizer: makes it once more.
+    lengths: see LengthRules. restart_above: tokens from which its model wants all rows computed
+        anew before it goes on; None: never, or done.
     num_scratch: rows past the scheduled ones that are reserved for drafting in this pass.
     counters: of speculation; None without.
     caller: who waits for it; when it is gone, the engine lets the request go.
     streams: whether the caller reads deltas; if not, only the terminal one is kept.
-    keeps_logits: whether the logits of every row are wanted, and no answer.
+    started: when its first pass began, by `perf_counter`.
+    keeps_logits: whether the logits of every row are wanted, and no answer. wants_prompt_rows:
+        whether any logits of the prompt's rows are.
     """
 
-    context: RequestContext
     index: int
     params: SamplingParams
     seed: int
     rules: StopRules
-    history: TokenHistory | None = None
+    history: TokenHistory | None = attrs.field(init=False, default=None)
     detokenizer: Detokenizer | None = None
     new_detokenizer: Callable[[], Detokenizer] | None = None
     lengths: LengthRules = attrs.field(factory=LengthRules)
+    restart_above: int | None = attrs.field(init=False, default=None)
     load_s: float = 0.0
     streams: bool = False
     keeps_logits: bool = False
+    wants_prompt_rows: bool = attrs.field(init=False)
     sample: int = 0
     logprobs: list[TokenLogprobs] = attrs.field(factory=list)
     prompt_logprobs: list[TokenLogprobs] = attrs.field(factory=list)
@@ -80,7 +85,7 @@ class Request:
     outbox: deque[Delta] = attrs.field(factory=deque)
     finish_reason: FinishReason | None = None
     error: str | None = None
-    _started: float | None = None
+    started: float | None = None
     _first_token: float | None = None
     _last_token: float | None = None
     _num_taken: int = 0
@@ -88,12 +93,13 @@ class Request:
     _end_taken: FinishReason | None = None
     """Why the answer ends with them."""
 
-    # What the scheduler asks, all ints
+    def __attrs_post_init__(self) -> None:
+        self.restart_above = self.lengths.restart_above(self.num_started_tokens)
+        self.wants_prompt_rows = self.keeps_logits or self.params.prompt_logprobs is not None
+        if self.params.has_penalties:
+            self.history = TokenHistory(self.tokens)
 
-    @property
-    def request_id(self) -> str:
-        """Unique among live requests."""
-        return self.context.request_id
+    # What the scheduler asks, all ints
 
     @property
     def is_finished(self) -> bool:
@@ -103,15 +109,11 @@ class Request:
     @property
     def num_pending(self) -> int:
         """Tokens whose rows are not computed: 1 when decoding, more when prefilling."""
-        return len(self.context.tokens) - self.context.num_computed
-
-    def cut_draft(self, num_tokens: int) -> None:
-        """Keeps only the first so many drafted tokens for verification."""
-        self.context.draft_tokens = self.context.draft_tokens[:num_tokens]
+        return len(self.tokens) - self.num_computed
 
     @property
     def salt(self) -> bytes:
-        """Of its shared pages."""
+        """The salt of the pages that it shares with others."""
         return self.lengths.salt(self.num_started_tokens)
 
     @property
@@ -119,36 +121,33 @@ class Request:
         """Keys for a prefix hit; none while rows of the prompt are wanted that a hit leaves out."""
         if self.num_wanted_rows:
             return ()
-        context = self.context
-        return context.keys(0, len(context.tokens)) if context.images else context.tokens
+        return self.keys(0, len(self.tokens)) if self.images else self.tokens
 
     def next_keys(self, num_rows: int) -> list[int]:
         """Keys of the next rows."""
-        done = self.context.num_computed
-        known = self.context.keys(done, min(done + num_rows, len(self.context.tokens)))
-        return known + list(self.context.draft_tokens[: num_rows - len(known)])
-
-    @property
-    def num_started_tokens(self) -> int:
-        """Tokens it had when its rows were first computed, or computed anew on purpose."""
-        return max(self.context.num_prompt_tokens, self.context.num_restart_tokens)
+        stop = min(self.num_computed + num_rows, len(self.tokens))
+        keys = self.tokens[self.num_computed : stop]
+        if self.images:
+            keys = self.keys(self.num_computed, stop)
+        keys += self.draft.tokens[: num_rows - len(keys)]
+        return keys
 
     @property
     def is_restart_due(self) -> bool:
         """Whether its model wants all rows computed anew before it goes on."""
-        return self.lengths.must_restart(self.num_started_tokens, len(self.context.tokens))
+        return self.restart_above is not None and len(self.tokens) > self.restart_above
+
+    def drop_state(self) -> None:
+        """Nothing of it is computed, and nothing drafted."""
+        self.num_computed = self.num_scheduled = 0
+        self.draft = NO_DRAFT
 
     # What the runner asks
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens given."""
-        return self.context.num_prompt_tokens
-
-    @property
     def num_output_tokens(self) -> int:
         """Tokens of the answer so far."""
-        return len(self.context.tokens) - self.context.num_prompt_tokens
+        return len(self.tokens) - self.num_prompt_tokens
 
     @property
     def num_wanted_rows(self) -> int:
@@ -165,40 +164,50 @@ class Request:
     @property
     def samples_next(self) -> bool:
         """Whether the scheduled rows end with the last token, so that a token follows."""
-        return self.context.num_scheduled >= self.num_pending and not self.keeps_logits
+        is_last = self.num_computed + self.num_scheduled >= len(self.tokens)
+        return is_last and not self.keeps_logits
 
     @property
     def num_logit_rows(self) -> int:
         """Logit rows wanted of this pass: a run that ends with its last row."""
-        first = self.context.num_computed
-        stop = first + self.context.num_scheduled
-        if self.num_wanted_rows:
+        if self.wants_prompt_rows and self.num_wanted_rows:
+            first = self.num_computed
+            stop = first + self.num_scheduled
             seen = self.num_kept_rows if self.keeps_logits else len(self.prompt_logprobs)
             last_wanted = self.num_prompt_tokens - (0 if self.keeps_logits else 1)
             if max(first, seen) < min(stop, last_wanted):
                 return stop - max(first, seen)
-        return 1 + len(self.context.draft_tokens) if self.samples_next else 0
+        return 1 + len(self.draft.tokens) if self.samples_next else 0
 
     def sampling_row(self, draft_ids: Sequence[int] = ()) -> SamplingRow:
-        """The row after all tokens so far and `draft_ids`."""
-        from pilotfish.sampling import SamplingRow
+        """The row after all tokens so far and `draft_ids`.
 
-        assert self.history is not None
-        return SamplingRow.after(
-            self.history,
-            self.params,
+        End tokens are banned while the answer, draft included, is shorter than `min_tokens`.
+        """
+        position = len(self.tokens) + len(draft_ids)
+        banned = self.params.suppress_tokens
+        if position - self.num_prompt_tokens < self.rules.min_tokens:
+            banned = (*self.rules.banned_ids, *banned)
+        return SamplingRow(
+            params=self.params,
             seed=self.seed,
+            position=position,
+            history=self.history,
             draft_ids=draft_ids,
-            stop_ids=self.rules.banned_ids,
+            banned_ids=banned,
             request_id=self.request_id,
         )
+
+    def verify_request(self) -> VerifyRequest:
+        """Its drafted tokens, and the rows that judge them."""
+        drafts = self.draft.tokens
+        rows = [self.sampling_row(drafts[:place]) for place in range(len(drafts) + 1)]
+        return VerifyRequest(rows=rows, draft=self.draft, context=self.tokens)
 
     # What happens to it
 
     def keep_logits(self, logits: torch.Tensor) -> None:
         """logits: [n, V] float32, of the next n rows that it keeps; copied."""
-        import torch
-
         if self.kept_logits is None:
             with torch.inference_mode(False):  # it is the caller's
                 self.kept_logits = logits.new_empty(self.num_prompt_tokens, logits.shape[1])
@@ -206,14 +215,10 @@ class Request:
         self.kept_logits[self.num_kept_rows : end] = logits
         self.num_kept_rows = end
 
-    def start(self) -> None:
-        """The first pass begins; later calls change nothing."""
-        if self._started is None:
-            self._started = perf_counter()
-
     def restart(self) -> None:
         """Its rows were given up because the restart was due: they are computed anew."""
-        self.context.num_restart_tokens = len(self.context.tokens)
+        self.num_restart_tokens = len(self.tokens)
+        self.restart_above = None
 
     def accept(
         self,
@@ -230,30 +235,27 @@ class Request:
         Returns why the answer ends, if it does: the caller must then `finish` it.
         After an exception `settle` takes back what was taken in part.
         """
-        assert not self.is_finished, "the answer has ended"
+        assert self.finish_reason is None, "the answer has ended"
         now = perf_counter()
         if self._first_token is None:
             self._first_token = now
         self._last_token = now
-        text, taken = "", 0
-        is_first = self.num_output_tokens == 0
-        reason: FinishReason | None = None
-        while reason is None and taken < len(tokens) and not self.is_restart_due:
-            added, reason = self._accept_one(tokens[taken])
-            text += added
-            taken += 1
-        records = self._with_texts(logprobs[:taken])
+        is_first = len(self.tokens) == self.num_prompt_tokens
+        text, taken, reason = self._take(tokens)
+        wants_records = self.params.logprobs is not None
+        records = self._with_texts(logprobs[:taken]) if wants_records else []
+        num_accepted = min(num_accepted, taken)
         counters = self.counters
         if counters is not None and not is_first:
-            counters = counters.after(len(drafted), min(num_accepted, taken))
-        count = self.num_output_tokens
+            counters = counters.after(len(drafted), num_accepted)
+        count = len(self.tokens) - self.num_prompt_tokens
         delta = Delta(
             index=self.index,
             token_ids=tuple(tokens[:taken]),
             text=text,
-            logprobs=records if self.params.logprobs is not None else None,
+            logprobs=records if wants_records else None,
             drafted=tuple(drafted),
-            num_accepted=min(num_accepted, taken),
+            num_accepted=num_accepted,
         )
         # All of it counts from here: Python sees to signals after calls, so none parts these lines.
         self._num_taken, self._end_taken, self.counters = count, reason, counters
@@ -267,11 +269,9 @@ class Request:
 
         For a request whose rows are all computed anew. May itself be begun again.
         """
-        from pilotfish.sampling import TokenHistory
-
         if self.is_finished:
             return
-        tokens, num_prompt = self.context.tokens, self.num_prompt_tokens
+        tokens, num_prompt = self.tokens, self.num_prompt_tokens
         del tokens[num_prompt + self._num_taken :]
         answer = tokens[num_prompt:]
         if self.history is not None:
@@ -279,8 +279,9 @@ class Request:
         if self.new_detokenizer is not None:
             self.detokenizer = self.new_detokenizer()
             for count, token in enumerate(answer, 1):
-                if not self.rules.ends_with(token, count):
-                    self.detokenizer.add(token, may_stop=self.rules.may_stop(count))
+                may_stop = count >= self.rules.min_tokens
+                if not (may_stop and token in self.rules.end_ids):
+                    self.detokenizer.add(token, may_stop=may_stop)
         if self._end_taken is not None:
             self.finish(self._end_taken)
 
@@ -297,26 +298,34 @@ class Request:
         self.finish_reason = reason  # no signal parts these lines: see `accept`
         self.outbox.append(delta)
 
-    def _accept_one(self, token: int) -> tuple[str, FinishReason | None]:
-        self.context.tokens.append(token)
-        assert self.history is not None
-        self.history.append(token)
-        count = self.num_output_tokens
-        if self.rules.ends_with(token, count):
-            return "", "stop"
+    def _take(self, new: Sequence[int]) -> tuple[str, int, FinishReason | None]:
+        """Takes tokens one by one: their text, how many were taken, and why the answer ends."""
+        tokens, rules, detokenizer = self.tokens, self.rules, self.detokenizer
+        most = len(new)
+        if self.restart_above is not None:
+            most = max(0, min(most, self.restart_above + 1 - len(tokens)))
         text = ""
-        if self.detokenizer is not None:
-            text = self.detokenizer.add(token, may_stop=self.rules.may_stop(count))
-            if self.detokenizer.stopped_by is not None:
-                return text, "stop"
-        return text, self.rules.reached_limit(len(self.context.tokens))
+        for taken, token in enumerate(new[:most], 1):
+            tokens.append(token)
+            if self.history is not None:
+                self.history.append(token)
+            may_stop = len(tokens) - self.num_prompt_tokens >= rules.min_tokens
+            if may_stop and token in rules.end_ids:
+                return text, taken, "stop"
+            if detokenizer is not None:
+                text += detokenizer.add(token, may_stop=may_stop)
+                if detokenizer.stopped_by is not None:
+                    return text, taken, "stop"
+            if len(tokens) >= rules.max_total_tokens:
+                return text, taken, "length"
+        return text, most, None
 
     def _flush(
         self, reason: FinishReason, error: str | None
     ) -> tuple[str, FinishReason, str | None]:
         if self.detokenizer is None:
             return "", reason, error
-        may_stop = self.rules.may_stop(self.num_output_tokens)
+        may_stop = self.num_output_tokens >= self.rules.min_tokens
         try:
             text = self.detokenizer.finish(may_stop=may_stop)
         except Exception as failure:  # whatever fails here, the caller must hear of the end
@@ -326,7 +335,7 @@ class Request:
         return text, reason, error
 
     def _output(self, reason: FinishReason, error: str | None) -> RequestOutput:
-        tokens, num_prompt = self.context.tokens, self.num_prompt_tokens
+        tokens, num_prompt = self.tokens, self.num_prompt_tokens
         prompt_records = [None, *self._with_texts(self.prompt_logprobs)]
         return RequestOutput(
             index=self.index,
@@ -357,11 +366,11 @@ class Request:
 
     def _timing(self) -> Timing:
         first, last = self._first_token, self._last_token
-        if self._started is None or first is None or last is None:
+        if self.started is None or first is None or last is None:
             return Timing(load_s=self.load_s)
         return Timing(
             load_s=self.load_s,
-            prefill_s=first - self._started,
+            prefill_s=first - self.started,
             decode_s=last - first,
             num_decoded=self.num_output_tokens - 1,
         )

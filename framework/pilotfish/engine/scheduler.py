@@ -11,6 +11,9 @@ from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
+import attrs
+
+from pilotfish.batch import NO_DRAFT
 from pilotfish.engine.prefix_waits import NamedPages, PrefixWaits
 from pilotfish.engine.request import Request
 from pilotfish.errors import OutOfPagesError, StateError
@@ -29,12 +32,8 @@ class PageState(NamedPages, Protocol):
         """The claimed requests."""
         ...
 
-    def pages_for(self, num_tokens: int) -> int:
-        """Pages that so many rows of one request take."""
-        ...
-
-    def pages_of(self, request_id: str) -> Sequence[int]:
-        """The request's pages."""
+    def missing_pages(self, request_id: str, num_rows: int) -> int:
+        """Pages that so many rows past its committed ones take, beside those that it has."""
         ...
 
     def claim(self, request_id: str, keys: Sequence[int], salt: bytes) -> int:
@@ -54,6 +53,28 @@ class PageState(NamedPages, Protocol):
         ...
 
 
+@attrs.define(eq=False)
+class _PassPlan:
+    """rows: of each request; drafted tokens are added as they are reserved. pages: that the rows
+    take, 0 once they are reserved. num_rows, num_pages: the sums.
+    """
+
+    rows: dict[Request, int] = attrs.field(factory=dict)
+    pages: dict[Request, int] = attrs.field(factory=dict)
+    num_rows: int = 0
+    num_pages: int = 0
+
+    def add(self, request: Request, num_rows: int, num_pages: int) -> None:
+        self.rows[request], self.pages[request] = num_rows, num_pages
+        self.num_rows += num_rows
+        self.num_pages += num_pages
+
+    def drop(self, request: Request) -> None:
+        """Without the request, if it is planned."""
+        self.num_rows -= self.rows.pop(request, 0)
+        self.num_pages -= self.pages.pop(request, 0)
+
+
 class Scheduler:
     """Continuous batching with chunked prefill, first come first served.
 
@@ -71,7 +92,8 @@ class Scheduler:
     scratch, the request runs without.
 
     state: where pages come from. on_release: told the id of a request that gave up its state.
-    What it raises is kept for `take_release_failure`: the pages are back, so nothing else stops.
+    The first exception is kept in `release_failure` until it is taken: the pages are back, so
+    nothing else stops.
     num_scratch: rows that drafting writes past the last one of a pass.
     """
 
@@ -95,7 +117,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._refused: tuple[Request, int, int] | None = None
         self.num_preemptions = 0
-        self._release_failure: Exception | None = None
+        self.release_failure: Exception | None = None
 
     @property
     def running(self) -> tuple[Request, ...]:
@@ -140,8 +162,7 @@ class Scheduler:
         self._state.reset()
         self._running, self._waiting, self._refused = [], deque(), None
         for request in self.requests:
-            request.context.num_computed = request.context.num_scheduled = 0
-            request.cut_draft(0)
+            request.drop_state()
             self._tell_released(request.request_id)
             if request.is_finished:
                 del self._requests[request.request_id]
@@ -149,11 +170,6 @@ class Scheduler:
             if request.is_restart_due:
                 request.restart()
             self._waiting.append(request)
-
-    def take_release_failure(self) -> Exception | None:
-        """The first exception of `on_release` since the last call; None where there was none."""
-        failure, self._release_failure = self._release_failure, None
-        return failure
 
     def requeue(self, request: Request) -> None:
         """Takes a running request's pages back; it waits at the front and is computed again."""
@@ -163,126 +179,164 @@ class Scheduler:
         self._waiting.appendleft(request)
 
     def schedule(self) -> list[Request]:
-        """Chooses the rows of the next pass, all reserved; `context.num_scheduled` says how many.
+        """Chooses the rows of the next pass, all reserved; `num_scheduled` says how many.
 
         Never empty while there is work. After an exception `restart` comes before the next call.
         """
-        for request in [r for r in self._running if r.is_restart_due]:
-            self.requeue(request)
-            request.restart()
-        plan: dict[Request, int] = {}
-        decoding = [r for r in self._running if r.num_pending == 1]
-        prefilling = [r for r in self._running if r.num_pending > 1]
+        plan = _PassPlan()
+        decoding, prefilling = self._split_running()
         budget = self._max_batch_tokens - self._draft_rows(decoding, bool(prefilling))
-        preempted = self.num_preemptions
         for request in decoding + prefilling:
-            left = budget - sum(plan.values())
-            if left and request in self._running:
-                num_rows = self._rows(request, left)
-                if self._reserve(request, num_rows, plan):
-                    plan[request] = num_rows
-        if preempted == self.num_preemptions:
-            self._admit(plan, budget - sum(plan.values()))
-        if not plan and self.has_work:
+            if plan.num_rows < budget:
+                self._plan_rows(request, plan, budget)
+        if self._waiting and self._free_pages(plan) >= 0:
+            self._admit(plan, budget)
+        for request in list(plan.rows):
+            if request in plan.rows:  # not preempted for one before it
+                self._reserve(request, plan)
+        if not plan.rows and self.has_work:
             raise StateError(
                 f"nothing can run: {len(self._running)} requests hold pages and "
                 f"{len(self._waiting)} wait; wanted every admitted request to fit alone"
             )
-        for request in plan:
-            self._add_draft(request, plan)
-        for request, num_rows in plan.items():
-            request.context.num_scheduled = num_rows
-        return list(plan)
+        return list(plan.rows)
+
+    def _split_running(self) -> tuple[list[Request], list[Request]]:
+        """Those that decode and those that prefill; what is to be computed anew waits for it."""
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        for request in tuple(self._running):
+            if request.is_restart_due:
+                self.requeue(request)
+                request.restart()
+            else:
+                (decoding if request.num_pending == 1 else prefilling).append(request)
+        return decoding, prefilling
 
     def _draft_rows(self, decoding: Sequence[Request], is_prefilling: bool) -> int:
         """Rows of the pass that are kept for drafted tokens.
 
         What is left after one row for every request that decodes; half of it while prompts wait.
         """
-        wanted = sum(len(request.context.draft_tokens) for request in decoding)
+        wanted = 0
+        for request in decoding:
+            wanted += len(request.draft.tokens)
         room = max(0, self._max_batch_tokens - len(decoding))
         return min(wanted, room // 2 if is_prefilling or self._waiting else room)
 
-    def _add_draft(self, request: Request, plan: dict[Request, int]) -> None:
-        """Adds drafted tokens and room for drafting to a request's rows, where pages are free."""
-        num_rows, request.num_scratch = plan[request], 0
-        if num_rows < request.num_pending or request.keeps_logits:
-            return
-        request.cut_draft(max(0, self._max_batch_tokens - sum(plan.values())))
-        num_drafted = len(request.context.draft_tokens)
-        for scratch in dict.fromkeys((self._num_scratch, 0)):
-            if not num_drafted and not scratch:
-                return
-            keys = request.next_keys(num_rows + num_drafted)
-            with suppress(OutOfPagesError):  # then nothing has changed
-                self._state.reserve(request.request_id, keys, scratch)
-                request.num_scratch = scratch
-                plan[request] = num_rows + num_drafted
-                return
-        request.cut_draft(0)
+    def _plan_rows(self, request: Request, plan: _PassPlan, budget: int) -> None:
+        num_rows = min(request.num_pending, budget - plan.num_rows)
+        if num_rows > 1:
+            others = (one for one in self._next_waiting() if one is not request)
+            num_rows = self._prefixes.cut(request, num_rows, others)
+        plan.add(request, num_rows, self._state.missing_pages(request.request_id, num_rows))
 
-    def _reserve(self, request: Request, num_rows: int, plan: dict[Request, int]) -> bool:
-        """Reserves, preempting the newest until there is room; False if that is the request."""
-        keys = request.next_keys(num_rows)
+    def _free_pages(self, plan: _PassPlan) -> int:
+        """Pages that no row of the plan needs; below 0 where some must be taken back for it."""
+        return self._state.num_available_pages - plan.num_pages
+
+    def _reserve(self, request: Request, plan: _PassPlan) -> None:
+        """Reserves a request's rows, preempting the newest until there is room.
+
+        Drafted tokens and room for drafting are among them where no other row needs the pages.
+        """
+        request.num_scratch = 0
+        drafted = self._draft(request, plan) if request.draft.tokens or self._num_scratch else 0
+        plan.num_pages -= plan.pages[request]
+        plan.pages[request] = 0
         while True:
+            request.num_scheduled = plan.rows[request] + drafted
             try:
-                self._state.reserve(request.request_id, keys)
-            except OutOfPagesError:
+                self._state.reserve(
+                    request.request_id,
+                    request.next_keys(request.num_scheduled),
+                    request.num_scratch,
+                )
+            except OutOfPagesError:  # a cache without pages may be full too: nobody counts those
+                if self._drop_drafts(plan, request):
+                    drafted = 0
+                    continue
                 victim = self._running[-1]
-                plan.pop(victim, None)
                 self.requeue(victim)
+                plan.drop(victim)
                 if victim is request:
-                    return False
+                    self._refuse(request, plan)
+                    return
             else:
-                return True
+                plan.rows[request] += drafted
+                plan.num_rows += drafted
+                return
 
-    def _admit(self, plan: dict[Request, int], budget: int) -> None:
+    def _drop_drafts(self, plan: _PassPlan, last: Request) -> bool:
+        """Takes drafts, and the room for them, from the rows reserved so far and from `last`.
+
+        Whether there was any.
+        """
+        found = False
+        for request in plan.rows:
+            if request.draft.tokens or request.num_scratch:
+                found = True
+                num_drafted = 0 if request is last else len(request.draft.tokens)
+                request.draft, request.num_scratch = NO_DRAFT, 0
+                plan.rows[request] -= num_drafted
+                plan.num_rows -= num_drafted
+                request.num_scheduled = plan.rows[request]
+                if request is not last:
+                    keys = request.next_keys(request.num_scheduled)
+                    self._state.reserve(request.request_id, keys)
+            if request is last:
+                break
+        return found
+
+    def _draft(self, request: Request, plan: _PassPlan) -> int:
+        """Cuts the draft to what fits in the pass; how many tokens that are."""
+        num_rows = plan.rows[request]
+        if num_rows < request.num_pending or request.keeps_logits:
+            return 0
+        request.draft = request.draft.first(max(0, self._max_batch_tokens - plan.num_rows))
+        num_drafted = len(request.draft.tokens)
+        free = max(0, self._free_pages(plan)) + plan.pages[request]
+        for scratch in dict.fromkeys((self._num_scratch, 0)):
+            num_all = num_rows + num_drafted + scratch
+            if self._state.missing_pages(request.request_id, num_all) <= free:
+                request.num_scratch = scratch
+                return num_drafted
+        request.draft = NO_DRAFT
+        return 0
+
+    def _admit(self, plan: _PassPlan, budget: int) -> None:
         """Moves requests from the queue to the batch, in order, as long as they fit."""
         for request in self._next_waiting():
-            if not budget or len(self._running) == self._max_batch_size:
+            if plan.num_rows >= budget or len(self._running) == self._max_batch_size:
                 return
             if self._prefixes.must_wait(request, self._running):
                 continue
             if self._is_refused(request):
                 return
-            num_rows = self._claim(request, budget)
-            if not num_rows:
-                available = self._state.num_available_pages
-                self._refused = (request, available, len(self._running))
+            if not self._claim(request, plan):
+                self._refuse(request, plan)
                 return
             self._running.append(request)
             self._waiting.remove(request)
-            plan[request] = num_rows
-            budget -= num_rows
+            self._plan_rows(request, plan, budget)
 
     def _next_waiting(self) -> list[Request]:
         """Those that are looked at in one pass: as many as may run at once."""
         return list(islice(self._waiting, self._max_batch_size))
 
-    def _rows(self, request: Request, budget: int) -> int:
-        """Rows of a pass, of those that wait for none."""
-        num_rows = min(request.num_pending, budget)
-        if num_rows == 1:
-            return num_rows
-        others = (one for one in self._next_waiting() if one is not request)
-        return self._prefixes.cut(request, num_rows, others)
-
-    def _claim(self, request: Request, budget: int) -> int:
-        """Claims and reserves the first rows; returns how many, or 0 with nothing held."""
-        state, request_id = self._state, request.request_id
-        num_rows = 0
-        try:
-            request.context.num_computed = state.claim(
-                request_id, request.prefix_keys, request.salt
-            )
-            if self._has_room(request):
-                num_rows = self._rows(request, budget)
-                state.reserve(request_id, request.next_keys(num_rows))
-        except OutOfPagesError:
-            num_rows = 0
-        if not num_rows:
+    def _claim(self, request: Request, plan: _PassPlan) -> bool:
+        """Claims a request where it fits; holds nothing where it does not."""
+        request.num_computed = self._state.claim(
+            request.request_id, request.prefix_keys, request.salt
+        )
+        fits = self._has_room(request, plan)
+        if not fits:
             self._give_up(request)
-        return num_rows
+        return fits
+
+    def _refuse(self, request: Request, plan: _PassPlan) -> None:
+        """Notes that it does not fit, which is so until something is given back."""
+        self._refused = (request, self._free_pages(plan), len(self._running))
 
     def _is_refused(self, request: Request) -> bool:
         """Whether it did not fit last time, and nothing was given back since."""
@@ -295,25 +349,19 @@ class Scheduler:
             and len(self._running) >= num_running
         )
 
-    def _has_room(self, request: Request) -> bool:
+    def _has_room(self, request: Request, plan: _PassPlan) -> bool:
         """Whether all its tokens fit, and a page for each running request's next rows.
 
         Only a guess that saves work: without it a prompt would be begun and preempted again and
         again. A request that would be alone is always tried.
         """
-        if not self._running:
-            return True
-        state = self._state
-        missing = state.pages_for(len(request.context.tokens) + 1) - len(
-            state.pages_of(request.request_id)
-        )
-        return missing + len(self._running) <= state.num_available_pages
+        missing = self._state.missing_pages(request.request_id, request.num_pending + 1)
+        return not self._running or missing + len(self._running) <= self._free_pages(plan)
 
     def _give_up(self, request: Request) -> None:
         """Releases what the request holds."""
         self._state.release(request.request_id)
-        request.context.num_computed = request.context.num_scheduled = 0
-        request.cut_draft(0)
+        request.drop_state()
         if request in self._running:
             self._running.remove(request)
         self._tell_released(request.request_id)
@@ -323,4 +371,4 @@ class Scheduler:
             if self._on_release is not None:
                 self._on_release(request_id)
         except Exception as error:
-            self._release_failure = self._release_failure or error
+            self.release_failure = self.release_failure or error

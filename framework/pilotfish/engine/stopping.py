@@ -7,7 +7,7 @@ stop strings) or scheduling.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, Self
+from typing import Self
 
 import attrs
 
@@ -49,17 +49,5 @@ class StopRules:
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """What must not be sampled before min_tokens."""
-        return tuple(sorted(self.end_ids)) if self.min_tokens else ()
-
-    def may_stop(self, num_output_tokens: int) -> bool:
-        """Whether an answer of so many tokens is long enough to end without a limit."""
-        return num_output_tokens >= self.min_tokens
-
-    def ends_with(self, token: int, num_output_tokens: int) -> bool:
-        """Whether `token`, as the last of so many, is an end token that counts."""
-        return token in self.end_ids and self.may_stop(num_output_tokens)
-
-    def reached_limit(self, num_total_tokens: int) -> Literal["length"] | None:
-        """ "length" when prompt and answer together are as long as they may be."""
-        return "length" if num_total_tokens >= self.max_total_tokens else None
+        """What must not be sampled while the answer is shorter than min_tokens."""
+        return tuple(sorted(self.end_ids))

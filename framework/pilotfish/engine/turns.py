@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from pilotfish.engine.engine import Engine, step_and_warn
+from pilotfish.engine.engine import Engine
 from pilotfish.engine.outputs import Delta
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.request import Caller, Request
 from pilotfish.errors import PilotfishError
 from pilotfish.platform.heap import return_freed_memory
+from pilotfish.warn import warn_caller
 
 T = TypeVar("T")
 
@@ -101,7 +102,9 @@ class Turns:
                 self._baton.release()
             before, self._holder, self._last_holder = self._holder, me, me
             try:
-                return work()
+                made = work()
+                _warn_of_release(self._engine)
+                return made
             finally:
                 self._holder = before
                 self._wake(all_of_them=False)
@@ -235,7 +238,7 @@ class Turns:
             engine.abort(engine.scheduler.requests)
             return
         self._check_process()
-        step_and_warn(engine)
+        engine.step()
 
     def _end(self) -> None:
         """Closes, unless within a call of the engine: the turn of that call closes."""
@@ -244,10 +247,22 @@ class Turns:
             return
         try:
             engine.abort(engine.scheduler.requests)
+            _warn_of_release(engine)
         finally:
             self._engine = None
         del engine
         return_freed_memory()
+
+
+def _warn_of_release(engine: Engine | None) -> None:
+    """A drafter or model that fails to let a request go costs no answer."""
+    error = None if engine is None else engine.take_release_failure()
+    if error is not None:
+        warn_caller(
+            f"release of a request raised {type(error).__name__}: {error}; its answer is whole, "
+            "but the drafter or the model may still hold something of it",
+            RuntimeWarning,
+        )
 
 
 def _has_ended(request: Request) -> bool:

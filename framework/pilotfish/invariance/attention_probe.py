@@ -1,15 +1,20 @@
 """attention_row_multiple: which row padding makes eager attention batch-invariant on this machine.
 
 Knows: what changes from pass to pass, and tries it. Does not know: models, or who keeps results.
+Letters as in `paged_attention.layout`: K kv heads, M packed rows, C keys of a partition, H width.
 """
 
 from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.paged_attention.flash import MASK_VALUE, WIDTH_MULTIPLE, flash
-from pilotfish.kernels.paged_attention.partitions import partition
-from pilotfish.kernels.paged_attention.tiles import TILE_ROWS
+from pilotfish.kernels.paged_attention.flash import (
+    MASK_VALUE,
+    TILE_ROWS,
+    WIDTH_MULTIPLE,
+    flash,
+    partition,
+)
 
 CANDIDATES = (4, 8, 16, 32)
 FULL = 128
@@ -20,60 +25,41 @@ RUNS = (
 """How many multiples of rows, and the first row: all that a last block of 32 rows can be left."""
 
 
-def attention_row_multiple(num_heads: int, num_kv_heads: int, head_dim: int) -> int | None:
+def attention_row_multiple(num_kv_heads: int, head_dim: int) -> int | None:
     """Return the smallest row multiple under which every row of attention keeps its bits.
 
     Only the torch backend needs it, and only where invariance is asked for. Runs the flash kernel
-    on random rows, all at once, in runs of many lengths, with and without a mask, and folded,
-    alone and beside other requests, in float32, as it is used: about a tenth of a second, so call
-    it once a shape.
+    on random rows, all at once, in runs of many lengths, with and without a mask, alone and beside
+    other requests, in float32, as it is used: about a tenth of a second, so call it once a shape.
     Returns None when no multiple holds on this machine.
     """
     width = -(-head_dim // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-    shape = (num_kv_heads, num_heads // num_kv_heads, width)
     for multiple in CANDIDATES:
-        if all(_holds(multiple, index, shape) for index in (0, 2, 3)):
+        if all(_holds(multiple, index, num_kv_heads, width) for index in (0, 2, 3)):
             return multiple
     return None
 
 
-def _holds(multiple: int, index: int, shape: tuple[int, int, int]) -> bool:
+def _holds(multiple: int, index: int, num_kv_heads: int, width: int) -> bool:
     """Are the rows of every run the rows of the one long run? index: the partition tried."""
-    num_kv_heads, group, width = shape
-    start, end = partition(index)
+    num_keys = partition(index)[1] - partition(index)[0]
     noise = torch.Generator().manual_seed(index)
-    rows = torch.randn(TILE_ROWS, num_kv_heads, group, width, generator=noise)
-    kv = torch.randn(3, end - start, 2, num_kv_heads, width, generator=noise)
+    q_KMH = torch.randn(num_kv_heads, TILE_ROWS, width, generator=noise)
+    kv = torch.randn(3, num_keys, 2, num_kv_heads, width, generator=noise)
+    k, v = kv.transpose(1, 3).unbind(2)  # of three requests
     # Rows see more and more keys, from row FULL on all of them.
-    hidden = torch.arange(end - start) * FULL // (end - start) > torch.arange(TILE_ROWS)[:, None]
-    mask = torch.zeros(hidden.shape).masked_fill_(hidden, MASK_VALUE)
-    k, v = kv[1].permute(1, 2, 0, 3).unsqueeze(2).expand(-1, -1, group, -1, -1)
-    wanted, wanted_lse = flash(rows.permute(1, 2, 0, 3), k, v, mask, 0.25)
+    hidden = torch.arange(num_keys) * FULL // num_keys > torch.arange(TILE_ROWS)[:, None]
+    mask_MC = torch.zeros(hidden.shape).masked_fill_(hidden, MASK_VALUE)
+    wanted = flash(q_KMH[None], k[1:2], v[1:2], mask_MC[None, None], 0.25)
     for count, first in RUNS:
-        last = first + min(count, (TILE_ROWS - first) // multiple) * multiple
-        run = rows[first:last].permute(1, 2, 0, 3)
-        masks: list[torch.Tensor | None] = [mask[first:last]]
-        if first >= FULL:
-            masks.append(None)
-        for its_mask in masks:
-            out, lse = flash(run, k, v, its_mask, 0.25)
-            if not _same(out, wanted[:, :, first:last], lse, wanted_lse[:, :, first:last]):
-                return False
-    folded = rows[:multiple].permute(1, 0, 2, 3).reshape(1, num_kv_heads, -1, width)
-    folded_mask = mask[:multiple].repeat_interleave(group, 0).expand(3, 1, -1, -1)
-    q = torch.cat([folded.flip(2), folded, folded.flip(2)])
-    k, v = kv.transpose(1, 3).unbind(2)
-    for some in (slice(0, 3), slice(1, 2)):  # the middle one beside the others, and alone
-        out, lse = flash(q[some], k[some], v[some], folded_mask[some], 0.25)
-        middle = out.shape[0] // 2
-        out = torch.unflatten(out[middle], 1, (multiple, group)).transpose(1, 2)
-        lse = torch.unflatten(lse[middle], 1, (multiple, group)).transpose(1, 2)
-        if not _same(out, wanted[:, :, :multiple], lse, wanted_lse[:, :, :multiple]):
-            return False
+        run = slice(first, first + min(count, (TILE_ROWS - first) // multiple) * multiple)
+        q = q_KMH[:, run]
+        masks = [mask_MC[run].expand(3, 1, -1, -1), *([None] if first >= FULL else [])]
+        for mask in masks:
+            alone = None if mask is None else mask[:1]
+            beside = flash(torch.stack([q.flip(1), q, q.flip(1)]), k, v, mask, 0.25)
+            for found, place in ((flash(q[None], k[1:2], v[1:2], alone, 0.25), 0), (beside, 1)):
+                pairs = zip(found, wanted, strict=True)
+                if not all(torch.equal(one[place], all_[0][:, run]) for one, all_ in pairs):
+                    return False
     return True
-
-
-def _same(
-    out: torch.Tensor, wanted: torch.Tensor, lse: torch.Tensor, wanted_lse: torch.Tensor
-) -> bool:
-    return torch.equal(out, wanted) and torch.equal(lse, wanted_lse)

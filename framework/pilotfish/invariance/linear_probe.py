@@ -1,109 +1,142 @@
-"""row_multiple: whether products in blocks of rows make linear layers batch-invariant here.
+"""Whether products in blocks of rows give a row the same bits here, wherever it stands in a block.
 
 Knows: how to provoke a difference in rounding cheaply. Does not know: who pads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Self
 
+import attrs
 import torch
 
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.kernels.backend import KernelBackend
-from pilotfish.kernels.int4 import quantize_int4
+from pilotfish.kernels.int4 import COLUMNS_PER_WORD, quantize_int4
 from pilotfish.kernels.linear import eager, int4
-from pilotfish.kernels.linear.weight import LinearWeight
+from pilotfish.kernels.linear.weight import LinearKind, LinearWeight
 
-ProbeKey: TypeAlias = tuple[int, int, torch.dtype, bool, str]
-
-# Weights above this many elements are probed as they are: a stand-in would cost too much memory.
-STAND_IN_LIMIT = 4_000_000
 # Rows of a stand-in that differ; more would only cost time to draw.
 STAND_IN_ROWS = 64
+SIZES = (1, eager.BLOCK_ROWS)
+"""What `probe` may find."""
+
+
+@attrs.frozen
+class Product:
+    """All of a weight [O, K] that may decide in which order its products are added.
+
+    group_size: columns that share a scale, of weights of four bits.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: LinearKind
+    has_bias: bool = False
+    group_size: int | None = None
+
+    @classmethod
+    def of(cls, weight: LinearWeight) -> Self:
+        """That of a weight that is there."""
+        size = None if weight.scale is None else weight.group_size
+        shape = weight.out_features, weight.in_features
+        return cls(shape, weight.dtype, weight.kind, weight.bias is not None, size)
+
+    @classmethod
+    def of_floats(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, has_bias: bool = False, stays: bool = False
+    ) -> Self:
+        """That of a weight that is not there yet; stays: it is not packed where it could be."""
+        packs = not stays and eager.can_pack(torch.empty(0, dtype=dtype))
+        return cls(shape, dtype, "packed" if packs else "plain", has_bias)
+
+    @classmethod
+    def of_int4(cls, shape: tuple[int, int], dtype: torch.dtype, group_size: int) -> Self:
+        """That of a weight of four bits that is not there yet."""
+        packed = torch.empty((shape[0], shape[1] // COLUMNS_PER_WORD), dtype=torch.int32)
+        scale = torch.empty((shape[0], shape[1] // group_size), dtype=torch.bfloat16)
+        is_quick = int4.can_use_operator(packed, scale, dtype)
+        return cls(shape, dtype, "int4" if is_quick else "int4_plain", False, group_size)
+
+    def __str__(self) -> str:
+        form = f"{self.kind}, with a bias" if self.has_bias else self.kind
+        form += "" if self.group_size is None else f", groups of {self.group_size}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"products with {list(self.shape)} {dtype} ({form})"
 
 
 def row_multiple(
-    weights: Iterable[LinearWeight],
-    *,
-    backend: KernelBackend,
-    known: MutableMapping[ProbeKey, int | None] | None = None,
+    products: Iterable[Product], *, backend: KernelBackend, known: ProbeCache | None = None
 ) -> int | None:
-    """Return the rows of a block if every weight's products keep rows' bits; None if one does not.
+    """Rows of a block if all products keep rows' bits in blocks; None if one does not.
 
-    weights: a model's prepared linear layers; each (K, O, dtype, bias, kind) is tried once.
-    known: results by that key, read and filled; pass one mapping to share results.
-    `linear` cuts rows in such blocks and pads the last one; rows that come as a multiple are not
-    copied. 1 on triton and native (by construction) and where invariance is not asked for. Holds
-    for this machine and number of threads.
+    known: asked first, and filled. `linear` cuts rows in such blocks and pads the last one; rows
+    that come as a multiple are not copied. 1 on triton and native (by construction) and where
+    invariance is not asked for. Holds for this machine and number of threads.
     """
-    if backend.name in ("triton", "native") or not backend.invariant:
+    if not is_probed(backend):
         return 1
-    results = {} if known is None else known
-    found: list[int | None] = [1]
-    for weight in weights:
-        kind = weight.kind if weight.scale is None else f"{weight.kind}/{weight.group_size}"
-        key = (
-            weight.in_features,
-            weight.out_features,
-            weight.dtype,
-            weight.bias is not None,
-            kind,
-        )
-        if key not in results:
-            results[key] = probe(weight)
-        found.append(results[key])
-    held = [multiple for multiple in found if multiple is not None]
-    return max(held) if len(held) == len(found) else None
+    find = (known or ProbeCache()).find
+    return largest(find(str(one), SIZES, partial(probe, one)) for one in products)
 
 
-def probe(weight: LinearWeight) -> int | None:
-    """Return the rows of a block if a row's bits depend neither on its place in it nor its mates.
+def is_probed(backend: KernelBackend) -> bool:
+    """Whether rows' bits are wanted, and kernels do not keep them by construction."""
+    return backend.name == "torch" and backend.invariant
 
-    Every product that `linear` makes has as many rows, so there is nothing else to try but the
-    places: two blocks, and all the blocks between them, in which one row has every place.
+
+def largest(found: Iterable[int | None]) -> int | None:
+    """Of numbers of rows, each of which divides the next; None where one is."""
+    held = list(found)
+    return None if None in held else max((one for one in held if one is not None), default=1)
+
+
+def probe(product: Product) -> int | None:
+    """The rows of a block of `linear`; None if a row's bits depend on its place or its mates."""
+    subject = stand_in(product)
+    size = eager.block_rows(subject)
+    x = mirrored((max(2 * size, 4), product.shape[1]), -1).to(product.dtype)
+    return size if keeps_bits(lambda rows: eager.linear_in_blocks(rows, subject), x, size) else None
+
+
+def keeps_bits(
+    multiply: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, size: int
+) -> bool:
+    """Whether products in blocks of `size` rows give a row its bits in any place, beside any rows.
+
+    x: [T, ...], T at least two blocks. Every product that is made has as many rows, so there is
+    nothing else to try but the places: two blocks, and all the blocks between them, in which one
+    row has every place.
     """
-    size = eager.block_rows(weight)
-    generator = torch.Generator().manual_seed(0)
-    subject = stand_in(weight, generator)
-    x = cancelling_rows(max(2 * size, 4), weight, generator)
-    wanted = eager.linear_in_blocks(x, subject)
+    wanted = multiply(x)
     # The last one ends with x, so that its rows of padding stand in the block.
     runs = [slice(first, first + size) for first in range(1, size)] + [slice(size + 3, None)]
     if size == 1:  # places in memory are all that is left
         runs = [slice(first, None) for first in range(1, x.shape[0])]
-    held = all(
-        torch.equal(eager.linear_in_blocks(x[run].clone(), subject), wanted[run]) for run in runs
-    )
-    return size if held else None
+    return all(torch.equal(multiply(x[run].clone()), wanted[run]) for run in runs)
 
 
-def stand_in(weight: LinearWeight, generator: torch.Generator) -> LinearWeight:
-    """Return a weight of the same shape, dtype, bias and kind whose two halves of K are equal.
+def stand_in(product: Product) -> LinearWeight:
+    """A weight of that shape, dtype, bias and kind whose two halves of K are equal.
 
     Times a row whose halves are opposite, every sum is zero but for rounding, so that any change
     of order shows in most outputs, where random data shows it in one of some thousands.
     """
-    if weight.in_features * weight.out_features > STAND_IN_LIMIT:
-        return weight
-    rows, half = min(STAND_IN_ROWS, weight.out_features), weight.in_features // 2
-    block = torch.randn(rows, half, generator=generator)
-    rest = torch.zeros(rows, weight.in_features - 2 * half)
-    block = torch.cat((block, block, rest), dim=1).to(weight.dtype)
-    plain = block.repeat(-(-weight.out_features // rows), 1)[: weight.out_features]
-    if weight.kind == "int4":
-        if half % weight.group_size:  # the halves would not share their scales
-            return weight
-        packed, scale = quantize_int4(plain, group_size=weight.group_size)
-        return int4.prepare(packed, scale, weight.dtype)
-    bias = None if weight.bias is None else torch.zeros_like(weight.bias)
-    return eager.prepare(plain, bias, keep_plain=weight.kind in ("plain", "int4_plain"))
+    rows, columns = product.shape
+    block = mirrored((min(STAND_IN_ROWS, rows), columns), 1).to(product.dtype)
+    plain = block.repeat(-(-rows // len(block)), 1)[:rows]
+    if product.group_size is not None:
+        packed, scale = quantize_int4(plain, group_size=product.group_size)
+        if product.kind == "int4_plain":  # torch's operator wants scales of the rows' dtype
+            scale = scale.to(torch.float16)
+        return int4.prepare(packed, scale, product.dtype)
+    bias = plain.new_zeros(rows) if product.has_bias else None
+    return eager.prepare(plain, bias, keep_plain=product.kind == "plain")
 
 
-def cancelling_rows(
-    num_rows: int, weight: LinearWeight, generator: torch.Generator
-) -> torch.Tensor:
-    """Return [num_rows, K] random rows, the second half of K the negative of the first."""
-    half = torch.randn(num_rows, weight.in_features // 2, generator=generator)
-    rest = torch.randn(num_rows, weight.in_features % 2, generator=generator)
-    return torch.cat((half, -half, rest), dim=1).to(weight.dtype)
+def mirrored(shape: tuple[int, ...], sign: int) -> torch.Tensor:
+    """Random numbers, float32, the second half of the last axis `sign` times the first."""
+    half = torch.randn((*shape[:-1], shape[-1] // 2), generator=torch.Generator().manual_seed(sign))
+    return torch.cat((half, sign * half, torch.zeros(*shape[:-1], shape[-1] % 2)), dim=-1)

@@ -17,11 +17,7 @@ import attrs
 import torch
 
 from pilotfish.batch import RequestContext
-from pilotfish.invariance.own_operations import (
-    ElsewhereCall,
-    OwnOperation,
-    OwnOperations,
-)
+from pilotfish.invariance.own_operations import ElsewhereCall, OwnOperation, OwnOperations
 from pilotfish.invariance.row_tries import same_bits
 from pilotfish.kernels.device import current_device
 from pilotfish.protocols import PipelineModel

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import attrs
 
 from pilotfish.platform.mkl import ask_for_strict_products
 
+Asked = ParamSpec("Asked")
+Made = TypeVar("Made")
 BackendName: TypeAlias = Literal["torch", "triton", "native"]
 
 _NAMES: dict[str, BackendName] = {"torch": "torch", "triton": "triton", "native": "native"}
@@ -50,6 +54,30 @@ class KernelBackend:
         if invariant and device_type == "cpu":
             ask_for_strict_products()
         return cls(_NAMES[name], invariant, portable)
+
+
+def on_native(
+    function: Callable[..., Made],
+) -> Callable[[Callable[Asked, Made]], Callable[Asked, Made]]:
+    """Decorates a kernel: where the backend is native, `function` runs in its place.
+
+    It takes the same arguments but `backend`, which is given by name. The kernel's own body is what
+    the other backends run.
+    """
+
+    def decorate(kernel: Callable[Asked, Made]) -> Callable[Asked, Made]:
+        @wraps(kernel)
+        def run(*args: Asked.args, **options: Asked.kwargs) -> Made:
+            given: dict[str, Any] = options
+            backend = given.get("backend")
+            if backend is None or backend.name != "native":
+                return kernel(*args, **options)
+            del given["backend"]
+            return function(*args, **given)
+
+        return run
+
+    return decorate
 
 
 def _of_cpu() -> str:

@@ -134,7 +134,7 @@ class Attention(PagedAttentionLayer):
         if self.head_norm is not None:
             _norm_in_place(self.head_norm, turning, backend)
         if self.rope:
-            apply_rope(turning, run.cos, run.sin, interleaved=self.interleaved, backend=backend)
+            apply_rope(turning, *run.angles, interleaved=self.interleaved, backend=backend)
         cache = run.caches[self.layer]
         kv = heads[:, self.num_heads :].view(self.kv_shape)
         write_kv(kv, cache, run.write_slots, backend=backend)

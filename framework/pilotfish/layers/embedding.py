@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.linear import LinearWeight, lookup_rows, prepare_blocks
+from pilotfish.kernels.linear import LinearWeight, lookup_rows, prepare_blocks, prepare_linear
+from pilotfish.kernels.linear.planned import plan_lookup_rows
+from pilotfish.kernels.native.buffers import Buffer, Pointer
 from pilotfish.layers.layer import Layer
+from pilotfish.layers.pass_plan import PassPlan
 from pilotfish.weights import StoredRows
 
 
@@ -33,7 +36,7 @@ class Embedding(Layer):
         multiplier: float = 1.0,
         rounds_multiplier: bool = False,
     ) -> None:
-        self.width = width
+        self.vocab_size, self.width = vocab_size, width
         self.multiplier, self.rounds_multiplier = multiplier, rounds_multiplier
         self.declare("weight", (vocab_size, width))
 
@@ -57,3 +60,12 @@ class Embedding(Layer):
         if self.rounds_multiplier:
             factor = torch.tensor(factor, dtype=torch.float32).to(rows.dtype).item()
         return rows.mul_(factor)
+
+    def plan(self, run: PassPlan, tokens: Pointer, out: Buffer) -> Buffer:
+        """As `__call__`, without a multiplier; tokens: [T] int64, all of them in the table."""
+        assert self.multiplier == 1.0, self.multiplier
+        if self.weight is None:
+            table = self._table
+        else:
+            table = prepare_linear(self.weight, backend=run.backend)
+        return plan_lookup_rows(run.plan, tokens, table, out)

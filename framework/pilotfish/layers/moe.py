@@ -100,29 +100,19 @@ class Experts(Layer):
         scale = None
         if kind.endswith("_shape"):
             return
-        if self._parts[part][2] is not None:
+        rows, columns, group_size = self._parts[part]
+        if group_size is not None:
             self._waiting_pairs[name] = tensor
             pair = [f"{expert}.{part}_packed", f"{expert}.{part}_scale"]
             if not all(one in self._waiting_pairs for one in pair):
                 return
             tensor, scale = (self._waiting_pairs.pop(one) for one in pair)
-        self._add(part, int(expert), tensor, scale, backend)
-
-    def _add(
-        self,
-        part: str,
-        expert: int,
-        weight: torch.Tensor,
-        scale: torch.Tensor | None,
-        backend: KernelBackend,
-    ) -> None:
-        rows, columns, _ = self._parts[part]
         if part not in self._builders:
             self._builders[part] = GroupedWeightBuilder(
                 self.num_experts, rows, columns, dtype=self.dtype, backend=backend
             )
         builder = self._builders[part]
-        builder.add(expert, weight, scale)
+        builder.add(int(expert), tensor, scale)
         if builder.is_complete:
             setattr(self, part, self._builders.pop(part).finish())
 

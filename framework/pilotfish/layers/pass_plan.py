@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import attrs
 import torch
 
 from pilotfish.errors import PluginError
@@ -22,6 +21,7 @@ from pilotfish.kernels.native.plan import Plan, PlannedCalls
 from pilotfish.kernels.paged_attention.planned import pass_address
 from pilotfish.layers.forward_pass import ForwardPass, pair_of
 from pilotfish.layers.layer import Layer
+from pilotfish.layers.rope import Rotary
 
 
 def has_plan(layer: object, plan: str = "plan") -> bool:
@@ -77,54 +77,50 @@ IsBetter: TypeAlias = Callable[[ForwardPass], bool]
 """Whether a layer called by itself computes a pass in less time than its planned calls."""
 
 
-@attrs.frozen(kw_only=True, eq=False)
 class PassPlan:
-    """plan: the calls so far. rows: T, none of them padding.
+    """What a pass is planned with, from the first layer to the last.
 
-    dtype, cache_dtype: of rows between layers, and of pages.
-    cos, sin: [T, R] float32, the angles that every pass brings. write_slots, attention: addresses
-    that it brings too: [T] int64 slots, and what `plan_paged_attention` must know.
+    rotary: what makes its angles; None where no layer turns its rows. dtype, cache_dtype: of rows
+    between layers, and of pages.
+    plan: the calls so far. rows: T, none of them padding. cos, sin: [T, R] float32, their angles.
+    write_slots: [T] int64 of every pass; attention: what `plan_paged_attention` must know of it.
     current: the pass that runs, for layers without a plan; empty between passes.
     """
 
-    plan: Plan
-    rows: Rows
-    dtype: torch.dtype
-    cache_dtype: torch.dtype
-    backend: KernelBackend
-    cos: Buffer
-    sin: Buffer
-    write_slots: Pointer = attrs.field(factory=lambda: Pointer("write_slots"), init=False)
-    attention: Pointer = attrs.field(factory=lambda: Pointer("attention"), init=False)
-    current: list[ForwardPass] = attrs.field(factory=list, init=False)
-    _given: dict[str, AddressOf] = attrs.field(init=False)
-    _unless: dict[str, IsBetter] = attrs.field(factory=dict, init=False)
-
-    @_given.default
-    def _every_pass_gives(self) -> dict[str, AddressOf]:
-        angles, width = torch.float32, self.cos.width
-        return {
-            "cos": lambda run: address_of("cos", run.cos, angles, run.num_rows, width),
-            "sin": lambda run: address_of("sin", run.sin, angles, run.num_rows, width),
-            "write_slots": lambda run: address_of("write_slots", run.write_slots, torch.int64, 0),
-            "attention": lambda run: pass_address(run.plan),
-        }
-
-    @classmethod
-    def empty(
-        cls, *, rotated: int, dtype: torch.dtype, cache_dtype: torch.dtype, backend: KernelBackend
-    ) -> PassPlan:
-        """A plan without calls; rotated: R."""
-        rows = Rows("T")
-        return cls(
-            plan=Plan(),
-            rows=rows,
-            dtype=dtype,
-            cache_dtype=cache_dtype,
-            backend=backend,
-            cos=Buffer(rows, rotated, torch.float32, "cos"),
-            sin=Buffer(rows, rotated, torch.float32, "sin"),
+    def __init__(
+        self,
+        *,
+        rotary: Rotary | None,
+        dtype: torch.dtype,
+        cache_dtype: torch.dtype,
+        backend: KernelBackend,
+    ) -> None:
+        self.plan, self.rows = Plan(), Rows("T")
+        self.dtype, self.cache_dtype = dtype, cache_dtype
+        self.backend = backend
+        self.current: list[ForwardPass] = []
+        self._given: dict[str, AddressOf] = {}
+        self._unless: dict[str, IsBetter] = {}
+        self.write_slots = self._rows_of_pass("write_slots", torch.int64)
+        self.attention = self.given("attention", lambda run: pass_address(run.plan))
+        if rotary is not None and has_plan(rotary) and not rotary.by_length:
+            positions = self._rows_of_pass("positions", torch.int64)
+            self.cos, self.sin = rotary.plan(self.plan, positions, self.rows, backend)
+            return
+        width, angles = 0 if rotary is None else rotary.parameters.rotary_dim, torch.float32
+        self.cos, self.sin = (
+            Buffer(self.rows, width, angles, self._rows_of_pass(name, angles, width).name)
+            for name in ("cos", "sin")
         )
+
+    def _rows_of_pass(self, name: str, dtype: torch.dtype, *shape: int) -> Pointer:
+        """Where a tensor of every pass lies that has [T, *shape] or more."""
+
+        def address(run: ForwardPass) -> int:
+            tensor = getattr(run, name)
+            return address_of(name, tensor, dtype, run.num_rows, *shape)
+
+        return self.given(name, address)
 
     def given(self, name: str, address: AddressOf) -> Pointer:
         """An address that a layer asks of every pass; under one name it is asked for once."""
@@ -136,8 +132,14 @@ class PassPlan:
         self._unless[name] = is_better
 
     def serves(self, current: ForwardPass) -> bool:
-        """Whether no layer would rather be called in this pass."""
-        return not any(is_better(current) for is_better in self._unless.values())
+        """Whether no layer would rather be called in this pass.
+
+        Those without a plan would where they want rows that are padded: planned ones are not.
+        """
+        if current.row_multiple > 1 and self.plan.num_torch_steps:
+            return False
+        unless = self._unless.values()
+        return not unless or not any(is_better(current) for is_better in unless)
 
     def cache(self, layer: int) -> Pointer:
         """Where a layer's pages lie."""

@@ -18,7 +18,10 @@ import torch
 
 from pilotfish.config.rope import RopeParameters
 from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
+from pilotfish.kernels.native.plan import Plan
 from pilotfish.kernels.rope import rope_angles
+from pilotfish.kernels.rope.native import plan_rope_angles
 from pilotfish.layers.layer import Layer
 
 _ROWS_TIMES_WIDTH = 16384
@@ -90,6 +93,7 @@ class Rotary(Layer):
     parameters: which rotary positions. file_factors: the checkpoint brings a tensor of R/2 divisors
         of the frequencies (GGUF's `rope_freqs`), wanted as parameter "factors".
     interleaved: angles for pairs of neighbours instead of pairs that are half a head apart.
+    by_length: whether a row's angles depend on the length of its request's prompt.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Rotary(Layer):
         interleaved: bool = False,
     ) -> None:
         self.parameters = parameters
+        self.by_length = parameters.depends_on_length
         self.interleaved = interleaved
         self.scale = attention_factor(parameters)
         self.frequencies = Frequencies.make(parameters, portable=False)
@@ -143,6 +148,21 @@ class Rotary(Layer):
             scale=self.scale,
             interleaved=self.interleaved,
             backend=backend,
+        )
+
+    def plan(
+        self, plan: Plan, positions: Pointer, rows: Rows, backend: KernelBackend
+    ) -> tuple[Buffer, Buffer]:
+        """As `__call__`, for a type that needs no lengths; positions: [rows] int64."""
+        assert not self.by_length, self.parameters
+        made = self.portable_frequencies if backend.portable else self.frequencies
+        return plan_rope_angles(
+            plan,
+            positions,
+            made.short,
+            rows=rows,
+            scale=self.scale,
+            interleaved=self.interleaved,
         )
 
 
@@ -225,12 +245,8 @@ def _power(base: float | torch.Tensor, exponents: torch.Tensor, portable: bool) 
 
 def _by_wavelength(rope: RopeParameters, plain: torch.Tensor) -> torch.Tensor:
     """Keeps short waves, divides long ones by the factor, blends between the two."""
-    factor, low, high = (
-        _given(rope.factor),
-        _given(rope.low_freq_factor),
-        _given(rope.high_freq_factor),
-    )
-    known = rope.original_max_positions
+    low, high = _given(rope.low_freq_factor), _given(rope.high_freq_factor)
+    factor, known = _given(rope.factor), rope.original_max_positions
     wave = 2 * math.pi / plain
     blend = (known / wave - low) / (high - low)
     blended = (1 - blend) * plain / factor + blend * plain

@@ -6,17 +6,14 @@ construction, and in which words claims are said. Does not know: the probes' ins
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
+from pilotfish.protocols.optional import of_model
 from pilotfish.warn import warn_caller
-from pilotfish.weights.int4 import COLUMNS_PER_WORD, GROUP_SIZE
 
 if TYPE_CHECKING:
-    import torch
-
-    from pilotfish.kernels.linear import LinearWeight
     from pilotfish.loading.prepared import Prepared
     from pilotfish.protocols import PipelineModel
 _THE_MODEL_SAYS_SO = "the architecture's model says so"
@@ -35,31 +32,31 @@ class ArithmeticFacts:
 
 
 def probe_arithmetic(prepared: Prepared) -> ArithmeticFacts:
-    """What holds for the model's rows; native products need no probe, each row has its own."""
-    from pilotfish.models.claims import Claims, told_failures
+    """What holds for the model's rows, found without its weights."""
+    from pilotfish.invariance.padding import products_of
+    from pilotfish.models.claims import Claims
 
     backend, model = prepared.backend, prepared.model
-    known: dict[Any, int | None] = {}
-    multiples: list[int | None]
+    row_multiple: int | None = model.row_multiple
+    kinds: set[str] = {backend.name}
+    why_not = backend.why_not_invariant
     if backend.name == "native":
         by_model = prepared.memory_plan.weight_kinds.values()
-        multiples, kinds = [1], {kind for of_model in by_model for kind in of_model}
-    else:
-        multiples, kinds = _probe_products(prepared, known)
-    why_not = backend.why_not_invariant
+        kinds = {kind for of_model in by_model for kind in of_model}
     if isinstance(model, Claims):
-        if backend.name == "torch" and backend.invariant:
-            multiples.append(model.probe_attention(known))
-        multiples.append(model.probe_own_rows(known))
-        why_not = why_not or model.probe_own_parts().why_not_invariant
-    elif not getattr(model, "is_invariant", True):
+        if backend.name == "torch":
+            layers = model.network.layers_inside()
+            kinds = {one.kind for layer in layers for one in products_of(layer, model.dtype)}
+        padding = model.probe_padding()
+        rows = (padding.body, padding.head, padding.attention or 1)
+        row_multiple = None if padding.failed else max(rows)
+        why_not = why_not or model.why_not_invariant
+    elif of_model(model).is_invariant is False:
         why_not = why_not or _THE_MODEL_SAYS_SO
-    held = [multiple for multiple in multiples if multiple is not None]
-    found = max(held, default=1) if len(held) == len(multiples) else None
-    if found is None and not why_not:
-        why_not = told_failures(known)
     return ArithmeticFacts(
-        row_multiple=found, linear_kinds=sorted(kinds), described=_described(prepared, why_not)
+        row_multiple=row_multiple,
+        linear_kinds=sorted(kinds),
+        described=_described(prepared, why_not),
     )
 
 
@@ -70,8 +67,9 @@ def _described(prepared: Prepared, why_not: str) -> str:
         return "fastest: a row's bits may depend on what is computed beside it"
     if why_not:
         return f"NOT invariant: {why_not}"
-    model: Any = prepared.model
-    if not isinstance(model, Claims) and not hasattr(model, "is_invariant"):
+    model = prepared.model
+    known = of_model(model).is_invariant
+    if not isinstance(model, Claims) and known is None:
         return f"not known before weights are read: {type(model).__name__} is tried whole"
     if not prepared.backend.portable:
         return "invariant: a row's bits are its own"
@@ -91,11 +89,12 @@ def why_not_invariant(model: PipelineModel, vocab_size: int) -> str:
 
     if isinstance(model, Claims):
         return model.why_not_invariant
-    if not getattr(model, "is_invariant", True):
+    more = of_model(model)
+    if more.is_invariant is False:
         return _THE_MODEL_SAYS_SO
-    believed = bool(getattr(model, "keeps_bits", False))
     try:
-        return probe_passes(model, vocab_size, believed=believed).why_not_invariant
+        found = probe_passes(model, vocab_size, believed=bool(more.keeps_bits))
+        return found.why_not_invariant
     except Exception as error:  # a plugin's pass may raise anything; the run will, too
         return f"the passes that try it raised {type(error).__name__}: {error}"
 
@@ -104,75 +103,13 @@ def why_not_portable(prepared: Prepared) -> str:
     """What has other bits on another processor though its kernels are portable; "" for nothing."""
     from pilotfish.models.claims import Claims
 
-    model: Any = prepared.model
+    model = prepared.model
     if isinstance(model, Claims):
         return model.why_not_portable
-    if getattr(model, "keeps_bits", False) == "portable":
+    if of_model(model).keeps_bits == "portable":
         return ""
     name = type(model).__name__
     return f'{name} computes in ways of its own and does not say `keeps_bits = "portable"`'
-
-
-def _probe_products(
-    prepared: Prepared, known: dict[Any, int | None]
-) -> tuple[list[int | None], set[str]]:
-    """Row multiple and form of one stand-in weight for every distinct shape of the model."""
-    import torch
-
-    from pilotfish.invariance.linear_probe import row_multiple
-    from pilotfish.kernels.linear import prepare_linear
-
-    dtype = getattr(torch, prepared.dtype)
-    shapes = prepared.model.parameter_shapes()
-    rules = getattr(prepared.model, "weight_rules", None)
-    tied = set(rules().ties.values()) if rules else set()
-    forms = {
-        (
-            shape,
-            name.endswith("_packed"),
-            name in tied,
-            f"{name.removesuffix('weight')}bias" in shapes,
-        )
-        for name, shape in shapes.items()
-        if len(shape) == 2 and not name.endswith(("_scale", "_shape"))
-    }
-    kinds: set[str] = set()
-    multiples: list[int | None] = []
-    for shape, is_packed, is_tied, has_bias in sorted(forms):
-        if is_packed and prepared.backend.name == "torch":
-            weight = _packed_stand_in(shape, dtype)
-        else:
-            numbers = _noise(shape).to(prepared.device, dtype)
-            bias = numbers.new_zeros(shape[0]) if has_bias else None
-            weight = prepare_linear(numbers, bias, backend=prepared.backend, keep_plain=is_tied)
-        kinds.add(weight.kind)
-        multiples.append(row_multiple([weight], backend=prepared.backend, known=known))
-    return multiples, kinds
-
-
-def _packed_stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> LinearWeight:
-    """A weight of four bits in the form that a loaded one would have."""
-    import torch
-
-    from pilotfish.kernels.linear import prepare_int4
-
-    rows, words = shape
-    scale = torch.ones(rows, words * COLUMNS_PER_WORD // GROUP_SIZE, dtype=torch.bfloat16)
-    numbers = (_noise(shape) * 2**29).to(torch.int32)
-    return prepare_int4(numbers, scale, dtype=dtype)
-
-
-def _noise(shape: tuple[int, ...]) -> torch.Tensor:
-    """[O, K] float32 whose rows repeat and whose two halves of K are equal.
-
-    Large weights are probed as they are: zeros would agree whatever the order of additions.
-    """
-    import torch
-
-    rows, columns = shape
-    half = torch.randn(min(rows, 64), -(-columns // 2), generator=torch.Generator().manual_seed(0))
-    block = torch.cat((half, half), dim=1)[:, :columns]
-    return block.repeat(-(-rows // block.shape[0]), 1)[:rows].clone()
 
 
 def warn_of(prepared: Prepared) -> None:

@@ -82,7 +82,7 @@ def prepare_draft(
                 f"thinking_tokens has id {token}; wanted ids from 0 to {vocab_size - 1}, the "
                 "model's vocabulary"
             )
-    most = config.max_width
+    most = config.max_draft_tokens
     check_width(options, most)
     return PreparedDraft(
         config=config,
@@ -97,11 +97,11 @@ def prepare_draft(
 def _check(config: Any, what: str) -> None:
     """Raises PluginError where a drafter's config asks for what no target and no engine gives."""
     check_attributes(config, SpeculatorConfig, what)
-    wishes, mode = tuple(config.taps), config.return_hidden_states
+    wishes, mode = tuple(config.aux_hidden_state_layers), config.return_hidden_states
     if mode not in _MODES or (mode is ReturnHiddenStates.SELECTED) != bool(wishes):
         raise PluginError(
-            f"{what} has return_hidden_states {mode!r} and taps {wishes}; wanted "
-            "ReturnHiddenStates.NONE or ALL_NORMALIZED without taps, or SELECTED with some"
+            f"{what} has return_hidden_states {mode!r} and aux_hidden_state_layers {wishes}; "
+            "wanted ReturnHiddenStates.NONE or ALL_NORMALIZED without any, or SELECTED with some"
         )
     slots = [spec.name for spec in config.get_state_specs() if isinstance(spec, SlotStateSpec)]
     if slots:

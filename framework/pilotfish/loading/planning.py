@@ -14,8 +14,10 @@ import attrs
 
 from pilotfish.config import PipelineConfig, RuntimeConfig
 from pilotfish.loading.draft import PreparedDraft
-from pilotfish.protocols import NO_LIMIT, ArchConfig, ImageMemory
-from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes, available_bytes
+from pilotfish.platform.memory import available_bytes
+from pilotfish.protocols import NO_LIMIT, ArchConfig
+from pilotfish.protocols.optional import of_config
+from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes
 from pilotfish.state.memory import would_fit
 from pilotfish.state.specs import DTYPE_BYTES
 from pilotfish.weights import TensorInfo, stays_stored
@@ -60,7 +62,13 @@ def plan_memory(
         length = min(length, plan_of(max_batch_size=batch, max_seq_len=length).unasked_tokens)
     asked = plan_of(max_batch_size=batch, max_seq_len=length)
     if not asked.missing:
-        return _of_the_unlimited(asked) if config.get_max_seq_len() >= NO_LIMIT else asked
+        if config.get_max_seq_len() < NO_LIMIT:
+            return asked
+        note = (
+            f"the model has no limit of its own: there are contexts of {length} tokens "
+            "(--max-length, max_length)"
+        )
+        return attrs.evolve(asked, note=note)
     cuts_length = pipeline_config.model.max_length is None
     while True:
         tried = plan_of(max_batch_size=batch, max_seq_len=length)
@@ -75,22 +83,17 @@ def plan_memory(
         batch //= 2
 
 
-def _of_the_unlimited(plan: MemoryPlan) -> MemoryPlan:
-    """With a note that says how long contexts are."""
-    return attrs.evolve(
-        plan,
-        note=f"the model has no limit of its own: there are contexts of {plan.max_seq_len} tokens "
-        "(--max-length, max_length)",
-    )
-
-
 def _smaller(
     plan_of: Callable[..., MemoryPlan], asked: MemoryPlan, runtime: RuntimeConfig
 ) -> tuple[str, ...]:
     """What of the sizes would fit instead, each by itself, or else all together; () for nothing."""
     length, batch, rows = asked.max_seq_len, asked.max_batch_size, runtime.max_batch_tokens
     tried_rows = [n for n in _halves(rows) if n >= LEAST_ROWS]
-    fits = partial(_fits, plan_of, length, batch, rows)
+    sizes = {"max_seq_len": length, "max_batch_size": batch, "max_batch_tokens": rows}
+
+    def fits(**other: int) -> bool:
+        return not plan_of(**{**sizes, **other}).missing
+
     ways = list(asked.shorter)
     for name, given, tried in (
         ("max_batch_size", batch, _halves(batch)),
@@ -105,25 +108,14 @@ def _smaller(
         one = plan_of(max_batch_size=1, max_seq_len=length, max_batch_tokens=row)
         longest = min(length, one.longest_that_fits)
         if longest and fits(max_seq_len=longest, max_batch_size=1, max_batch_tokens=row):
-            sizes = (
+            changes = (
                 ("max_length", length, longest),
                 ("max_batch_size", batch, 1),
                 ("max_batch_tokens", rows, row),
             )
-            lower = [would_fit(name, now, to) for name, now, to in sizes if to < now]
+            lower = [would_fit(name, now, to) for name, now, to in changes if to < now]
             return (" and ".join(lower),)
     return ()
-
-
-def _fits(
-    plan_of: Callable[..., MemoryPlan],
-    length: int,
-    batch: int,
-    rows: int,
-    **other: int,
-) -> bool:
-    sizes = {"max_seq_len": length, "max_batch_size": batch, "max_batch_tokens": rows}
-    return not plan_of(**{**sizes, **other}).missing
 
 
 def _halves(size: int) -> list[int]:
@@ -189,7 +181,7 @@ def _plan_of(
             itemsize=itemsize,
             vocab_size=vocab_size,
             max_logit_rows=max(runtime.max_batch_tokens, runtime.max_batch_size)
-            + _draft_logit_rows(pipeline_config, draft),
+            + (0 if draft is None else draft.num_logit_rows(max_batch_size, rows)),
         ),
         available=available_bytes(runtime.device),
         device=runtime.device,
@@ -213,29 +205,20 @@ def _draft_kinds(
     return kinds
 
 
-def _draft_logit_rows(pipeline_config: PipelineConfig, draft: PreparedDraft | None) -> int:
-    """Rows of logits that drafting makes while those of the pass are still held."""
-    runtime = pipeline_config.runtime
-    if draft is None:
-        return 0
-    return draft.num_logit_rows(runtime.max_batch_size, runtime.max_batch_tokens)
-
-
 def _image_bytes(pipeline_config: PipelineConfig, config: ArchConfig) -> dict[str, int]:
     """What images take, by part; empty for an architecture of text only."""
-    get_memory = getattr(config, "get_image_memory", None)
-    memory: ImageMemory | None = None if get_memory is None else get_memory()
+    memory = of_config(config).get_image_memory()
     if memory is None:
         return {}
     return memory.parts(pipeline_config.cache.image_bytes, pipeline_config.runtime.max_batch_tokens)
 
 
 def _feature_bytes(pipeline_config: PipelineConfig, draft: PreparedDraft | None) -> int:
-    """What a row of a pass keeps for the drafter: its taps, and the taps side by side."""
-    taps = () if draft is None else draft.config.taps
+    """What a row of a pass keeps for the drafter: its aux hidden states, and those side by side."""
+    aux_hidden_state_layers = () if draft is None else draft.config.aux_hidden_state_layers
     hf = pipeline_config.model.huggingface_config
     width = int(getattr(getattr(hf, "text_config", None) or hf, "hidden_size", 0) or 0)
-    return 2 * len(taps) * width * DTYPE_BYTES[pipeline_config.runtime.dtype]
+    return 2 * len(aux_hidden_state_layers) * width * DTYPE_BYTES[pipeline_config.runtime.dtype]
 
 
 def _widths(huggingface_config: Any) -> tuple[int, ...]:

@@ -27,10 +27,11 @@ from pilotfish.loading.prepared import Prepared
 from pilotfish.loading.routing import read_draft, read_speculative, route_of
 from pilotfish.loading.thinking import with_thinking_tokens
 from pilotfish.plugins import load_registry
-from pilotfish.protocols import ArchConfig, ImageProcessor, PipelineModel, ReturnLogits
+from pilotfish.protocols import ArchConfig, ImageProcessor, ReturnLogits
 from pilotfish.protocols.checks import check_target
+from pilotfish.protocols.optional import of_model
 from pilotfish.registry import Registry, Route
-from pilotfish.weights import Checkpoint, TensorInfo, WeightSource, open_checkpoint
+from pilotfish.weights import Checkpoint, WeightSource, open_checkpoint
 from pilotfish.weights.absent import AbsentWeights, NoWeightsError
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class _Maker:
         if draft is not None:
             hidden = {
                 "return_hidden_states": draft.config.return_hidden_states,
-                "hidden_state_boundaries": draft.config.taps,
+                "aux_hidden_state_layers": draft.config.aux_hidden_state_layers,
             }
         model = route.model_class()(
             pipeline_config,
@@ -175,12 +176,14 @@ class _Maker:
             return_logits=ReturnLogits.VARIABLE,
             **hidden,
         )
+        more = of_model(model)
         if absent is not None:
-            weights = _of_the_config(absent, model, pipeline_config.runtime.dtype)
+            shapes, dtype = model.parameter_shapes(), pipeline_config.runtime.dtype
+            weights = AbsentWeights(absent, shapes, dtype)
             infos = weights.infos
         else:
-            getattr(model, "plan_load", _no_plan)(infos)
-            infos = getattr(model, "without_ignored", dict)(infos)
+            more.plan_load(infos)
+            infos = more.without_ignored(infos)
         prepared = Prepared(
             checkpoint=self.checkpoint,
             route=route,
@@ -197,14 +200,14 @@ class _Maker:
                 infos,
                 vocab_size,
                 draft,
-                staying=getattr(model, "staying", lambda _: ())({} if absent else infos),
+                staying=more.staying({} if absent else infos),
                 lowers_batch=lowers_batch,
             ),
             image_processor=self._image_processor(config, vocab_size),
         )
         proposer = prepared.make_proposer(self.registry)
         if draft is not None and draft.weights is not None:
-            getattr(proposer, "plan_load", _no_plan)(draft.weights.infos)
+            of_model(proposer).plan_load(draft.weights.infos)
         return prepared
 
     def _why_absent(self) -> NoWeightsError | None:
@@ -236,21 +239,6 @@ def _weights(checkpoint: Checkpoint) -> WeightSource:
         return checkpoint.weights()
     except NoWeightsError as error:
         return AbsentWeights(error)
-
-
-def _of_the_config(error: NoWeightsError, model: PipelineModel, dtype: str) -> AbsentWeights:
-    """What stands for the weights of a config alone. Raises the error for a model that cannot say
-    which parameters it has.
-    """
-    shapes = getattr(model, "parameter_shapes", None)
-    if shapes is None:
-        raise error
-    return AbsentWeights(error, shapes(), dtype)
-
-
-def _no_plan(infos: Mapping[str, TensorInfo]) -> None:
-    """Of models and drafters that load in ways of their own, and say so when they do."""
-    del infos
 
 
 def _dtypes(

@@ -15,6 +15,7 @@ from pilotfish.errors import CheckpointError
 from pilotfish.kernels import KernelBackend
 from pilotfish.loading.draft import PreparedDraft
 from pilotfish.protocols import ImageProcessor, PipelineModel
+from pilotfish.protocols.optional import of_config, of_model
 from pilotfish.registry import Registry, Route
 from pilotfish.speculation import Proposer, ProposerSetup
 from pilotfish.state import (
@@ -30,10 +31,6 @@ from pilotfish.weights.int4 import num_parameters
 
 if TYPE_CHECKING:
     import torch
-
-
-def _nothing() -> None:
-    """Of models that leave nothing to their first pass."""
 
 
 def _as_it_is(weights: WeightSource) -> WeightSource:
@@ -75,7 +72,7 @@ class Prepared:
     @property
     def unserved_token_ids(self) -> Mapping[str, int]:
         """Placeholders, by kind, of inputs that the checkpoint has no part for."""
-        return getattr(self.model.config, "unserved_token_ids", {})
+        return of_config(self.model.config).unserved_token_ids
 
     @property
     def num_parameters(self) -> int:
@@ -111,6 +108,7 @@ class Prepared:
         with current_device(self.device):
             weights = self.draft.weights
             proposer.load_model(None if weights is None else counted(weights))
+            of_model(proposer).plan_pass()
         return proposer
 
     def make_proposer(self, registry: Registry) -> Proposer | None:
@@ -138,7 +136,7 @@ class Prepared:
 
         with current_device(self.device):
             self.model.load_model(counted(self.weights))
-            getattr(self.model, "plan_pass", _nothing)()
+            of_model(self.model).plan_pass()
             return self.allocate()
 
     def allocate(self, *, poison: bool = False) -> StateManager:

@@ -5,29 +5,21 @@ Knows: which parts are probed by themselves and which in whole passes. Does not 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import torch
 
-from pilotfish.invariance.attention_probe import attention_row_multiple
-from pilotfish.invariance.linear_probe import row_multiple
 from pilotfish.invariance.own_operations import ElsewhereCall
-from pilotfish.invariance.own_parts import OwnPart, own_parts
+from pilotfish.invariance.own_parts import own_parts
+from pilotfish.invariance.padding import RowPadding
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.invariance.whole_pass import PassProbe, probe_passes
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.linear import LinearWeight
-from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.layer import KeepsBits, Written
-from pilotfish.layers.linear import Linear
-from pilotfish.layers.moe import Experts
 from pilotfish.models.decoder import Decoder
 from pilotfish.models.native_pass import NativePass
 from pilotfish.models.shallow import shallow
-
-Known = MutableMapping[Any, int | None]
-"""Results of probes by shape; None: no multiple of rows keeps a row's bits."""
 
 
 class Claims(Written):
@@ -44,12 +36,10 @@ class Claims(Written):
     where it cannot be tried. "portable": besides, with native kernels the same ones on every
     processor, which no machine can try. A subclass with methods of its own says it again."""
 
-    _row_multiple: int | None = 1
-    _head_multiple: int | None = 1
-    _attention_multiple: int | None = None
+    padding: RowPadding = RowPadding()
+    """To how many rows a pass is padded: found by `probe_padding`."""
     _is_loaded: bool = False
     _pass_probe: PassProbe | None = None
-    _failed: str = ""
 
     if TYPE_CHECKING:
 
@@ -59,7 +49,7 @@ class Claims(Written):
     @property
     def row_multiple(self) -> int:
         """Rows of a pass are padded to this multiple; the head's rows to one of their own."""
-        return self._row_multiple or 1
+        return self.padding.body
 
     @property
     def is_invariant(self) -> bool:
@@ -71,7 +61,7 @@ class Claims(Written):
         """What gives a row other bits beside other rows, here; "" where nothing was found to."""
         if not self.backend.invariant:
             return self.backend.why_not_invariant
-        return self._failed or self.probe_own_parts().why_not_invariant
+        return self.padding.failed or self.probe_own_parts().why_not_invariant
 
     @property
     def why_not_portable(self) -> str:
@@ -90,7 +80,7 @@ class Claims(Written):
 
         A model is believed where there are none.
         """
-        return tuple(part.name for part in self._own_parts() if not part.keeps_bits)
+        return tuple(part.name for part in own_parts(self) if not part.keeps_bits)
 
     def probe_own_parts(self) -> PassProbe:
         """What whole passes show of the parts that are not the library's; weights may be unread.
@@ -106,11 +96,8 @@ class Claims(Written):
                 self._pass_probe = PassProbe(unlike=told)
         return self._pass_probe
 
-    def _own_parts(self) -> list[OwnPart]:
-        return own_parts(self)
-
     def _try_passes(self) -> PassProbe:
-        parts, silent = self._own_parts(), self.silent_parts
+        parts, silent = own_parts(self), self.silent_parts
         if not parts:
             return PassProbe()
         is_portable = all(part.is_portable for part in parts)
@@ -135,56 +122,26 @@ class Claims(Written):
             return attrs.evolve(found, elsewhere=found.elsewhere + images)
         return found
 
-    def _probe(self, known: Known) -> None:
-        """Finds the row multiples that hold on this machine; the weights are there."""
-        head = self.network.lm_head.packed
-        self._row_multiple = self.probe_rows(known)
-        self._head_multiple = row_multiple([head], backend=self.backend, known=known)
-        self._attention_multiple = self.probe_attention(known)
-        found = [self._row_multiple, self._head_multiple]
-        if self.backend.name == "torch" and self.backend.invariant:
-            found.append(self._attention_multiple)
-        if None in found:
-            self._failed = told_failures(known)
+    def probe_padding(self, known: ProbeCache | None = None) -> RowPadding:
+        """Finds and keeps it; weights may be unread. known: what other probes found, filled."""
+        known = known or ProbeCache()
+        self.padding = RowPadding.probe(
+            self.network,
+            self.network.lm_head,
+            backend=self.backend,
+            dtype=self.dtype,
+            known=known,
+            own=self.probe_own_rows(known),
+        )
+        return self.padding
 
-    def probe_rows(self, known: Known) -> int | None:
-        """The row multiple of all products but the head's."""
-        head = self.network.lm_head.packed
-        body = [weight for weight in self._linear_weights() if weight is not head]
-        found = row_multiple(body, backend=self.backend, known=known)
-        own = self.probe_own_rows(known)
-        return None if found is None or own is None else max(found, own)
-
-    def probe_own_rows(self, known: Known) -> int | None:
+    def probe_own_rows(self, known: ProbeCache) -> int | None:
         """The row multiple of products that are not `Linear`s; a subclass that has some says it.
 
-        known: as in `load_model`. Weights need not be there. None: no multiple holds.
+        known: asked first, and filled. Weights need not be there. None: no multiple holds.
         """
         del known
         return 1
-
-    def _linear_weights(self) -> list[LinearWeight]:
-        found: list[LinearWeight] = []
-        for layer in self.network.layers_inside():
-            if isinstance(layer, Linear):
-                found.append(layer.packed)
-            elif isinstance(layer, Experts):
-                found += layer.linear_weights()
-        return found
-
-    def probe_attention(self, known: Known) -> int | None:
-        """The row multiple under which every attention layer of the network holds."""
-        shapes = {
-            layer.head_shape
-            for layer in self.network.layers_inside()
-            if isinstance(layer, PagedAttentionLayer)
-        }
-        if self.backend.name != "torch" or not self.backend.invariant:
-            return None
-        for shape in shapes - known.keys():
-            known[shape] = attention_row_multiple(*shape)
-        held = [known[shape] for shape in shapes]
-        return None if None in held else max((m for m in held if m is not None), default=1)
 
 
 def is_all_native(model: Claims) -> bool:
@@ -195,22 +152,3 @@ def is_all_native(model: Claims) -> bool:
         model.network, model.backend, dtype=model.dtype, cache_dtype=model.dtype
     )
     return isinstance(planned, NativePass) and planned.num_torch_steps == 0
-
-
-def told_failures(known: Known) -> str:
-    """The shapes with which no number of rows kept their bits, in words."""
-    failed = sorted(_told(key) for key, multiple in known.items() if multiple is None)
-    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-    told = f"no number of rows keeps their bits in {', '.join(failed[:3])}{more}"
-    if "products" not in told:
-        return told
-    return f"{told}; if torch multiplied before the LLM was made, set MKL_CBWR=AUTO,STRICT"
-
-
-def _told(key: Any) -> str:
-    if isinstance(key, tuple) and len(key) == 5:  # linear_probe.ProbeKey
-        columns, rows, dtype, _, kind = key
-        return f"products with [{rows}, {columns}] {str(dtype).removeprefix('torch.')} ({kind})"
-    if isinstance(key, tuple) and len(key) == 3:
-        return "attention of {} heads, {} of keys, width {}".format(*key)
-    return f"products of {key}"

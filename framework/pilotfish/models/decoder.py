@@ -54,7 +54,8 @@ class Decoder(Layer):
     residual_multiplier: what the blocks scale their outputs with.
     logits_scaling: the logits are divided by it.
     logits_cap: where they are then bent below it, `cap * tanh(logits / cap)`; None: nowhere.
-    rotary: None where no layer turns its rows by their positions.
+    rotary: None where no layer turns its rows by their positions. turns_by_length: whether a row's
+        angles depend on the length of its request's prompt too.
     dtypes_given: of what the blocks gave in the last pass that ran them; None before the first.
     A head tied to the embedding is a `Linear(..., keep_plain=True)` that the weight rules tie.
     Parameters: embed_tokens.weight, layers.{layer}..., norm.weight, lm_head.weight.
@@ -77,29 +78,11 @@ class Decoder(Layer):
         self.norm = norm
         self.lm_head = lm_head
         self.rotary = rotary
+        self.turns_by_length = rotary is not None and rotary.by_length
         self.residual_multiplier = residual_multiplier
         self.logits_scaling = logits_scaling
         self.logits_cap = logits_cap
         self.dtypes_given: set[torch.dtype] | None = None
-
-    @property
-    def num_rotated(self) -> int:
-        """R, the width of a row's angles; 0 without rotary positions."""
-        return 0 if self.rotary is None else self.rotary.parameters.rotary_dim
-
-    @property
-    def turns_by_length(self) -> bool:
-        """Whether a row's angles depend on the length of its request's prompt."""
-        return self.rotary is not None and self.rotary.parameters.depends_on_length
-
-    def angles(
-        self, positions: torch.Tensor, lengths: torch.Tensor | None, backend: KernelBackend
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin, [T, R] float32 each; see `Rotary`."""
-        if self.rotary is None:
-            none = torch.empty((len(positions), 0), device=positions.device)
-            return none, none
-        return self.rotary(positions, lengths, backend)
 
     def run(
         self, rows: torch.Tensor, run: ForwardPass, boundaries: Collection[int] = ()
@@ -118,7 +101,7 @@ class Decoder(Layer):
                 kept[number] = state.sum(run.backend)
             made = pair_of(block, block(state.x, state.residual, run))
             state = Residual(*made, self.residual_multiplier)
-            given |= {tensor.dtype for tensor in made}
+            given |= {made[0].dtype, made[1].dtype}
         self.dtypes_given = given
         if len(self.layers) in boundaries:
             kept[len(self.layers)] = state.sum(run.backend)

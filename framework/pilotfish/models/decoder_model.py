@@ -9,6 +9,7 @@ Axis letters: B requests, T packed tokens, T' rows with padding, D model width, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -17,13 +18,13 @@ from pilotfish.batch import RequestContext
 from pilotfish.config import PipelineConfig
 from pilotfish.errors import ConfigError, WeightsError
 from pilotfish.invariance.own_parts import functions_in_place
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.invariance.rows import padded, wanted_rows
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.paged_attention import plan_attention
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.models.claims import Claims, Known
+from pilotfish.models.claims import Claims
 from pilotfish.models.decoder import Decoder, Residual
-from pilotfish.models.inputs import DecoderInputs, initial_inputs, next_inputs, positions_of
+from pilotfish.models.inputs import DecoderInputs, initial_inputs, next_inputs
 from pilotfish.models.loading import load_layers
 from pilotfish.models.native_pass import NativePass, why_called
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
@@ -47,8 +48,8 @@ from pilotfish.weights import (
 )
 
 _HIDDEN = ReturnHiddenStates
-_Laid: TypeAlias = tuple[frozenset[int], torch.dtype]
-"""What a planned pass was laid down for: the boundaries that it keeps, and its caches' dtype."""
+_Laid: TypeAlias = tuple[ReturnHiddenStates, tuple[int, ...], torch.dtype, object]
+"""What a planned pass was laid down for: what it keeps of the stream, and its caches' dtype."""
 
 
 class DecoderModel(Claims):
@@ -73,7 +74,7 @@ class DecoderModel(Claims):
         device: torch.device,
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
         return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
-        hidden_state_boundaries: Sequence[int] = (),
+        aux_hidden_state_layers: Sequence[int] = (),
     ) -> None:
         self.pipeline_config = pipeline_config
         self.config = arch_config
@@ -82,7 +83,7 @@ class DecoderModel(Claims):
         self.dtype: torch.dtype = getattr(torch, arch_config.dtype)
         self.return_logits = return_logits
         self.return_hidden_states = return_hidden_states
-        self.hidden_state_boundaries = tuple(hidden_state_boundaries)
+        self.aux_hidden_state_layers = tuple(aux_hidden_state_layers)
         self._check_boundaries()
         self.network = self.build_network()
         self._planned_load: tuple[Mapping[str, TensorInfo], LoadPlan] | None = None
@@ -146,19 +147,15 @@ class DecoderModel(Claims):
                 ) from None
         return self._planned_load[1]
 
-    def load_model(
-        self,
-        weights: WeightSource,
-        known: Known | None = None,
-    ) -> None:
-        """Fills every parameter.
+    def load_model(self, weights: WeightSource, known: ProbeCache | None = None) -> None:
+        """Fills every parameter, and finds the padding that holds on this machine.
 
-        known: results of probes by shape (`invariance.linear_probe`), read and filled; share one
-        mapping between models.
+        known: what probes found, read and filled; models may share one.
         Raises WeightsError naming missing, extra and misshapen tensors before any is read.
         """
         check_int4(weights)
-        plan = self.plan_load(weights.infos)
+        plan, known = self.plan_load(weights.infos), known or ProbeCache()
+        self.probe_padding(known)  # with matrices of its own, while there are no others
         load_layers(
             self.network,
             plan,
@@ -171,12 +168,13 @@ class DecoderModel(Claims):
         if self.network.rotary is not None:
             self.network.rotary.to(self.device)
         self._is_loaded, self._pass_probe = True, None
-        self._probe({} if known is None else known)
+        self.probe_padding(known)  # what came in another form than declared
 
     def plan_pass(self) -> None:
         """Lays the pass down as native calls, where it may be; else the first pass does it."""
         pages = [spec for spec in self.state if isinstance(spec, PagedStateSpec)]
-        self._lay_down(getattr(torch, pages[0].dtype) if pages else self.dtype)
+        if self.plans_passes:
+            self._lay_down(getattr(torch, pages[0].dtype) if pages else self.dtype)
 
     # Inputs.
 
@@ -225,24 +223,39 @@ class DecoderModel(Claims):
                 "lists KVCacheParams(num_layers=0, num_kv_heads=1, head_dim=1).spec among its "
                 "state specs, whose pages hold nothing and count its rows"
             )
-        inputs = self._own(model_inputs)
-        run, tokens = self._start(inputs, kv)
+        inputs, mode = self._own(model_inputs), self.return_hidden_states
+        run = ForwardPass.start(
+            kv,
+            inputs.input_row_offsets,
+            backend=self.backend,
+            rotary=self.network.rotary,
+            row_multiple=self.padding.body,
+            attention_multiple=self.padding.attention,
+            prompt_lengths=inputs.rope_lengths,
+        )
+        tokens = inputs.tokens.contiguous()
+        short = run.positions.shape[0] - tokens.shape[0]
+        if short:
+            tokens = torch.nn.functional.pad(tokens, (0, short))
         wanted = wanted_rows(
             self.return_logits, kv.row_counts, model_inputs.return_n_logits.tolist()
         )
-        rows = self.embed_inputs(inputs, tokens).contiguous()
-        planned = self._planned(run)
+        planned, hidden = self._planned(run), None
+        entering = tokens
+        if planned is None or not planned.takes_tokens:
+            entering = self.embed_inputs(inputs, tokens).contiguous()
         if planned is None:
-            asked = frozenset(self.hidden_state_boundaries)
-            state, kept = self.network.run(rows, run, asked)
-            hidden = self._hidden_states(state, kept, kv.row_counts)  # the head closes the stream
+            asked = frozenset(self.aux_hidden_state_layers)
+            state, kept = self.network.run(entering, run, asked)
+            if mode is not _HIDDEN.NONE:  # the head closes the stream
+                hidden = self._hidden_states(state, kept, kv.row_counts)
             logits = self._logits(state, wanted.indices)
         else:
-            made = planned(rows, run, wanted.indices)
-            kept, logits = made.kept, self.network.scaled(made.logits, self.backend)
-            # The last boundary is kept where a mode wants the rows that leave the last block.
-            state = Residual(kept.get(len(self.network.layers), rows), None, 1.0)
-            hidden = self._hidden_states(state, kept, kv.row_counts)
+            logits, kept = planned(entering, run, wanted.indices)
+            if mode is not _HIDDEN.NONE:
+                # The last boundary is kept where a mode wants the rows that leave the last block.
+                last = kept.get(len(self.network.layers), entering)
+                hidden = self._hidden_states(Residual(last, None, 1.0), kept, kv.row_counts)
         return ModelOutputs(
             logits=logits, logit_offsets=torch.tensor(wanted.offsets), hidden_states=hidden
         )
@@ -262,7 +275,7 @@ class DecoderModel(Claims):
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """hidden_states: [T, D] after a final norm -> [T, V] float32 logits."""
         num_rows = hidden_states.shape[0]
-        short = padded(num_rows, self._head_multiple or 1) - num_rows
+        short = padded(num_rows, self.padding.head) - num_rows
         if short:
             hidden_states = torch.nn.functional.pad(hidden_states, (0, 0, 0, short))
         return self.network.logits(hidden_states, self.backend)[:num_rows]
@@ -275,38 +288,6 @@ class DecoderModel(Claims):
             )
         return inputs
 
-    def _start(self, inputs: DecoderInputs, kv: KVCacheInputs) -> tuple[ForwardPass, torch.Tensor]:
-        """The shared part of a pass, and the padded tokens [T']."""
-        tokens, num_rows = inputs.tokens, inputs.tokens.shape[0]
-        plan = plan_attention(
-            kv,
-            inputs.input_row_offsets,
-            backend=self.backend,
-            row_multiple=self._attention_multiple,
-        )
-        positions, prompts = positions_of(inputs, kv)
-        lengths = None
-        if self.network.turns_by_length:
-            lengths = positions + 1 if prompts is None else torch.maximum(prompts, positions + 1)
-        short = padded(num_rows, self.row_multiple) - num_rows
-        if short:
-            tokens = torch.nn.functional.pad(tokens, (0, short))
-            positions = torch.nn.functional.pad(positions, (0, short))
-            if lengths is not None:
-                lengths = torch.nn.functional.pad(lengths, (0, short))
-        cos, sin = self.network.angles(positions, lengths, self.backend)
-        run = ForwardPass(
-            backend=self.backend,
-            cos=cos,
-            sin=sin,
-            plan=plan,
-            caches=kv.blocks,
-            write_slots=kv.write_slots,
-            slots=kv.slots,
-            row_multiple=self.row_multiple,
-        )
-        return run, tokens
-
     @property
     def has_planned(self) -> bool:
         """Whether a pass was laid down as native calls."""
@@ -317,7 +298,7 @@ class DecoderModel(Claims):
         """What makes passes call its layers one by one, in words; "" where they may be planned."""
         if self.backend.name != "native":
             return f"the backend is {self.backend.name}"
-        if getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]:
+        if not self._is_as_written("_logits"):
             return f"{type(self).__name__} has a `_logits` of its own"
         if not self.plans_passes:
             return f"{type(self).__name__}.plans_passes is false"
@@ -325,34 +306,47 @@ class DecoderModel(Claims):
 
     def _planned(self, run: ForwardPass) -> NativePass | None:
         """The pass as native calls; None where it is not planned, or serves this pass ill."""
-        planned = self._lay_down(run.caches[0].dtype if run.caches else self.dtype)
+        # Asked in every pass: a method may be put in place of one at any time.
+        dtypes = set(map(attrgetter("dtype"), run.caches)) or {self.dtype}
+        if not self.plans_passes or not self._is_as_written("_logits") or len(dtypes) > 1:
+            return None
+        is_usual = self._is_as_written("embed") and self._is_as_written("embed_inputs")
+        embeds = self.network.embed_tokens if is_usual else None
+        [dtype] = dtypes
+        laid = self.return_hidden_states, self.aux_hidden_state_layers, dtype, embeds
+        planned = self._native_passes.get(laid)
+        if planned is None:
+            planned = self._lay_down(dtype)
         return planned if planned and planned.serves(run) else None
 
     def _lay_down(self, cache_dtype: torch.dtype) -> NativePass | Literal[False] | None:
-        """The planned pass, laid down when it is first asked for; None where it is not to be.
+        """The planned pass; False where there is none, None where that is not known yet.
 
-        That is on another backend, and for a network that runs its layers, or a model that makes
-        logits, in its own way.
+        There is none on another backend, and for a network that runs its layers, or a model that
+        makes logits, in its own way.
         """
-        is_own = getattr(self._logits, "__func__", None) is not DecoderModel._written["_logits"]
-        if self.backend.name != "native" or is_own or not self.plans_passes:
-            return None
-        kept = set(self.hidden_state_boundaries)
-        if self.return_hidden_states not in (_HIDDEN.NONE, _HIDDEN.SELECTED):
+        mode, kept = self.return_hidden_states, set(self.aux_hidden_state_layers)
+        if mode not in (_HIDDEN.NONE, _HIDDEN.SELECTED):
             kept.add(len(self.network.layers))
-        laid = (frozenset(kept), cache_dtype)
-        if laid not in self._native_passes:
+        is_usual = self._is_as_written("embed") and self._is_as_written("embed_inputs")
+        embeds = self.network.embed_tokens if is_usual else None
+        planned: NativePass | Literal[False] | None = False
+        if self.backend.name == "native" and self._is_as_written("_logits"):
             planned = NativePass.of(
                 self.network,
                 self.backend,
                 dtype=self.dtype,
                 cache_dtype=cache_dtype,
-                boundaries=laid[0],
+                boundaries=kept,
+                embeds=embeds is not None,
             )
-            if planned is None:
-                return None
-            self._native_passes[laid] = planned
-        return self._native_passes[laid]
+        if planned is not None:
+            self._native_passes[mode, self.aux_hidden_state_layers, cache_dtype, embeds] = planned
+        return planned
+
+    def _is_as_written(self, method: str) -> bool:
+        """Whether neither a subclass nor a patch has a method of its own in its place."""
+        return getattr(getattr(self, method), "__func__", None) is DecoderModel._written[method]
 
     def _logits(self, state: Residual, indices: list[int]) -> torch.Tensor:
         """The head on some rows of the pass: [R, V] float32."""
@@ -360,7 +354,7 @@ class DecoderModel(Claims):
         if not count:
             vocab = self.network.lm_head.packed.out_features
             return torch.empty(0, vocab, dtype=torch.float32, device=self.device)
-        filled = indices + [indices[-1]] * (padded(count, self._head_multiple or 1) - count)
+        filled = indices + [indices[-1]] * (-count % self.padding.head)
         if len(filled) != state.x.shape[0] or indices[-1] != count - 1:
             state = state.rows(torch.tensor(filled, device=self.device))
         normed = self.network.finish(state, self.backend)
@@ -368,13 +362,11 @@ class DecoderModel(Claims):
 
     def _hidden_states(
         self, state: Residual, kept: Mapping[int, torch.Tensor], row_counts: Sequence[int]
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor:
         """What the hidden mode asks for, padding rows cut off."""
         mode, num_rows = self.return_hidden_states, sum(row_counts)
-        if mode is _HIDDEN.NONE:
-            return None
         if mode is _HIDDEN.SELECTED:
-            columns = [kept[boundary][:num_rows] for boundary in self.hidden_state_boundaries]
+            columns = [kept[boundary][:num_rows] for boundary in self.aux_hidden_state_layers]
             return torch.cat(columns, dim=1)
         if mode is _HIDDEN.LAST:
             last = wanted_rows(ReturnLogits.LAST_TOKEN, row_counts, ()).indices
@@ -385,11 +377,11 @@ class DecoderModel(Claims):
         return whole[:num_rows]
 
     def _check_boundaries(self) -> None:
-        asked, last = self.hidden_state_boundaries, self.config.num_hidden_layers
+        asked, last = self.aux_hidden_state_layers, self.config.num_hidden_layers
         selects = self.return_hidden_states is _HIDDEN.SELECTED
         if selects != bool(asked) or any(not 0 <= boundary <= last for boundary in asked):
             raise ConfigError(
-                f"hidden_state_boundaries (`taps` of a drafter's config) is {list(asked)} with "
+                f"aux_hidden_state_layers is {list(asked)} with "
                 f"{self.return_hidden_states!r}; wanted numbers from 0 to {last} with "
                 "ReturnHiddenStates.SELECTED, and none with another mode"
             )

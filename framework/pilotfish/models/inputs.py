@@ -7,12 +7,13 @@ Axis letters: B requests, T packed tokens, S tokens in a page, W pages of the lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import attrs
 import torch
 
-from pilotfish.batch import RaggedBatch, RequestContext
+from pilotfish.batch import RaggedBatch, RequestContext, check_ragged
 from pilotfish.protocols import ModelInputs
 from pilotfish.state import KVCacheInputs
 
@@ -27,7 +28,7 @@ class DecoderInputs(ModelInputs):
     rope_lengths: torch.Tensor | None = None
 
     def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
+        check_ragged(self.tokens, self.input_row_offsets, self.return_n_logits)
         kv = self.kv_cache_inputs
         if kv is not None and sum(kv.row_counts) != self.tokens.shape[0]:
             raise ValueError(
@@ -36,7 +37,7 @@ class DecoderInputs(ModelInputs):
             )
 
 
-AnyInputs = TypeVar("AnyInputs", bound=DecoderInputs)
+AnyInputs = TypeVar("AnyInputs", bound=ModelInputs)
 
 
 def initial_inputs(
@@ -53,18 +54,16 @@ def initial_inputs(
 
     with_lengths: whether angles depend on prompt lengths. fields: what the subclass adds.
     """
-    ragged = RaggedBatch.pack([context.scheduled_tokens for context in batch], device)
+    ragged = RaggedBatch.pack(map(attrgetter("scheduled_tokens"), batch), device)
     wanted = [return_n_logits] if isinstance(return_n_logits, int) else list(return_n_logits)
-    lengths = None
     if with_lengths:
-        prompts = [max(c.num_prompt_tokens, c.num_restart_tokens) for c in batch]
-        lengths = torch.tensor(prompts, dtype=torch.int64, device=device)
+        started = [context.num_started_tokens for context in batch]
+        fields["rope_lengths"] = torch.tensor(started, dtype=torch.int64, device=device)
     return inputs_class(
         tokens=ragged.tokens,
         input_row_offsets=ragged.input_row_offsets,
         return_n_logits=torch.tensor(wanted, dtype=torch.int64),
         kv_cache_inputs=kv_cache_inputs,
-        rope_lengths=lengths,
         **fields,
     )
 
@@ -108,20 +107,3 @@ def next_row(kv: KVCacheInputs, input_row_offsets: torch.Tensor) -> KVCacheInput
         row_counts=(1,) * len(lengths),
         slots=tuple(view.next_row() for view in kv.slots),
     )
-
-
-def positions_of(
-    inputs: DecoderInputs, kv: KVCacheInputs
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Each row's position and its request's `rope_lengths`, [T] int64. No host round trip."""
-    committed, prompts = kv.cache_lengths.long(), inputs.rope_lengths
-    if all(count == 1 for count in kv.row_counts):
-        return committed, prompts
-    num_rows = inputs.tokens.shape[0]
-    counts = inputs.input_row_offsets.diff()
-    starts = committed - inputs.input_row_offsets[:-1]
-    positions = torch.arange(num_rows, device=starts.device)
-    positions += starts.repeat_interleave(counts, output_size=num_rows)
-    if prompts is not None:
-        prompts = prompts.repeat_interleave(counts, output_size=num_rows)
-    return positions, prompts

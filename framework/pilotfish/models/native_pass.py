@@ -15,24 +15,17 @@ import torch
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
+from pilotfish.kernels.native.numbers import address_of, want_indices
 from pilotfish.kernels.rms_norm.native import plan_add_scaled
 from pilotfish.kernels.take_rows.native import plan_take_rows
+from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written, replaced
 from pilotfish.models.decoder import Decoder
 
-_INDEX = Pointer("logits_index")
-
-
-@attrs.frozen(kw_only=True)
-class PassResult:
-    """logits: [R, V] float32, not scaled. kept: boundary -> [T, D], the residual stream there.
-
-    T: the rows of the pass that are no padding.
-    """
-
-    logits: torch.Tensor
-    kept: dict[int, torch.Tensor]
+_INDEX, _TOKENS = Pointer("logits_index"), Pointer("tokens")
+_SCALED = Decoder.scaled
+"""As it was written."""
 
 
 def why_called(network: Decoder, dtype: torch.dtype) -> str:
@@ -55,6 +48,8 @@ def why_called(network: Decoder, dtype: torch.dtype) -> str:
 class NativePass:
     """network: its weights are there. boundaries: which are kept; see `Decoder.run`.
 
+    embeds: whether what enters block 0 is what the network's embedding says of each token, and
+    nothing else. takes_tokens: whether a pass is given those; else it is given rows.
     One thread at a time, as the model that owns it.
     """
 
@@ -66,18 +61,23 @@ class NativePass:
         dtype: torch.dtype,
         cache_dtype: torch.dtype,
         boundaries: Collection[int] = (),
+        embeds: bool = False,
     ) -> None:
         self._network = network
         self._logit_rows = Rows("R")
         self._kept: dict[int, Buffer | None] = {}
-        self._run = PassPlan.empty(
-            rotated=network.num_rotated,
-            dtype=dtype,
-            cache_dtype=cache_dtype,
-            backend=backend,
+        self._run = PassPlan(
+            rotary=network.rotary, dtype=dtype, cache_dtype=cache_dtype, backend=backend
         )
-        self._x = self._run.buffer(network.embed_tokens.width)
-        self._run.plan.fill(self._x)
+        self.serves = self._run.serves
+        embedding = network.embed_tokens
+        is_usual = isinstance(embedding, Embedding) and embedding.multiplier == 1.0
+        self.takes_tokens = embeds and is_usual and has_plan(embedding)
+        self._x = self._run.buffer(embedding.width)
+        if self.takes_tokens:
+            embedding.plan(self._run, _TOKENS, self._x)
+        else:
+            self._run.plan.fill(self._x)
         x, residual = self._x, None
         for number, block in enumerate(network.layers):
             self._keep(number, x, residual, boundaries)
@@ -91,13 +91,6 @@ class NativePass:
     def num_torch_steps(self) -> int:
         """What of a pass is no native call: layers without a plan."""
         return self._calls.num_torch_steps
-
-    def serves(self, run: ForwardPass) -> bool:
-        """Whether no layer would rather be called by itself in this pass.
-
-        Those without a plan would where they want rows that are padded: planned ones are not.
-        """
-        return self._run.serves(run) and (run.row_multiple == 1 or not self.num_torch_steps)
 
     @classmethod
     def of(
@@ -118,14 +111,16 @@ class NativePass:
     def _keep(
         self, boundary: int, x: Buffer, residual: Buffer | None, boundaries: Collection[int]
     ) -> None:
-        """The stream of a boundary, in memory that the pass brings; boundary 0 is what it got."""
+        """The stream of a boundary, in memory that the pass brings; None: the rows it was given."""
         if boundary not in boundaries:
             return
         self._kept[boundary] = None
+        out = attrs.evolve(x, external=f"kept.{boundary}")
         if residual is not None:
-            name, multiplier = f"kept.{boundary}", self._network.residual_multiplier
-            out = self._kept[boundary] = attrs.evolve(x, external=name)
-            plan_add_scaled(self._run.plan, residual, x, multiplier, out)
+            multiplier = self._network.residual_multiplier
+            self._kept[boundary] = plan_add_scaled(self._run.plan, residual, x, multiplier, out)
+        elif self.takes_tokens:
+            self._kept[boundary] = self._network.embed_tokens.plan(self._run, _TOKENS, out)
 
     def _plan_head(self, x: Buffer, residual: Buffer | None) -> None:
         run, network = self._run, self._network
@@ -142,28 +137,43 @@ class NativePass:
         if self._logits is not None:
             run.plan.read(self._logits)
 
-    def __call__(self, rows: torch.Tensor, run: ForwardPass, indices: Sequence[int]) -> PassResult:
-        """rows: [T', D], what enters block 0, T' >= T. indices: [R], whose logits are wanted.
+    def __call__(
+        self, entering: torch.Tensor, run: ForwardPass, indices: Sequence[int]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Runs a pass of T rows that are no padding.
 
-        Raises ValueError for rows of another dtype than the model's.
+        entering: [T] int64 tokens, or [T', D], what enters block 0. indices: [R], whose logits are
+        wanted.
+        Returns logits [R, V] float32, and the kept boundaries: each [T, D], the stream there.
+        Raises ValueError for tokens that the embedding has not, and for rows of another dtype than
+        the model's.
         """
-        if rows.dtype != self._run.dtype:
-            raise ValueError(
-                f"what enters block 0 is {rows.dtype}; wanted {self._run.dtype}, the model's dtype"
-            )
-        calls, count = self._calls, len(indices)
+        calls, num_rows, dtype = self._calls, run.num_rows, self._run.dtype
         index = torch.tensor(indices, dtype=torch.int64)
-        logits = torch.empty((count, self._vocab_size), dtype=torch.float32)
-        calls.begin({self._run.rows: run.num_rows, self._logit_rows: count})
-        rows = rows[: run.num_rows]
-        calls.tensor(self._x).copy_(rows)
-        kept = {
-            boundary: rows if buffer is None else torch.empty(rows.shape, dtype=rows.dtype)
-            for boundary, buffer in self._kept.items()
-        }
-        others = {f"kept.{boundary}": tensor.data_ptr() for boundary, tensor in kept.items()}
-        others |= {"logits_index": index.data_ptr(), "logits": logits.data_ptr()}
+        logits = torch.empty((len(indices), self._vocab_size), dtype=torch.float32)
+        others = {"logits_index": index.data_ptr(), "logits": logits.data_ptr()}
+        calls.begin({self._run.rows: num_rows, self._logit_rows: len(indices)})
+        if self.takes_tokens:
+            want_indices("tokens", entering, self._network.embed_tokens.vocab_size)
+            others["tokens"] = address_of("tokens", entering, torch.int64, num_rows)
+        elif entering.dtype == dtype:
+            calls.tensor(self._x).copy_(entering[:num_rows])
+        else:
+            raise ValueError(
+                f"what enters block 0 is {entering.dtype}; wanted {dtype}, the model's dtype"
+            )
+        kept: dict[int, torch.Tensor] = {}
+        for boundary, buffer in self._kept.items():
+            if buffer is None:
+                kept[boundary] = entering[:num_rows]
+            else:
+                kept[boundary] = torch.empty((num_rows, buffer.width), dtype=dtype)
+                others[f"kept.{boundary}"] = kept[boundary].data_ptr()
         self._run.run(calls, run, others)
         if self._logits is not None:
             logits.copy_(calls.tensor(self._logits))
-        return PassResult(logits=logits, kept=kept)
+        network = self._network
+        is_plain = network.logits_scaling == 1.0 and network.logits_cap is None
+        if not is_plain or getattr(network.scaled, "__func__", None) is not _SCALED:
+            logits = network.scaled(logits, self._run.backend)
+        return logits, kept

@@ -36,7 +36,7 @@ def shallow(model: Any, *, is_loaded: bool) -> tuple[Any, int] | None:
     few = copy.copy(model)
     few.network = network = copy.copy(model.network) if is_loaded else model.build_network()
     few.return_logits = ReturnLogits.VARIABLE
-    few.return_hidden_states, few.hidden_state_boundaries = ReturnHiddenStates.NONE, ()
+    few.return_hidden_states, few.aux_hidden_state_layers = ReturnHiddenStates.NONE, ()
     few._native_passes = {}
     kinds = {_kind(layer): layer for layer in reversed(network.layers)}
     network.layers = tuple(layer for layer in network.layers if layer in kinds.values())

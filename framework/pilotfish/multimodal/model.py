@@ -21,6 +21,12 @@ from pilotfish.multimodal.embedding_cache import EmbeddingCache
 from pilotfish.protocols import ImageFeatures, ModelInputs
 from pilotfish.state import KVCacheInputs
 
+IMAGE_FIELDS = (
+    *("image_token_indices", "precomputed_image_embeddings"),
+    *("pixel_values", "grid_thws"),
+)
+"""What `ImageInputs` has beside a decoder's inputs."""
+
 
 @attrs.frozen(kw_only=True)
 class ImageInputs(DecoderInputs):
@@ -110,14 +116,8 @@ class ImageDecoderModel(DecoderModel):
         """As DecoderModel: the next rows are text, since images lie in prompts."""
         previous = self._own(prev_model_inputs)
         assert isinstance(previous, ImageInputs)
-        text = attrs.evolve(
-            previous,
-            image_token_indices=None,
-            precomputed_image_embeddings=None,
-            pixel_values=None,
-            grid_thws=None,
-        )
-        return super().prepare_next_token_inputs(next_tokens, text)
+        no_images: dict[str, Any] = dict.fromkeys(IMAGE_FIELDS)
+        return super().prepare_next_token_inputs(next_tokens, attrs.evolve(previous, **no_images))
 
     def embed_inputs(self, inputs: DecoderInputs, tokens: torch.Tensor) -> torch.Tensor:
         """As DecoderModel, with the images' embeddings in their rows."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 # MKL_CBWR_AUTO | MKL_CBWR_STRICT: the processor's own kernels, in the form whose results depend
 # neither on the sizes of the other matrices, nor on where numbers lie, nor on threads.
@@ -19,13 +20,23 @@ def ask_for_strict_products() -> bool:
     It does only before its first product (afterwards MKL_CBWR=AUTO,STRICT in the environment is the
     way). Without it AVX2's float32 kernels round a row by its place among the others.
     """
+    library = _library()
+    if library is None:
+        return False
+    return strictness() == AUTO_STRICT or bool(library.mkl_serv_cbwr_set(AUTO_STRICT) == 0)
+
+
+def strictness() -> int | None:
+    """The mode that MKL is in; None without it."""
+    library = _library()
+    return None if library is None else int(library.mkl_serv_cbwr_get(-1))  # -1: MKL_CBWR_ALL
+
+
+def _library() -> Any:
     import torch
 
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not torch._C.has_mkl or not path.exists():
-        return False
+        return None
     library = ctypes.CDLL(str(path))
-    if not hasattr(library, "mkl_serv_cbwr_set"):
-        return False
-    is_set = library.mkl_serv_cbwr_get(-1) == AUTO_STRICT  # -1: MKL_CBWR_ALL
-    return bool(is_set or library.mkl_serv_cbwr_set(AUTO_STRICT) == 0)
+    return library if hasattr(library, "mkl_serv_cbwr_set") else None

@@ -97,7 +97,7 @@ class PipelineModel(Protocol):
 
     A model is made without weights:
     `Model(pipeline_config, arch_config, backend, device=..., return_logits=...,
-    return_hidden_states=..., hidden_state_boundaries=...)`, then `load_model(weights)`.
+    return_hidden_states=..., aux_hidden_state_layers=...)`, then `load_model(weights)`.
     Everything a layer needs arrives in the inputs; a model keeps no batch between calls. What it
     may have besides, and most have not, is in `OptionalOfModel`.
     """
@@ -117,7 +117,7 @@ class PipelineModel(Protocol):
         device: torch.device,
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
         return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
-        hidden_state_boundaries: Sequence[int] = (),
+        aux_hidden_state_layers: Sequence[int] = (),
     ) -> None: ...
 
     @property

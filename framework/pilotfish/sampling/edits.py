@@ -11,7 +11,7 @@ import math
 from torch import Tensor
 
 from pilotfish.errors import PilotfishError
-from pilotfish.sampling.penalties import TokenHistory, add_bias_, ban_, has_penalties, penalize_
+from pilotfish.sampling.penalties import TokenHistory, add_bias_, ban_, penalize_
 from pilotfish.sampling.row import SamplingRow
 
 
@@ -21,7 +21,7 @@ def edit_(logits: Tensor, row: SamplingRow) -> None:
     Raises RequestError for a token id outside the vocabulary.
     """
     add_bias_(logits, row.params)
-    if has_penalties(row.params):
+    if row.params.has_penalties:
         penalize_(logits, row.params, history_of(row), row.draft_ids)
     ban_(logits, row.banned_ids)
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from pilotfish.kernels.sampling import native
 from pilotfish.sampling.edits import edit_, history_of, unusable
 from pilotfish.sampling.logprobs import AskedLogprobs, TokenLogprobs
-from pilotfish.sampling.penalties import has_penalties
 from pilotfish.sampling.row import SamplingRow
 from pilotfish.sampling.truncation import write_truncation
 
@@ -56,13 +55,13 @@ class _Call:
         self.asked: dict[int, AskedLogprobs] = {}
         self._rows = rows
         self._vocab_size = vocab_size
-        self._records: Array[native.Row] = native.new_rows(len(rows))
+        self._records: Array[native.Row] = (native.Row * len(rows))()
         self._memory: list[Any] = []
         self._looks = native.ONE_LOOK * len(rows)
         for i, (record, row) in enumerate(zip(self._records, rows, strict=True)):
             if not row.params.is_greedy:
                 self._write_draw(record, row)
-            if row.has_edits:
+            if row.banned_ids or row.params.logit_bias or row.params.has_penalties:
                 self._write_edits(record, row)
             if with_logprobs and row.params.logprobs is not None:
                 self._looks += native.LOGPROBS
@@ -103,7 +102,7 @@ class _Call:
             record.bias, _ = self._keep(array("f", params.logit_bias.values()))
         if row.banned_ids:
             record.banned_ids, record.num_banned = self._ids(row.banned_ids, row)
-        if has_penalties(params):
+        if params.has_penalties:
             ids, counts = history_of(row).counts_with(row.draft_ids)
             self._memory += [ids, counts]
             record.seen_ids, record.seen_counts = ids.ctypes.data, counts.ctypes.data

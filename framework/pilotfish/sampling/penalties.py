@@ -85,15 +85,6 @@ class TokenHistory:
         self._counts = np.concatenate([self._counts, np.zeros(room, dtype=np.int64)])
 
 
-def has_penalties(params: SamplingParams) -> bool:
-    """Whether the history changes the logits."""
-    return (
-        params.presence_penalty != 0.0
-        or params.frequency_penalty != 0.0
-        or params.repetition_penalty != 1.0
-    )
-
-
 def penalize_(
     logits: Tensor, params: SamplingParams, history: TokenHistory, draft_ids: Sequence[int] = ()
 ) -> None:

@@ -6,12 +6,11 @@ Knows: a request's options and where in the request the row lies. Does not know:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import attrs
 
 from pilotfish.config import SamplingParams
-from pilotfish.sampling.penalties import TokenHistory, has_penalties
+from pilotfish.sampling.penalties import TokenHistory
 from pilotfish.sampling.truncation import Truncation
 
 
@@ -37,41 +36,13 @@ class SamplingRow:
     banned_ids: Sequence[int] = ()
     request_id: str = ""
 
-    @classmethod
-    def after(
-        cls,
-        history: TokenHistory,
-        params: SamplingParams,
-        *,
-        seed: int,
-        draft_ids: Sequence[int] = (),
-        stop_ids: Sequence[int] = (),
-        request_id: str = "",
-    ) -> Self:
-        """The row that follows the committed tokens and `draft_ids`.
-
-        stop_ids: the model's end tokens (unless ignored) and the request's own; banned while the
-        answer, draft included, is shorter than `min_tokens`.
-        """
-        num_outputs = history.num_output_tokens + len(draft_ids)
-        banned = stop_ids if num_outputs < params.min_tokens else ()
-        return cls(
-            params=params,
-            seed=seed,
-            position=history.num_tokens + len(draft_ids),
-            history=history,
-            draft_ids=draft_ids,
-            banned_ids=(*banned, *params.suppress_tokens) if params.suppress_tokens else banned,
-            request_id=request_id,
-        )
-
     @property
     def has_edits(self) -> bool:
         """Whether bias, penalties or banned tokens change the logits."""
-        return bool(self.banned_ids or self.params.logit_bias or has_penalties(self.params))
+        return bool(self.banned_ids or self.params.logit_bias) or self.params.has_penalties
 
     @property
     def truncation(self) -> Truncation:
-        """The options that cut the tail of the law."""
+        """The options that cut the tail of the distribution."""
         params = self.params
         return Truncation(top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)

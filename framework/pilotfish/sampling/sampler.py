@@ -51,7 +51,8 @@ class Sampler:
         Raises PilotfishError naming the row and its request when logits hold NaN or +inf, or when
         every token is masked; RequestError for a token id outside the vocabulary.
         """
-        _check_shape(logits, rows)
+        if logits.ndim != 2 or logits.shape[0] != len(rows) or logits.dtype != torch.float32:
+            raise _wrong_shape(logits, rows)
         logits = logits.detach()
         if serves_logits(logits):
             tokens, records = native.sample(logits, rows)
@@ -75,13 +76,14 @@ class Sampler:
         return token_ids
 
     def process_logits(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """The logits whose softmax is the law of each row's token.
+        """The logits whose softmax is the distribution of each row's token.
 
         logits: [R, V] float32, the model's own, not changed. Returns [R, V] float32, a new tensor:
         edited, divided by the temperature, truncated with -inf. A greedy row is edited only: its
-        law is all on the argmax. Raises as `sample`.
+        probability is all on the argmax. Raises as `sample`.
         """
-        _check_shape(logits, rows)
+        if logits.ndim != 2 or logits.shape[0] != len(rows) or logits.dtype != torch.float32:
+            raise _wrong_shape(logits, rows)
         logits = logits.detach()
         if serves_logits(logits):
             return native.process(logits, rows)
@@ -98,7 +100,7 @@ class Sampler:
         return processed
 
     def probs(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-        """[R, V] float32, the law of each row's token; arguments as `process_logits`."""
+        """[R, V] float32, the probabilities of each row's token; arguments as `process_logits`."""
         processed = self.process_logits(logits, rows)
         backend = KernelBackend("native" if serves_logits(processed) else "torch")
         return softmax(processed, backend=backend)
@@ -112,12 +114,11 @@ def _pick(
     return logits.index_select(0, index), [rows[i] for i in places]
 
 
-def _check_shape(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-    if logits.ndim != 2 or logits.shape[0] != len(rows) or logits.dtype != torch.float32:
-        raise ValueError(
-            f"logits are {list(logits.shape)} {logits.dtype}; wanted [{len(rows)}, V] float32, one "
-            "row for each SamplingRow"
-        )
+def _wrong_shape(logits: Tensor, rows: Sequence[SamplingRow]) -> ValueError:
+    return ValueError(
+        f"logits are {list(logits.shape)} {logits.dtype}; wanted [{len(rows)}, V] float32, one row "
+        "for each SamplingRow"
+    )
 
 
 def _check_largest(largest: Tensor, rows: Sequence[SamplingRow]) -> None:

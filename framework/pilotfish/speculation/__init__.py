@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pilotfish.batch import Proposal
 from pilotfish.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pilotfish.speculation.proposer import (
         DraftBatch,
         DraftRequest,
-        Proposal,
         Proposer,
         ProposerSetup,
         SpeculatorConfig,
@@ -25,22 +25,13 @@ if TYPE_CHECKING:
     from pilotfish.speculation.stateless import StatelessConfig
     from pilotfish.speculation.width import WidthPolicy
 
+_PROPOSER = ("DraftBatch", "DraftRequest", "Proposer", "ProposerSetup", "SpeculatorConfig")
 _HOMES = {
-    "BlockProposer": "block",
-    "BlockRows": "block",
-    "ContextRows": "block",
-    "Chosen": "choosing",
-    "TokenChooser": "choosing",
+    **dict.fromkeys(("BlockProposer", "BlockRows", "ContextRows"), "block"),
+    **dict.fromkeys(("Chosen", "TokenChooser"), "choosing"),
     "SpeculationCounters": "counters",
-    "DraftBatch": "proposer",
-    "DraftRequest": "proposer",
-    "Proposal": "proposer",
-    "Proposer": "proposer",
-    "ProposerSetup": "proposer",
-    "SpeculatorConfig": "proposer",
-    "DraftOutputs": "sequential",
-    "DraftRows": "sequential",
-    "SequentialProposer": "sequential",
+    **dict.fromkeys(_PROPOSER, "proposer"),
+    **dict.fromkeys(("DraftOutputs", "DraftRows", "SequentialProposer"), "sequential"),
     "StatelessConfig": "stateless",
     "WidthPolicy": "width",
 }

@@ -20,13 +20,16 @@ Features of t do not exist before the next step: its row in the block is a guess
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import torch
 
+from pilotfish.batch import Proposal, RaggedBatch
+from pilotfish.protocols import NO_LIMIT
 from pilotfish.speculation.choosing import Chosen, TokenChooser, proposal_of
-from pilotfish.speculation.proposer import DraftBatch, DraftRequest, Proposal
+from pilotfish.speculation.proposer import DraftBatch, DraftRequest
 
 if TYPE_CHECKING:
     from pilotfish.state import KVCacheInputs
@@ -78,11 +81,14 @@ class _Live:
 
 @attrs.frozen
 class _Piece:
-    """Some of the rows that a request takes in; `start` of them come before."""
+    """Some of the rows that a request takes in; `start` of them come before.
+
+    rows: which they are of the features.
+    """
 
     request: DraftRequest
     start: int
-    count: int
+    rows: range
 
 
 class BlockProposer:
@@ -111,7 +117,7 @@ class BlockProposer:
         self.cache_name = cache_name
         self.device = device
         self.mask_token_id = mask_token_id
-        self.max_positions = max_positions
+        self.max_positions = NO_LIMIT if max_positions is None else max_positions
         self.num_silent_rows = 0 if samples_anchor else 1
         self._chooser = TokenChooser(keeps_probs=keeps_probs, whose=whose)
 
@@ -147,46 +153,41 @@ class BlockProposer:
         if features is None:
             raise ValueError("the batch has no features; wanted the target's, of every row")
         pieces: list[_Piece] = []
-        rows: list[range] = []
         num_rows = 0
-        for piece, span in self._pieces(batch.requests):
-            if pieces and num_rows + piece.count > MOST_CONTEXT_ROWS:
-                self.take_in(self._context_rows(batch, features, pieces, rows))
-                pieces, rows, num_rows = [], [], 0
+        for piece in self._pieces(batch.requests):
+            if pieces and num_rows + len(piece.rows) > MOST_CONTEXT_ROWS:
+                self.take_in(self._context_rows(batch, features, pieces))
+                pieces, num_rows = [], 0
             pieces.append(piece)
-            rows.append(span)
-            num_rows += piece.count
+            num_rows += len(piece.rows)
         if pieces:
-            self.take_in(self._context_rows(batch, features, pieces, rows))
+            self.take_in(self._context_rows(batch, features, pieces))
 
-    def _pieces(self, requests: Sequence[DraftRequest]) -> Iterator[tuple[_Piece, range]]:
-        """Pieces of at most MOST_CONTEXT_ROWS rows, each with its rows of the features."""
+    def _pieces(self, requests: Sequence[DraftRequest]) -> Iterator[_Piece]:
+        """Pieces of at most MOST_CONTEXT_ROWS rows."""
         first = 0
         for request in requests:
             count = self._num_context_rows(request)
             for start in range(0, count, MOST_CONTEXT_ROWS):
-                size = min(MOST_CONTEXT_ROWS, count - start)
-                at = first + start
-                yield _Piece(request, start, size), range(at, at + size)
+                stop = min(start + MOST_CONTEXT_ROWS, count)
+                yield _Piece(request, start, range(first + start, first + stop))
             first += request.num_new
 
     def _context_rows(
-        self,
-        batch: DraftBatch,
-        features: torch.Tensor,
-        pieces: list[_Piece],
-        rows: list[range],
+        self, batch: DraftBatch, features: torch.Tensor, pieces: list[_Piece]
     ) -> ContextRows:
-        start, stop = rows[0].start, rows[-1].stop
-        if sum(map(len, rows)) == stop - start:
+        start, stop = pieces[0].rows.start, pieces[-1].rows.stop
+        counts = [len(piece.rows) for piece in pieces]
+        if sum(counts) == stop - start:
             taken = features[start:stop]
         else:
-            index = [row for span in rows for row in span]
+            index = [row for piece in pieces for row in piece.rows]
             taken = features[torch.tensor(index, device=features.device)]
-        counts = [piece.count for piece in pieces]
         return ContextRows(
             features=taken,
-            input_row_offsets=self._offsets(counts),
+            input_row_offsets=torch.tensor(
+                [0, *accumulate(counts)], dtype=torch.int32, device=self.device
+            ),
             kv=batch.kv_inputs(
                 [piece.request.request_id for piece in pieces],
                 counts,
@@ -197,8 +198,6 @@ class BlockProposer:
         )
 
     def _num_context_rows(self, request: DraftRequest) -> int:
-        if self.max_positions is None:
-            return request.num_new
         return max(0, min(request.num_new, self.max_positions - request.num_before))
 
     # Drafting
@@ -217,23 +216,25 @@ class BlockProposer:
         """Tokens to draft, the positions of the whole block within the limit."""
         if len(request.tokens) <= request.num_after:
             return 0
-        if self.max_positions is None:
-            return request.width
         room = self.max_positions - request.num_after - self.num_silent_rows
-        return max(0, min(request.width, room))
+        return max(0, min(request.num_draft_tokens, room))
 
     def _block_rows(self, batch: DraftBatch, live: list[_Live]) -> BlockRows:
         counts = [one.width + self.num_silent_rows for one in live]
-        tokens: list[int] = []
+        anchors = [one.request.tokens[one.request.num_after] for one in live]
+        ragged = RaggedBatch.pack(
+            [
+                [anchor] + [self.mask_token_id] * (count - 1)
+                for anchor, count in zip(anchors, counts, strict=True)
+            ],
+            self.device,
+        )
         wanted: list[int] = []
-        for one, count in zip(live, counts, strict=True):
-            start = len(tokens)
-            tokens += [one.request.tokens[one.request.num_after]]
-            tokens += [self.mask_token_id] * (count - 1)
-            wanted += range(start + self.num_silent_rows, start + count)
+        for one, end in zip(live, accumulate(counts), strict=True):
+            wanted += range(end - one.width, end)
         return BlockRows(
-            tokens=torch.tensor(tokens, dtype=torch.int64, device=self.device),
-            input_row_offsets=self._offsets(counts),
+            tokens=ragged.tokens,
+            input_row_offsets=ragged.input_row_offsets,
             kv=batch.kv_inputs(
                 [one.request.request_id for one in live],
                 counts,
@@ -259,9 +260,3 @@ class BlockProposer:
                     if place < one.width:
                         going.append(one)
             live = going
-
-    def _offsets(self, counts: Sequence[int]) -> torch.Tensor:
-        offsets = [0]
-        for count in counts:
-            offsets.append(offsets[-1] + count)
-        return torch.tensor(offsets, dtype=torch.int32, device=self.device)

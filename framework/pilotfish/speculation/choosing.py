@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 
+from pilotfish.batch import Proposal
 from pilotfish.errors import PilotfishError
 from pilotfish.sampling import Sampler
-from pilotfish.speculation.proposer import Proposal
 
 if TYPE_CHECKING:
     from pilotfish.sampling import SamplingRow
@@ -48,11 +48,10 @@ class TokenChooser:
         """logits: [R, V] float32, not changed. None where the draft has no token that may come."""
         found: list[Chosen | None] = []
         for index, token in enumerate(self._sample(logits, rows)):
-            if token is None:
-                found.append(None)
-                continue
-            probs = self._probs(logits, rows, index) if self.keeps_probs else None
-            found.append(Chosen(token=token, probs=probs))
+            probs, one = None, slice(index, index + 1)
+            if token is not None and self.keeps_probs:
+                probs = self._sampler.probs(logits[one], rows[one])[0]
+            found.append(None if token is None else Chosen(token=token, probs=probs))
         return found
 
     def _warn(self, logits: torch.Tensor) -> None:
@@ -68,10 +67,6 @@ class TokenChooser:
             RuntimeWarning,
             stacklevel=2,
         )
-
-    def _probs(self, logits: torch.Tensor, rows: Sequence[SamplingRow], index: int) -> torch.Tensor:
-        one = slice(index, index + 1)
-        return self._sampler.probs(logits[one], rows[one])[0]
 
     def _sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
         try:

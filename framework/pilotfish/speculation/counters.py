@@ -69,4 +69,4 @@ class SpeculationCounters:
 def _counted(counts: Sequence[int], num_hits: int, num_places: int = 0) -> tuple[int, ...]:
     """One more at each of the first num_hits places; at least num_places places."""
     hits = [1] * num_hits + [0] * (num_places - num_hits)
-    return tuple(before + hit for before, hit in zip_longest(counts, hits, fillvalue=0))
+    return tuple(map(sum, zip_longest(counts, hits, fillvalue=0)))

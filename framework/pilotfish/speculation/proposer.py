@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import attrs
 
+from pilotfish.batch import Proposal
 from pilotfish.protocols import PipelineModel, ReturnHiddenStates
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class DraftRequest:
     num_before: rows committed in every cache before this step. num_new: rows of this step that
         count. Row i belongs to tokens[i], so tokens[num_before + num_new] is the newest token,
         whose row no cache has yet; only a text that is scored ends without one.
-    width: most tokens to propose; 0 asks only that the rows be taken in.
+    num_draft_tokens: most tokens to propose; 0 asks only that the rows be taken in.
     sampling_row: drafted tokens -> the SamplingRow of the token after `tokens` and those.
     num_started_tokens: tokens known when its rows were first computed (m of config/rope.py); only
         drafts whose rotary angles depend on it read it.
@@ -42,7 +43,7 @@ class DraftRequest:
     tokens: Sequence[int]
     num_before: int
     num_new: int
-    width: int
+    num_draft_tokens: int
     sampling_row: Callable[[Sequence[int]], SamplingRow]
     num_started_tokens: int = 0
 
@@ -67,19 +68,6 @@ class DraftBatch:
     requests: Sequence[DraftRequest]
     features: torch.Tensor | None
     kv_inputs: Callable[[Sequence[str], Sequence[int], str, Sequence[int]], KVCacheInputs]
-
-
-@attrs.frozen(kw_only=True)
-class Proposal:
-    """What a drafter proposes for one request.
-
-    tokens: up to `width` token ids of the target, in order; empty: no proposal.
-    probs: [G, V] float32, row i the probabilities that tokens[i] was drawn from, of sum 1; None:
-        each token is certain. The engine refuses what cannot be probabilities, or not that token's.
-    """
-
-    tokens: Sequence[int] = ()
-    probs: torch.Tensor | None = None
 
 
 class SpeculatorConfig(Protocol):
@@ -110,9 +98,9 @@ class SpeculatorConfig(Protocol):
 
     return_hidden_states: ReturnHiddenStates
     """What it reads of the target: NONE, ALL_NORMALIZED or SELECTED."""
-    taps: tuple[int, ...]
+    aux_hidden_state_layers: tuple[int, ...]
     """With SELECTED: boundaries of the target's residual stream, in the drafter's own order."""
-    max_width: int | None
+    max_draft_tokens: int | None
     """Most tokens a step that it was trained for; None: any number."""
     lookahead: int
     """1 where the draft's row of a token depends on the next token, so that shared pages must
@@ -157,7 +145,7 @@ class Proposer(Protocol):
 
     config_class: ClassVar[type[Any]]
 
-    # Not needed: `plan_load(infos)`, as a model's (pilotfish.protocols).
+    # Not needed: `plan_load(infos)` and `plan_pass()`, as a model's (`OptionalOfModel`).
 
     def load_model(self, weights: WeightSource | None) -> None:
         """Fills its parameters; weights: the draft's, None for a method without a draft.

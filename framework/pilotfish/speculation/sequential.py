@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 import torch
 
+from pilotfish.batch import Proposal, RaggedBatch
+from pilotfish.protocols import NO_LIMIT
 from pilotfish.speculation.choosing import Chosen, TokenChooser, proposal_of
-from pilotfish.speculation.proposer import DraftBatch, DraftRequest, Proposal
+from pilotfish.speculation.proposer import DraftBatch, DraftRequest
 
 if TYPE_CHECKING:
     from pilotfish.state import KVCacheInputs
@@ -102,7 +104,7 @@ class SequentialProposer:
     ) -> None:
         self.cache_name = cache_name
         self.device = device
-        self.max_positions = max_positions
+        self.max_positions = NO_LIMIT if max_positions is None else max_positions
         self._chooser = TokenChooser(keeps_probs=keeps_probs, whose=whose)
 
     def forward(self, rows: DraftRows) -> DraftOutputs:
@@ -144,7 +146,9 @@ class SequentialProposer:
             features = features[torch.tensor(feature_rows, device=features.device)]
         wanted = tuple(self._width(live.request) > 0 for live in running)
         outputs = self.forward(
-            self._rows(batch, running, tokens, skip=None, features=features, wanted=wanted)
+            self._rows(
+                batch, running, tokens, skip=[0] * len(running), features=features, wanted=wanted
+            )
         )
         return [live for live, wants in zip(running, wanted, strict=True) if wants], outputs
 
@@ -169,24 +173,18 @@ class SequentialProposer:
         live: list[_Live],
         tokens: list[list[int]],
         *,
-        skip: list[int] | None,
+        skip: list[int],
         wanted: tuple[bool, ...],
         features: torch.Tensor | None = None,
         prev_hidden_states: torch.Tensor | None = None,
     ) -> DraftRows:
         ids = tuple(one.request.request_id for one in live)
-        counts = [len(row) for row in tokens]
-        offsets = [0]
-        for count in counts:
-            offsets.append(offsets[-1] + count)
-        flat = [token for row in tokens for token in row]
+        ragged = RaggedBatch.pack(tokens, self.device)
         return DraftRows(
             request_ids=ids,
-            tokens=torch.tensor(flat, dtype=torch.int64, device=self.device),
-            input_row_offsets=torch.tensor(offsets, dtype=torch.int32, device=self.device),
-            kv=batch.kv_inputs(
-                ids, counts, self.cache_name, skip if skip is not None else [0] * len(ids)
-            ),
+            tokens=ragged.tokens,
+            input_row_offsets=ragged.input_row_offsets,
+            kv=batch.kv_inputs(ids, list(map(len, tokens)), self.cache_name, skip),
             features=features,
             prev_hidden_states=prev_hidden_states,
             wanted=wanted,
@@ -218,13 +216,9 @@ class SequentialProposer:
         count = min(request.num_new, known)
         if not self.shift and self._width(request):
             count += 1  # the newest token's own row
-        if self.max_positions is not None:
-            count = min(count, self.max_positions - request.num_before)
-        return max(0, count)
+        return max(0, min(count, self.max_positions - request.num_before))
 
     def _width(self, request: DraftRequest) -> int:
         """Tokens to draft, the positions of all their rows within the limit."""
-        if self.max_positions is None:
-            return request.width
         first = request.num_after if not self.shift else request.num_after - 1
-        return max(0, min(request.width, self.max_positions - first))
+        return max(0, min(request.num_draft_tokens, self.max_positions - first))

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class StatelessConfig:
     """A SpeculatorConfig to derive from; a subclass adds its options.
 
-    max_width: most tokens a step; None: any number.
+    max_draft_tokens: most tokens a step; None: any number.
     """
 
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
-    taps: tuple[int, ...] = ()
-    max_width: int | None = None
+    aux_hidden_state_layers: tuple[int, ...] = ()
+    max_draft_tokens: int | None = None
     lookahead: int = 0
 
     @classmethod

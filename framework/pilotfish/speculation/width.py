@@ -35,7 +35,7 @@ doubles the next wait, since it may have been dear."""
 
 
 class WidthPolicy(Protocol):
-    """Chooses a width for all requests of a step."""
+    """Chooses a width for all requests of a step; one that derives from it need not learn."""
 
     most: int
     """The largest width it ever chooses."""
@@ -46,39 +46,39 @@ class WidthPolicy(Protocol):
 
     def observe(self, num_requests: int, width: float, seconds: float) -> None:
         """A pass that verified `width` tokens a request, on the average, took so long."""
-        ...
+        return
 
     def observe_drafting(self, num_requests: int, width: int, seconds: float) -> None:
         """Drafting `width` tokens for each of so many requests took so long."""
-        ...
+        return
 
     def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
         """One request's draft was verified."""
-        ...
+        return
 
 
-def check_width(config: SpeculativeConfig, max_width: int | None) -> None:
-    """Raises ConfigError for a width above what the drafter was trained for."""
+def check_width(config: SpeculativeConfig, most: int | None) -> None:
+    """Raises ConfigError for a width above `most`, which the drafter was trained for."""
     given = config.width
     width = max(given.values()) if isinstance(given, Mapping) else given
-    if isinstance(width, int) and max_width is not None and width > max_width:
+    if isinstance(width, int) and most is not None and width > most:
         raise ConfigError(
-            f"width is {width} and the draft was made for at most {max_width} tokens a step; "
-            f"wanted {max_width} or less, or 'adaptive'"
+            f"width is {width} and the draft was made for at most {most} tokens a step; "
+            f"wanted {most} or less, or 'adaptive'"
         )
 
 
-def width_policy(config: SpeculativeConfig, max_width: int | None) -> WidthPolicy:
-    """The policy that a config asks for. max_width: what the drafter was trained for."""
+def width_policy(config: SpeculativeConfig, max_draft_tokens: int | None) -> WidthPolicy:
+    """The policy that a config asks for. max_draft_tokens: what the drafter was trained for."""
     width = config.width
     if isinstance(width, int):
         return FixedWidth(width)
     if isinstance(width, Mapping):
         return ScheduledWidth(width)
-    return AdaptiveWidth(DEFAULT_MOST if max_width is None else min(max_width, MOST))
+    return AdaptiveWidth(DEFAULT_MOST if max_draft_tokens is None else min(max_draft_tokens, MOST))
 
 
-class ScheduledWidth:
+class ScheduledWidth(WidthPolicy):
     """The width of the largest batch size in the schedule that is not above the batch's."""
 
     def __init__(self, schedule: Mapping[int, int]) -> None:
@@ -92,15 +92,6 @@ class ScheduledWidth:
             if size <= num_requests:
                 chosen = width
         return chosen
-
-    def observe(self, num_requests: int, width: float, seconds: float) -> None:
-        """Nothing to learn."""
-
-    def observe_drafting(self, num_requests: int, width: int, seconds: float) -> None:
-        """Nothing to learn."""
-
-    def observe_acceptance(self, num_drafted: int, num_accepted: int) -> None:
-        """Nothing to learn."""
 
 
 class FixedWidth(ScheduledWidth):
@@ -187,10 +178,10 @@ class AdaptiveWidth:
         if stats.left:
             stats.left -= 1
             return stats.probe
-        untried = [width for width in (stats.current, 0) if width not in stats.tried]
-        if untried:
-            stats.tried.add(untried[0])
-            return self._look(stats, untried[0])
+        for width in (stats.current, 0):
+            if width not in stats.tried:
+                stats.tried.add(width)
+                return self._look(stats, width)
         best = max(self._widths, key=lambda width: self._value(stats, width))
         if self._value(stats, best) > _GAP * self._value(stats, stats.current):
             stats.current, stats.wait, stats.waited = best, _PROBE_AFTER, 0

@@ -23,7 +23,7 @@ from pilotfish.state.specs import (
 if TYPE_CHECKING:
     from pilotfish.state.inputs import KVCacheInputs, SlotInputs
     from pilotfish.state.manager import StateManager
-    from pilotfish.state.memory import MemoryPlan, activation_bytes, available_bytes
+    from pilotfish.state.memory import MemoryPlan, activation_bytes
     from pilotfish.state.paged import PagedCache
     from pilotfish.state.slot_caches import SlotCache
 
@@ -44,7 +44,6 @@ __all__ = [
     "StateManager",
     "StateSpec",
     "activation_bytes",
-    "available_bytes",
 ]
 
 _HOMES = {
@@ -55,7 +54,6 @@ _HOMES = {
     "SlotInputs": "inputs",
     "StateManager": "manager",
     "activation_bytes": "memory",
-    "available_bytes": "memory",
 }
 
 __getattr__ = lazy_names(__name__, _HOMES)

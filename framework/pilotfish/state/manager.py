@@ -14,7 +14,7 @@ from pilotfish.state.pages import PagePool
 from pilotfish.state.prefix import PrefixIndex, PrefixMatch
 from pilotfish.state.request_blocks import FullPage, RequestBlocks
 from pilotfish.state.slot_caches import SlotCaches
-from pilotfish.state.tables import PageTables, pack, write_slots
+from pilotfish.state.tables import PageTables, write_slots
 
 if TYPE_CHECKING:
     import torch
@@ -57,10 +57,17 @@ class StateManager:
         self.index = PrefixIndex(page_size_tokens, lookahead)
         self._tables = PageTables()
         self._slot_caches = SlotCaches(slot_caches)
+        self._has_slots = self._slot_caches.has_caches
         self._requests: dict[str, RequestBlocks] = {}
-        self._paged_caches: dict[str, PagedCache] = {}
-        for spec in paged_caches:
-            self._add_paged_cache(spec, num_pages, device, poison)
+        from pilotfish.state.paged import make_paged_caches
+
+        self._paged_caches = make_paged_caches(
+            paged_caches,
+            num_pages=num_pages,
+            page_size_tokens=page_size_tokens,
+            device=device,
+            poison=poison,
+        )
         self._poisoned = tuple(self._paged_caches.values()) if poison else ()
 
     # What there is
@@ -69,16 +76,6 @@ class StateManager:
     def num_pages(self) -> int:
         """All pages."""
         return self.pool.num_pages
-
-    @property
-    def num_free_pages(self) -> int:
-        """Pages with no owner and no worthwhile content."""
-        return self.pool.num_free
-
-    @property
-    def num_cached_pages(self) -> int:
-        """Pages with no owner, kept for sharing; given up when free pages run out."""
-        return self.pool.num_cached
 
     @property
     def num_available_pages(self) -> int:
@@ -110,16 +107,18 @@ class StateManager:
             known = ", ".join(map(repr, self._paged_caches)) or "none"
             raise StateError(f"no paged cache is named {name!r}; there are: {known}") from None
 
-    def pages_for(self, num_tokens: int) -> int:
-        """Pages that so many rows of one request take."""
-        return -(-num_tokens // self.page_size_tokens)
+    def missing_pages(self, request_id: str, num_rows: int) -> int:
+        """Pages that it lacks for so many rows past the committed ones."""
+        request = self._request(request_id)
+        wanted = -(-(request.num_committed + num_rows) // self.page_size_tokens)
+        return max(0, wanted - len(request.pages))
 
     # What others compute
 
     @property
     def keeps_snapshots(self) -> bool:
         """Whether a prefix hit needs what slot caches keep, not pages alone."""
-        return self.prefix_caching and self._slot_caches.has_caches
+        return self.prefix_caching and self._has_slots
 
     def page_names(self, keys: Sequence[int], salt: bytes = b"") -> tuple[bytes, ...]:
         """The names of the pages that a prefix hit of these keys may find; see `PrefixIndex`."""
@@ -182,22 +181,25 @@ class StateManager:
         self._want_writable(request_id, request, scratch)
         num_new = len(keys) + scratch
         num_before = len(request.pages)
-        wanted = self.pages_for(request.num_committed + num_new)
-        self._grow(request_id, request, wanted)
-        try:
-            num_reserved = len(request.reserved) + request.num_scratch
-            self._slot_caches.reserve(request_id, num_new, num_reserved)
-        except BaseException:
-            self._shrink(request, num_before)
-            raise
-        self._shrink(request, wanted)
+        wanted = -(-(request.num_committed + num_new) // self.page_size_tokens)
+        if wanted > num_before:
+            self._grow(request_id, request, wanted)
+        if self._has_slots:
+            try:
+                num_reserved = len(request.reserved) + request.num_scratch
+                self._slot_caches.reserve(request_id, num_new, num_reserved)
+            except BaseException:
+                self._shrink(request, num_before)
+                raise
+        if wanted < num_before:
+            self._shrink(request, wanted)
         request.reserved = list(keys)
         request.num_scratch = scratch
 
     def commit(self, request_id: str, num_tokens: int) -> None:
         """Keeps the first num_tokens reserved rows; the others, and all scratch, never happened.
 
-        Pages that became full are published. Raises StateError when fewer rows were reserved. If an
+        Pages that became full are published. Raises StateError when fewer rows were reserved. If a
         slot cache fails to commit, the request stays claimed with nothing committed, in
         every cache, and the cache's error is raised: prefill it again, or release it.
         """
@@ -208,17 +210,20 @@ class StateManager:
                 f"{len(request.reserved)} are reserved; reserve them first"
             )
         tail = request.tail + request.reserved[:num_tokens] if self.prefix_caching else []
-        full = request.full_pages(tail, self.index)
-        try:
-            self._slot_caches.commit(request_id, num_tokens, full)
-        except BaseException:
-            self._shrink(request, 0)
-            request.empty()
-            self._slot_caches.reset(request_id, full)
-            raise
+        is_full = len(tail) >= self.page_size_tokens + self.index.lookahead
+        full = request.full_pages(tail, self.index) if is_full else []
+        if self._has_slots:
+            try:
+                self._slot_caches.commit(request_id, num_tokens, full)
+            except BaseException:
+                self._shrink(request, 0)
+                request.empty()
+                self._slot_caches.reset(request_id, full)
+                raise
         request.num_committed += num_tokens
         self._drop_reserved(request)
-        self._publish(request, full)
+        if full:
+            self._publish(request, full)
         request.tail = tail[len(full) * self.page_size_tokens :]
 
     def release(self, request_id: str) -> None:
@@ -280,10 +285,11 @@ class StateManager:
         for b, (request_id, count) in enumerate(zip(request_ids, row_counts, strict=True)):
             request = self._request(request_id)
             start = request.num_committed + (skip[b] if skip is not None else 0)
-            if count < 0 or start < request.num_committed or start + count > request.num_rows:
+            stop = request.num_committed + len(request.reserved) + request.num_scratch
+            if count < 0 or start < request.num_committed or start + count > stop:
                 raise StateError(
                     f"rows {start} to {start + count} of request {request_id!r} are not reserved: "
-                    f"{request.num_committed} are committed and {request.num_rows} reserved"
+                    f"{request.num_committed} are committed and {stop} reserved"
                 )
             if count == 1:
                 slots.append(request.pages[start // size] * size + start % size)
@@ -292,8 +298,9 @@ class StateManager:
             lengths.append(start)
             rows.append(request.row)
             page_counts.append(len(request.pages))
-        table = self._tables.gather(rows, max([1, *page_counts]))
-        slots_T, lengths_B, table_BW = pack(slots, lengths, table, memory.device)
+        slots_T, lengths_B, table_BW = self._tables.pack(
+            rows, max([1, *page_counts]), slots, lengths, memory.device
+        )
         return KVCacheInputs(
             blocks=memory.blocks,
             lookup_table=table_BW,
@@ -303,7 +310,9 @@ class StateManager:
             lengths=tuple(lengths),
             row_counts=tuple(row_counts),
             page_counts=tuple(page_counts),
-            slots=self._slot_caches.inputs(cache_name, request_ids, row_counts, skip),
+            slots=self._slot_caches.inputs(cache_name, request_ids, row_counts, skip)
+            if self._has_slots
+            else (),
         )
 
     def check(self) -> None:
@@ -341,21 +350,6 @@ class StateManager:
                 "shared or published; wanted a page of its own"
             )
 
-    def _add_paged_cache(
-        self, spec: PagedStateSpec, num_pages: int, device: torch.device | str, poison: bool
-    ) -> None:
-        from pilotfish.state.paged import PagedCache
-
-        if spec.name in self._paged_caches:
-            raise StateError(f"two paged caches are named {spec.name!r}; wanted one name each")
-        self._paged_caches[spec.name] = PagedCache(
-            spec,
-            num_pages=num_pages,
-            page_size_tokens=self.page_size_tokens,
-            device=device,
-            poison=poison,
-        )
-
     def _restorable_match(self, keys: Sequence[int], salt: bytes) -> PrefixMatch:
         """The prefix hit, cut to the longest boundary that every slot cache can restore."""
         if not self.prefix_caching or not keys:
@@ -372,8 +366,6 @@ class StateManager:
 
     def _grow(self, request_id: str, request: RequestBlocks, wanted: int) -> None:
         num_before = len(request.pages)
-        if wanted <= num_before:
-            return
         try:
             pages = self.pool.allocate(wanted - num_before, self._forget_page)
         except OutOfPagesError as error:
@@ -396,14 +388,15 @@ class StateManager:
         self._poison(freed)
 
     def _drop_reserved(self, request: RequestBlocks) -> None:
-        wanted = self.pages_for(request.num_committed)
+        wanted = -(-request.num_committed // self.page_size_tokens)
         if self._poisoned and request.num_committed % self.page_size_tokens:
             for cache in self._poisoned:
                 offset = request.num_committed % self.page_size_tokens
                 cache.poison_rows(request.pages[wanted - 1], offset, self.page_size_tokens)
         request.reserved = []
         request.num_scratch = 0
-        self._shrink(request, wanted)
+        if wanted < len(request.pages):
+            self._shrink(request, wanted)
 
     def _publish(self, request: RequestBlocks, full: Sequence[FullPage]) -> None:
         """Publishes pages of new content; a page of known content stays its owner's alone."""

@@ -6,7 +6,6 @@ Knows: bytes. Does not know: how the bytes are used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,24 +23,6 @@ DEVICE_SHARE = 0.9
 MOST_EMPTY_PAGES = 1 << 20
 """Of pages that take no memory in any cache there are no more, unless one context has more."""
 SET_BY = "set by "
-
-
-def available_bytes(device: str) -> int:
-    """Bytes that can still be taken on a device such as "cpu" or "cuda:0".
-
-    On a CPU the smaller of the free memory and what the control group leaves; on a GPU what the
-    driver calls free, plus what torch holds without using it.
-    """
-    if device.startswith("cuda"):
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(device)
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free) + int(idle)
-    import psutil
-
-    left = int(psutil.virtual_memory().available)
-    return min(left, _control_group_bytes(Path("/sys/fs/cgroup"), left))
 
 
 def activation_bytes(
@@ -384,20 +365,6 @@ class _PageChoice:
                 f"slots {self.slot_bytes}: raise memory_bytes or lower max_batch_size"
             )
         return num_pages
-
-
-def _control_group_bytes(root: Path, default: int) -> int:
-    """What the control group (version 2) still allows; file cache that can be dropped is free."""
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        if limit == "max":
-            return default
-        used = int((root / "memory.current").read_text())
-        rows = (line.split() for line in (root / "memory.stat").read_text().splitlines())
-        droppable = next((int(row[1]) for row in rows if row[0] == "inactive_file"), 0)
-        return max(0, int(limit) - used + droppable)
-    except (OSError, ValueError):
-        return default
 
 
 def _size(num_bytes: int) -> str:

@@ -7,9 +7,11 @@ Axis letters: L layers, P pages, S tokens in a page.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from pilotfish.errors import StateError
 from pilotfish.state.specs import PagedStateSpec
 
 
@@ -59,3 +61,13 @@ class PagedCache:
         if self.poison and start < stop:
             for block in self.blocks:
                 block[page, start:stop] = self.poison_value
+
+
+def make_paged_caches(specs: Sequence[PagedStateSpec], **options: Any) -> dict[str, PagedCache]:
+    """One cache a spec, by name. options: as of `PagedCache`. Raises StateError for equal names."""
+    made: dict[str, PagedCache] = {}
+    for spec in specs:
+        if spec.name in made:
+            raise StateError(f"two paged caches are named {spec.name!r}; wanted one name each")
+        made[spec.name] = PagedCache(spec, **options)
+    return made

@@ -52,6 +52,37 @@ class PageTables:
         """The first `width` entries of the given rows: [B, W] int32, a copy."""
         return self._ids[rows, :width]
 
+    def pack(
+        self,
+        rows: Sequence[int],
+        width: int,
+        slots: Sequence[int],
+        lengths: Sequence[int],
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Moves slots [T] int64, lengths [B] int32 and the table [B, W] int32 to a device at once.
+
+        rows, width: as of `gather`. Each begins at a multiple of 16 bytes, which is what compiled
+        kernels specialise on.
+        """
+        import torch
+
+        table = self._ids[rows, :width]
+        slots_end = -(-len(slots) // 2) * 2
+        lengths_end = -(-len(lengths) // 4) * 4
+        host = np.zeros(slots_end + (lengths_end + table.size + 1) // 2, dtype=np.int64)
+        host[: len(slots)] = slots
+        ints = host[slots_end:].view(np.int32)
+        ints[: len(lengths)] = lengths
+        ints[lengths_end : lengths_end + table.size] = table.reshape(-1)
+        packed = torch.from_numpy(host).to(device, non_blocking=True)
+        packed_ints = packed[slots_end:].view(torch.int32)
+        return (
+            packed[: len(slots)],
+            packed_ints[: len(lengths)],
+            packed_ints[lengths_end : lengths_end + table.size].view(table.shape),
+        )
+
 
 def write_slots(pages: Sequence[int], start: int, count: int, page_size_tokens: int) -> list[int]:
     """Slots, page * S + offset, of the `count` rows of a request that begin at row `start`."""
@@ -64,31 +95,3 @@ def write_slots(pages: Sequence[int], start: int, count: int, page_size_tokens: 
         slots.extend(range(first, first + rows_here))
         row += rows_here
     return slots
-
-
-def pack(
-    slots: Sequence[int],
-    lengths: Sequence[int],
-    table: npt.NDArray[np.int32],
-    device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Moves slots [T] int64, lengths [B] int32 and table [B, W] int32 to a device in one copy.
-
-    Each begins at a multiple of 16 bytes, which is what compiled kernels specialise on.
-    """
-    import torch
-
-    slots_end = -(-len(slots) // 2) * 2
-    lengths_end = -(-len(lengths) // 4) * 4
-    host = np.zeros(slots_end + (lengths_end + table.size + 1) // 2, dtype=np.int64)
-    host[: len(slots)] = slots
-    ints = host[slots_end:].view(np.int32)
-    ints[: len(lengths)] = lengths
-    ints[lengths_end : lengths_end + table.size] = table.reshape(-1)
-    packed = torch.from_numpy(host).to(device, non_blocking=True)
-    packed_ints = packed[slots_end:].view(torch.int32)
-    return (
-        packed[: len(slots)],
-        packed_ints[: len(lengths)],
-        packed_ints[lengths_end : lengths_end + table.size].view(table.shape),
-    )

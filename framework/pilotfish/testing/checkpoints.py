@@ -139,10 +139,9 @@ def shrunk(config_class: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         kinds = list(dict.fromkeys(deep.layer_types))
         if not set(kinds) <= set(usual.layer_types):
             found |= {"num_hidden_layers": len(kinds), "layer_types": kinds}
-    if "rope_parameters" not in options and isinstance(
-        getattr(usual, "rope_parameters", None), Mapping
-    ):
-        found["rope_parameters"] = _with_short_original(usual.rope_parameters)
+    rope = getattr(usual, "rope_parameters", None)
+    if "rope_parameters" not in options and isinstance(rope, Mapping):
+        found["rope_parameters"] = _with_short_original(rope)
     return found
 
 
@@ -210,10 +209,7 @@ def randomize(tensors: Mapping[str, torch.Tensor]) -> None:
 
 def copy_with_config(source: Path, target: Path, changes: Mapping[str, Any]) -> Path:
     """The checkpoint with other options and the same weights (links to them)."""
-    target.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.name != CONFIG_FILE:
-            os.symlink(file.resolve(), target / file.name)
+    _link_but(CONFIG_FILE, source, target)
     config = json.loads((source / CONFIG_FILE).read_text())
     (target / CONFIG_FILE).write_text(json.dumps({**config, **changes}))
     return target
@@ -225,11 +221,16 @@ def copy_with_weights(
     """The checkpoint with changed tensors. change: gets name -> tensor, to be edited in place."""
     from safetensors.torch import load_file, save_file
 
-    target.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.name != SINGLE_FILE:
-            os.symlink(file.resolve(), target / file.name)
+    _link_but(SINGLE_FILE, source, target)
     tensors = load_file(source / SINGLE_FILE)
     change(tensors)
     save_file(tensors, target / SINGLE_FILE, metadata={"format": "pt"})
     return target
+
+
+def _link_but(name: str, source: Path, target: Path) -> None:
+    """Links to all files of a folder but one, in a new one."""
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.name != name:
+            os.symlink(file.resolve(), target / file.name)

@@ -7,6 +7,7 @@ drafts. Axis letters: T tokens, V vocabulary of the target, D its width, G draft
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,15 +61,13 @@ class DefinedOracle(DraftOracle):
     """An oracle by a definition that is made anew for each dtype, when that is asked for first."""
 
     def __init__(self, make: Callable[[torch.dtype], Definition]) -> None:
-        self._make, self._made = make, dict[torch.dtype, Definition]()
+        self._make = cache(make)
 
     def scores(
         self, tokens: Sequence[int], drafted: Sequence[int], dtype: torch.dtype
     ) -> torch.Tensor:
         """As `DraftOracle`."""
-        if dtype not in self._made:
-            self._made[dtype] = self._make(dtype)
-        return self._made[dtype].scores(tokens, drafted)
+        return self._make(dtype).scores(tokens, drafted)
 
 
 class DraftTarget:
@@ -103,7 +102,8 @@ class DraftTarget:
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         """[T, D], with the model's own factor: boundary 0 of the stream."""
-        return self.read(tokens)[0][0]
+        embedded = self._oracle.embedded(self.model, tokens)
+        return self.read(tokens)[0][0] if embedded is None else embedded
 
     def read(self, tokens: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Boundaries 0 to L of the stream, the last before the final norm; the normed output.

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from pilotfish.config import CacheConfig, SamplingParams, SpeculativeConfig
+from pilotfish.config import SamplingParams, SpeculativeConfig
 from pilotfish.engine import LLM, RequestOutput
 from pilotfish.errors import StateError
 from pilotfish.registry import Registry
@@ -44,10 +44,7 @@ def echo(subject: Subject, length: int, seed: int = 0, **options: Any) -> Work:
     # Every pair of the three, then the same once more.
     pairs = [first, first, second, second, third, third, first, third, second]
     options = {"seed": seed, "max_tokens": NUM_TOKENS, "ignore_eos": True, **options}
-    params = SamplingParams(
-        logit_bias=dict.fromkeys((first, second, third), _FORCED),
-        **options,
-    )
+    params = SamplingParams(logit_bias=dict.fromkeys((first, second, third), _FORCED), **options)
     return Work(prompt=(pairs * (length // len(pairs) + 1))[:length], params=params)
 
 
@@ -83,14 +80,6 @@ def all_kinds(subject: Subject) -> tuple[list[list[int]], list[SamplingParams]]:
     return [*prompts, repeats.prompt], [*params, repeats.params]
 
 
-def answers(
-    llm: LLM, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
-) -> list[RequestOutput]:
-    """Of each request by itself."""
-    found: list[RequestOutput] = llm.generate(list(prompts), params)
-    return found
-
-
 def want_same_answers(
     got: Sequence[RequestOutput], wanted: Sequence[RequestOutput], where: str
 ) -> None:
@@ -116,7 +105,7 @@ def scripted(subject: Subject, dtype: str, **options: Any) -> LLM:
         raise NotApplicable("the architecture does not offer 'verify'")
     registry = Registry(plugins=(*subject.registry.plugins, drafters.scripted_plugin()))
     speculative = SpeculativeConfig(method=drafters.METHOD, width=WIDTH)
-    return _llm(subject, dtype, registry, None, speculative, **options)
+    return subject.llm(dtype, registry=registry, speculative=speculative, **options)
 
 
 def under_test(subject: Subject, dtype: str, *, acceptance: Any = None, **options: Any) -> LLM:
@@ -125,11 +114,11 @@ def under_test(subject: Subject, dtype: str, *, acceptance: Any = None, **option
     assert subject.speculative is not None
     speculative = attrs.evolve(
         subject.speculative,
-        width=WIDTH if config.max_width is None else min(WIDTH, config.max_width),
+        width=WIDTH if config.max_draft_tokens is None else min(WIDTH, config.max_draft_tokens),
         acceptance=acceptance or "coupled",
         thinking_tokens=None,
     )
-    return _llm(subject, dtype, subject.registry, subject.draft, speculative, **options)
+    return subject.llm(dtype, draft=subject.draft, speculative=speculative, **options)
 
 
 def want_own_drafts(subject: Subject) -> None:
@@ -144,26 +133,3 @@ def _config(subject: Subject, dtype: str) -> Any:
     prepared = subject.prepared(dtype, draft=subject.draft, speculative=subject.speculative)
     assert prepared.draft is not None
     return prepared.draft.config
-
-
-def _llm(
-    subject: Subject,
-    dtype: str,
-    registry: Registry,
-    draft: str | None,
-    speculative: SpeculativeConfig,
-    *,
-    num_pages: int = 256,
-    **options: Any,
-) -> LLM:
-    return LLM(
-        subject.model,
-        draft=draft,
-        speculative=speculative,
-        dtype=dtype,
-        device=subject.device,
-        backend=subject.backend,
-        registry=registry,
-        cache=CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=num_pages),
-        **options,
-    )

@@ -5,7 +5,7 @@ Knows: what each proposes. Does not know: targets. They keep no caches and need 
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -77,7 +77,7 @@ def silent(request: DraftRequest) -> Sequence[int]:
 
 def repeats(request: DraftRequest) -> Sequence[int]:
     """The newest token over and over."""
-    return [request.tokens[-1]] * request.width
+    return [request.tokens[-1]] * request.num_draft_tokens
 
 
 def raises(request: DraftRequest) -> Sequence[int]:
@@ -89,11 +89,9 @@ def random_tokens(vocab_size: int, seed: int = 0) -> Script:
     """Any tokens, of any number up to one more than asked; the same for the same text."""
 
     def script(request: DraftRequest) -> Sequence[int]:
-        text = f"{seed},{list(request.tokens)}".encode()
-        digest = hashlib.blake2b(text, digest_size=64).digest()
-        count = digest[0] % (request.width + 2)
-        drawn = (int.from_bytes(digest[i + 1 : i + 5], "little") for i in range(count))
-        return [number % vocab_size for number in drawn]
+        drawn = random.Random(f"{seed},{list(request.tokens)}")
+        count = drawn.randrange(request.num_draft_tokens + 2)
+        return [drawn.randrange(vocab_size) for _ in range(count)]
 
     return script
 
@@ -103,7 +101,7 @@ def out_of_vocabulary(vocab_size: int) -> Script:
 
     def script(request: DraftRequest) -> Sequence[int]:
         wrong = (-1, vocab_size, 2**40)[len(request.tokens) % 3]
-        return [request.tokens[-1], wrong, 0][: request.width]
+        return [request.tokens[-1], wrong, 0][: request.num_draft_tokens]
 
     return script
 
@@ -115,7 +113,7 @@ def known_texts(texts: Sequence[Sequence[int]]) -> Script:
         done, tokens = len(request.tokens), list(request.tokens)
         for text in texts:
             if list(text[:done]) == tokens:
-                return list(text[done : done + request.width])
+                return list(text[done : done + request.num_draft_tokens])
         return ()
 
     return script

@@ -6,19 +6,21 @@ Knows: how a loaded engine is overheard. Does not know: what is promised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 import torch
 
 from pilotfish.config import SamplingParams
 from pilotfish.engine import LLM
-from pilotfish.engine.proposals import fault_of
 from pilotfish.sampling import SamplingRow
 from pilotfish.speculation import DraftBatch, Proposal, acceptance
 from pilotfish.speculation.acceptance import VerifyRequest
+from pilotfish.speculation.checks import fault_of
 from pilotfish.testing import drafters
 from pilotfish.testing.outcome import Broken
 
@@ -28,23 +30,20 @@ Heard = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens so far, and what was drafted after them."""
 
 
-class FaultyOnce:
-    """A proposer whose `propose` raises once."""
+def fail_once(proposer: Any, at: int, *, after: bool) -> None:
+    """Makes `propose` raise in call number `at`, counting from 1, before or after it proposes."""
+    real, calls = proposer.propose, count(1)
 
-    def __init__(self, proposer: Any, at: int, after: bool) -> None:
-        self._real, self._at, self._after = proposer.propose, at, after
-        self._calls = 0
-
-    def propose(self, batch: DraftBatch) -> Sequence[Proposal]:
-        """As the real one, but for the one call."""
-        self._calls += 1
-        hit = self._calls == self._at
-        if hit and not self._after:
+    def propose(batch: DraftBatch) -> Sequence[Proposal]:
+        hit = next(calls) == at
+        if hit and not after:
             raise drafters.DrafterFailedError("planted before a draft call")
-        found: Sequence[Proposal] = self._real(batch)
+        found: Sequence[Proposal] = real(batch)
         if hit:
             raise drafters.DrafterFailedError("planted after a draft call")
         return found
+
+    proposer.propose = propose
 
 
 class Proposals:
@@ -67,8 +66,7 @@ class Proposals:
 
     def stop(self) -> None:
         """Listens no more."""
-        proposer: Any = self._proposer
-        proposer.propose = self._real
+        self._proposer.propose = self._real
 
     def clear(self) -> None:
         """Forgets what was heard."""
@@ -86,7 +84,7 @@ class Proposals:
             self.num_rows += request.num_new
             if proposal.tokens:
                 self.seen.append((tuple(request.tokens), tuple(proposal.tokens)))
-            self._judge(request.width, proposal.tokens)
+            self._judge(request.num_draft_tokens, proposal.tokens)
         return found
 
     @contextmanager
@@ -102,15 +100,11 @@ class Proposals:
 
             return call
 
-        made = {name: noting(name) for name in ASKED if hasattr(self._target, name)}
-        before = {name: value for name, value in vars(self._target).items() if name in made}
-        vars(self._target).update(made)
-        try:
+        with ExitStack() as exits:
+            for name in ASKED:
+                if hasattr(self._target, name):
+                    exits.enter_context(patch.object(self._target, name, noting(name)))
             yield
-        finally:
-            for name in made:
-                del vars(self._target)[name]
-            vars(self._target).update(before)
 
     def _judge(self, width: int, tokens: Sequence[int]) -> None:
         """Notes what the engine would cut or drop without a word."""
@@ -124,36 +118,28 @@ class Proposals:
                 self.excess.append((f"{self._whose} the token {token}", ids))
 
 
-class GreedyDrafts:
+@contextmanager
+def greedy_drafts(llm: LLM) -> Iterator[list[tuple[tuple[int, ...], int, tuple[int, ...]]]]:
     """While it is entered drafts are taken greedily, whatever the answer's own options say.
 
-    seen: (tokens so far, tokens asked for, drafted tokens) where any were asked for.
+    Yields (tokens so far, tokens asked for, drafted tokens) of where any were asked for.
     """
+    proposer: Any = llm.proposer
+    real, seen = proposer.propose, []
 
-    def __init__(self, llm: LLM) -> None:
-        self._proposer: Any = llm.proposer
-        self.seen: list[tuple[tuple[int, ...], int, tuple[int, ...]]] = []
+    def propose(batch: DraftBatch) -> Sequence[Proposal]:
+        requests = [
+            attrs.evolve(one, sampling_row=partial(_greedy_row, len(one.tokens)))
+            for one in batch.requests
+        ]
+        found: Sequence[Proposal] = real(attrs.evolve(batch, requests=requests))
+        for request, proposal in zip(requests, found, strict=True):
+            if width := request.num_draft_tokens:
+                seen.append((tuple(request.tokens), width, tuple(proposal.tokens)))
+        return found
 
-    def __enter__(self) -> GreedyDrafts:
-        real = self._proposer.propose
-
-        def propose(batch: DraftBatch) -> Sequence[Proposal]:
-            requests = [
-                attrs.evolve(one, sampling_row=partial(_greedy_row, len(one.tokens)))
-                for one in batch.requests
-            ]
-            found: Sequence[Proposal] = real(attrs.evolve(batch, requests=requests))
-            for request, proposal in zip(requests, found, strict=True):
-                if request.width:
-                    heard = tuple(request.tokens), request.width, tuple(proposal.tokens)
-                    self.seen.append(heard)
-            return found
-
-        self._proposer.propose = propose
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self._proposer.propose
+    with patch.object(proposer, "propose", propose):
+        yield seen
 
 
 def _greedy_row(num_tokens: int, drafted: Sequence[int]) -> SamplingRow:
@@ -161,74 +147,54 @@ def _greedy_row(num_tokens: int, drafted: Sequence[int]) -> SamplingRow:
     return SamplingRow(params=params, seed=0, position=num_tokens + len(drafted))
 
 
-class Judged:
-    """While it is entered it listens to residual acceptance; afterwards that can be asked.
+@contextmanager
+def judged(heard: Callable[[torch.Tensor, VerifyRequest], None]) -> Iterator[None]:
+    """While it is entered `heard` gets the logits [R, V] and the request of residual acceptance."""
+    real = acceptance.ResidualAcceptance.judge
 
-    heard: called with each request that is judged. first: the logits [R, V] and the request that
-    were judged first; None where none was.
+    def judge(this: Any, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
+        heard(logits, request)
+        return real(this, logits, request)
+
+    with patch.object(acceptance.ResidualAcceptance, "judge", judge):
+        yield
+
+
+def committed_probs(
+    logits: torch.Tensor, request: VerifyRequest, p: torch.Tensor, q: torch.Tensor
+) -> torch.Tensor:
+    """[V] float64, the law of the token that follows when drafts are drawn from q.
+
+    logits, request: that were judged. p: the target's law. Of every draft residual acceptance
+    itself is asked: for which uniform numbers it is accepted, by bisection, and from which law a
+    token is drawn in its place.
     """
+    sampler: Any = _FixedProbs(p)
+    rule = acceptance.ResidualAcceptance(sampler)
+    probs = torch.zeros_like(p)
+    uniforms, drawn = [0.0], [p]
 
-    def __init__(self, heard: Callable[[VerifyRequest], None]) -> None:
-        self.first: tuple[torch.Tensor, VerifyRequest] | None = None
-        self._heard = heard
+    def draw(left: torch.Tensor, row: Any) -> int:
+        drawn[0] = left
+        return 0
 
-    def __enter__(self) -> Judged:
-        rule: Any = acceptance.ResidualAcceptance
-        self._real = real = rule.judge
+    def accepted(draft: int, uniform: float) -> bool:
+        uniforms[0] = uniform
+        one = Proposal(tokens=(draft,), probs=q[None])
+        found = rule.judge(logits[:2], attrs.evolve(request, rows=request.rows[:2], draft=one))
+        return len(found) == 2
 
-        def judge(this: Any, logits: torch.Tensor, request: VerifyRequest) -> list[int]:
-            if self.first is None:
-                self.first = logits.clone(), request
-            self._heard(request)
-            found: list[int] = real(this, logits, request)
-            return found
-
-        rule.judge = judge
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        rule: Any = acceptance.ResidualAcceptance
-        rule.judge = self._real
-
-    def committed_probs(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        """[V] float64, the law of the token that follows when drafts are drawn from q.
-
-        Of every draft the rule itself is asked: for which uniform numbers it is accepted, by
-        bisection, and from which law a token is drawn in its place.
-        """
-        assert self.first is not None
-        logits, request = self.first
-        one = attrs.evolve(request, rows=request.rows[:2], drafts=(0,), probs=q[None])
-        sampler: Any = _FixedProbs(p)
-        rule = acceptance.ResidualAcceptance(sampler)
-        probs = torch.zeros_like(p)
-        drawn: list[torch.Tensor] = []
-        real = acceptance._uniform, acceptance._draw
-        module: Any = acceptance
-
-        def draw(left: torch.Tensor, row: Any) -> int:
-            drawn.append(left)
-            return 0
-
-        def accepted(draft: int, uniform: float) -> bool:
-            module._uniform = lambda row: uniform
-            found = rule.judge(logits[:2], attrs.evolve(one, drafts=(draft,)))
-            return len(found) == 2
-
-        try:
-            module._draw = draw
-            for draft in q.nonzero()[:, 0].tolist():
-                low, high = 0.0, 1.0
-                for _ in range(50):
-                    middle = (low + high) / 2
-                    low, high = (middle, high) if accepted(draft, middle) else (low, middle)
-                chance = 1.0 if accepted(draft, 1.0) else low
-                probs[draft] += q[draft] * chance
-                if chance < 1.0:
-                    probs += q[draft] * (1 - chance) * drawn[-1]
-        finally:
-            module._uniform, module._draw = real
-        return probs
+    with patch.multiple(acceptance, uniform_of=lambda row: uniforms[0], _draw=draw):
+        for draft in q.nonzero()[:, 0].tolist():
+            low, high = 0.0, 1.0
+            for _ in range(50):
+                middle = (low + high) / 2
+                low, high = (middle, high) if accepted(draft, middle) else (low, middle)
+            chance = 1.0 if accepted(draft, 1.0) else low
+            probs[draft] += q[draft] * chance
+            if chance < 1.0:
+                probs += q[draft] * (1 - chance) * drawn[0]
+    return probs
 
 
 @attrs.frozen

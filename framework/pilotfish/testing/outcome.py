@@ -5,6 +5,9 @@ Knows: how it is said. Does not know: any promise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Broken(AssertionError):
     """A promise was not kept.
@@ -33,3 +36,13 @@ def want(holds: bool, got: str, wanted: str) -> None:
     """Raises Broken unless it holds."""
     if not holds:
         raise Broken(got, wanted)
+
+
+@contextmanager
+def want_raised(kind: type[Exception], got: str, wanted: str) -> Iterator[None]:
+    """Raises Broken unless an exception of a kind ends what is done while it is entered."""
+    try:
+        yield
+    except kind:
+        return
+    raise Broken(got, wanted)

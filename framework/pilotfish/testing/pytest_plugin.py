@@ -9,7 +9,8 @@ Knows: markers and parameters. Does not know: promises. Import-light: pytest loa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -74,10 +75,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def _pilotfish_subjects() -> Iterator[_Subjects]:
-    made = _Subjects()
-    yield made
-    made.close()
+def _pilotfish_subjects() -> Iterator[Callable[..., list[Subject]]]:
+    """The tiny checkpoints of the architectures asked for, made once and kept for the run."""
+    from pilotfish.plugins import load_registry
+    from pilotfish.testing.suite import tiny_subjects
+
+    made: dict[Any, list[Subject]] = {}
+    with ExitStack() as exits:
+
+        def subjects_of(
+            architecture: str, registry: Registry | None, options: dict[str, Any]
+        ) -> list[Subject]:
+            key = (architecture, id(registry), repr(options))
+            if key not in made:
+                found = registry if registry is not None else load_registry()
+                opened = tiny_subjects(architecture, found, **options)
+                made[key] = exits.enter_context(opened)
+            return made[key]
+
+        yield subjects_of
 
 
 @pytest.fixture
@@ -86,40 +102,11 @@ def promise(request: pytest.FixtureRequest, _pilotfish_subjects: Any) -> BoundPr
     marker = request.node.get_closest_marker("pilotfish")
     if marker is None or not hasattr(request, "param"):
         raise pytest.UsageError('the fixture `promise` wants @pytest.mark.pilotfish("Name")')
-    options = {
-        key: marker.kwargs[key]
-        for key in ("dtypes", "draft", "speculative")
-        if marker.kwargs.get(key)
-    }
+    given = marker.kwargs
+    options = {key: given[key] for key in ("dtypes", "draft", "speculative") if given.get(key)}
     if isinstance(options.get("speculative"), str):
         from pilotfish.config import SpeculativeConfig
 
         options["speculative"] = SpeculativeConfig(method=options["speculative"])
-    subjects = _pilotfish_subjects.of(marker.args[0], marker.kwargs.get("registry"), options)
+    subjects = _pilotfish_subjects(marker.args[0], given.get("registry"), options)
     return BoundPromise(name=request.param, subjects=subjects)
-
-
-class _Subjects:
-    """The tiny checkpoints of the architectures asked for, made once and kept for the run."""
-
-    def __init__(self) -> None:
-        from contextlib import ExitStack
-
-        self._exits = ExitStack()
-        self._made: dict[Any, list[Subject]] = {}
-
-    def of(
-        self, architecture: str, registry: Registry | None, options: dict[str, Any]
-    ) -> list[Subject]:
-        from pilotfish.plugins import load_registry
-        from pilotfish.testing.suite import tiny_subjects
-
-        key = (architecture, id(registry), repr(options))
-        if key not in self._made:
-            found = registry if registry is not None else load_registry()
-            made = tiny_subjects(architecture, found, **options)
-            self._made[key] = self._exits.enter_context(made)
-        return self._made[key]
-
-    def close(self) -> None:
-        self._exits.close()

@@ -6,6 +6,7 @@ Axis letters: V vocabulary.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -47,7 +48,8 @@ class Session:
         rules = LengthRules.of(self.model.config)
         # As if all of an answer had been computed anew when the model wanted that.
         restart = (rules.recompute_length or 0) + 1
-        restarts = rules.must_restart(prompt, len(tokens))
+        limit = rules.restart_above(prompt)
+        restarts = limit is not None and len(tokens) > limit
         salt = rules.salt(restart if restarts else prompt)
         context = RequestContext(
             request_id=name,
@@ -60,6 +62,13 @@ class Session:
         context.num_computed = self.state.claim(name, keys, salt)
         self.contexts[name] = context
         return context
+
+    def add_all(
+        self, texts: Mapping[str, Sequence[int]], num_prompts: Mapping[str, int] | None = None
+    ) -> None:
+        """New requests by name; num_prompts: of each; None: all tokens."""
+        for name, tokens in texts.items():
+            self.add(name, tokens, num_prompt=num_prompts[name] if num_prompts else None)
 
     def drop(self, name: str) -> None:
         """Releases a request."""
@@ -131,6 +140,16 @@ class Session:
             if count:
                 found.append(self.run({name: count})[name])
         return torch.cat(found)
+
+    def finish_mixed(self, drawn: random.Random) -> dict[str, torch.Tensor]:
+        """All rows that are left of every request, in passes over a random few of them."""
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in self.contexts}
+        while left := [name for name in found if self.left(name)]:
+            chosen = drawn.sample(left, drawn.randint(1, len(left)))
+            rows = {name: drawn.choice((1, drawn.randint(1, self.left(name)))) for name in chosen}
+            for name, logits in self.run(rows).items():
+                found[name].append(logits)
+        return {name: torch.cat(pieces) for name, pieces in found.items()}
 
     def memory_of(self, name: str) -> list[torch.Tensor]:
         """The committed rows of a request in every layer of the paged cache, each [rows, ...]."""

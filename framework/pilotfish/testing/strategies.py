@@ -7,6 +7,7 @@ Axis letters: B requests, W pages of the longest request.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -48,9 +49,8 @@ def ragged_batches(
     for _ in range(draw(st.integers(1, max_requests))):
         length = draw(lengths(page_size, longest))
         shared = draw(st.integers(0, length))
-        rest = draw(
-            st.lists(token_ids(vocab_size), min_size=length - shared, max_size=length - shared)
-        )
+        count = length - shared
+        rest = draw(st.lists(token_ids(vocab_size), min_size=count, max_size=count))
         texts.append(trunk[:shared] + rest)
     return texts
 
@@ -79,11 +79,8 @@ def page_tables(draw: st.DrawFn, *, max_requests: int = 5, longest: int = 24) ->
     sizes = draw(st.lists(lengths(page_size, longest), min_size=count, max_size=count))
     needed = [-(-size // page_size) for size in sizes]
     num_pages = sum(needed) + draw(st.integers(0, 3))
-    ids = draw(st.permutations(range(num_pages)))
-    pages, start = [], 0
-    for number in needed:
-        pages.append(list(ids[start : start + number]))
-        start += number
+    ids = iter(draw(st.permutations(range(num_pages))))
+    pages = [list(islice(ids, number)) for number in needed]
     return PageTable(page_size=page_size, num_pages=num_pages, pages=pages, lengths=sizes)
 
 

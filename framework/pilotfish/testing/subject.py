@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, Self
 
 import attrs
 import torch
 
+from pilotfish.batch import PlacedImage
 from pilotfish.config import CacheConfig, SpeculativeConfig
 from pilotfish.config.runtime import BackendName
 from pilotfish.engine import LLM
@@ -26,6 +26,7 @@ from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.loading.prepared import Prepared
 from pilotfish.multimodal.admission import ImageAdmission
 from pilotfish.protocols import ImageProcessor, PipelineModel, ReturnHiddenStates, ReturnLogits
+from pilotfish.protocols.optional import of_model
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import (
     copy_with_config,
@@ -75,7 +76,7 @@ class Subject:
     example_of: str | None = None
     cannot_load: str = attrs.field(default="", init=False)
     cannot_run: str = attrs.field(default="", init=False)
-    _models: dict[str, tuple[Prepared, PipelineModel]] = attrs.field(factory=dict, repr=False)
+    _models: dict[str, Prepared] = attrs.field(factory=dict, repr=False)
     _oracle: Oracle | NotKnown | None = attrs.field(default=None, repr=False)
     _oracle_of_origin: Callable[[Path], Oracle] | None = attrs.field(
         default=None, init=False, repr=False
@@ -95,8 +96,7 @@ class Subject:
         Embeddings of images are not kept, so that every pass has to make them again.
         """
         cache = CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=NUM_PAGES, image_bytes=0)
-        options.setdefault("cache", cache)
-        where = {"device": self.device, "backend": self.backend, **options}
+        where = {"device": self.device, "backend": self.backend, "cache": cache, **options}
         return prepare_from_options(self.model, registry=self.registry, dtype=dtype, **where)
 
     def check_draft(self) -> None:
@@ -107,27 +107,27 @@ class Subject:
     @property
     def vocab_size(self) -> int:
         """Token ids that the model knows."""
-        return self._loaded(self.dtype)[0].vocab_size
+        return self._loaded(self.dtype).vocab_size
 
     @property
     def max_seq_len(self) -> int:
         """The longest context."""
-        return int(self._loaded(self.dtype)[1].config.get_max_seq_len())
+        return int(self._loaded(self.dtype).model.config.get_max_seq_len())
 
     @property
     def longest_restart(self) -> int:
         """Texts that begin with more tokens are never computed anew; 0 where none ever is."""
-        return LengthRules.of(self._loaded(self.dtype)[1].config).recompute_length or 0
+        return LengthRules.of(self._loaded(self.dtype).model.config).recompute_length or 0
 
     @property
     def capabilities(self) -> frozenset[str]:
         """What the architecture's spec says it offers to drafters."""
-        return self._loaded(self.dtype)[0].route.architecture.capabilities
+        return self._loaded(self.dtype).route.architecture.capabilities
 
     @property
     def folder(self) -> Path:
         """The checkpoint's directory. Raises NotKnown unless it holds one safetensors file."""
-        path = self._loaded(self.dtype)[0].checkpoint.path
+        path = self._loaded(self.dtype).checkpoint.path
         if not (path / SINGLE_FILE).is_file():
             raise NotKnown(
                 f"the checkpoint is no directory with {SINGLE_FILE}, which is what the kit can edit"
@@ -148,14 +148,12 @@ class Subject:
 
     def infos(self, prepared: Prepared) -> Mapping[str, TensorInfo]:
         """The tensors that the model reads: without those that its rules let lie."""
-        without: Any = getattr(prepared.model, "without_ignored", dict)
-        found: Mapping[str, TensorInfo] = without(prepared.weights.infos)
-        return found
+        return of_model(prepared.model).without_ignored(prepared.weights.infos)
 
     @property
     def image_processor(self) -> ImageProcessor | None:
         """The architecture's; None for text only."""
-        return self._loaded(self.dtype)[0].image_processor
+        return self._loaded(self.dtype).image_processor
 
     @property
     def _image_admission(self) -> ImageAdmission:
@@ -163,7 +161,7 @@ class Subject:
             architecture=self.name,
             processor=self.image_processor,
             max_seq_len=self.max_seq_len,
-            unserved_token_ids=self._loaded(self.dtype)[0].unserved_token_ids,
+            unserved_token_ids=self._loaded(self.dtype).unserved_token_ids,
         )
 
     @property
@@ -208,8 +206,7 @@ class Subject:
         boundaries: Sequence[int] = (),
     ) -> PipelineModel:
         """A new model with weights."""
-        known = self._models.get(dtype)
-        prepared = known[0] if known else self.prepared(dtype)
+        prepared = self._models.get(dtype) or self.prepared(dtype)
         model = prepared.route.model_class()(
             prepared.pipeline_config,
             prepared.model.config,
@@ -217,7 +214,7 @@ class Subject:
             device=prepared.device,
             return_logits=logits,
             return_hidden_states=hidden,
-            hidden_state_boundaries=tuple(boundaries),
+            aux_hidden_state_layers=tuple(boundaries),
         )
         model.load_model(prepared.weights)
         return model
@@ -240,10 +237,10 @@ class Subject:
         cache = CacheConfig(
             page_size_tokens=page_size, num_pages=num_pages, prefix_caching=prefix_caching
         )
-        base, shared = self._loaded(dtype)
+        base = self._loaded(dtype)
         prepared = attrs.evolve(
             base,
-            model=model or shared,
+            model=model or base.model,
             pipeline_config=attrs.evolve(base.pipeline_config, cache=cache),
             memory_plan=attrs.evolve(
                 base.memory_plan, num_pages=num_pages, page_size_tokens=page_size
@@ -252,24 +249,29 @@ class Subject:
         return Session(prepared.model, prepared.allocate(poison=poison))
 
     def alone(
-        self, tokens: Sequence[int], dtype: str | None = None, *, num_prompt: int | None = None
+        self,
+        tokens: Sequence[int],
+        dtype: str | None = None,
+        *,
+        num_prompt: int | None = None,
+        images: Sequence[PlacedImage] = (),
+        chunks: Sequence[int] = (),
+        model: PipelineModel | None = None,
     ) -> torch.Tensor:
-        """The naive answer: one request, one pass, nothing cached. [T, V] logits of every row."""
-        session = self.session(dtype, num_pages=max(NUM_PAGES, -(-len(tokens) // PAGE_SIZE)))
-        session.add("alone", tokens, num_prompt=num_prompt)
-        return session.finish("alone")
+        """The naive answer: one request, one pass, nothing cached. [T, V] logits of every row.
+
+        num_prompt, images: of `Session.add`. chunks: of `Session.finish`. model: of `session`.
+        """
+        num_pages = max(NUM_PAGES, -(-len(tokens) // PAGE_SIZE))
+        session = self.session(dtype, model=model, num_pages=num_pages)
+        session.add("alone", tokens, num_prompt=num_prompt, images=images)
+        return session.finish("alone", chunks)
 
     def llm(self, dtype: str | None = None, *, num_pages: int = 256, **options: Any) -> LLM:
         """The engine as users run it, with small pages. options: of `LLM`."""
-        options.setdefault("cache", CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=num_pages))
-        return LLM(
-            self.model,
-            dtype=dtype or self.dtype,
-            device=self.device,
-            backend=self.backend,
-            registry=self.registry,
-            **options,
-        )
+        cache = CacheConfig(page_size_tokens=PAGE_SIZE, num_pages=num_pages)
+        where = {"device": self.device, "backend": self.backend, "registry": self.registry}
+        return LLM(self.model, dtype=dtype or self.dtype, **{**where, "cache": cache, **options})
 
     # Changed copies
 
@@ -308,35 +310,22 @@ class Subject:
         assert architecture is not None
         refused, example = "", examples_of(architecture, registry).configs[self.name]
         for given in (sizes, with_more_heads(sizes, example)):
+            save = partial(save_tiny, registry=registry, sizes=given, shows_all=True)
             try:
-                made = self._copy(
-                    lambda target, given=given: save_tiny(  # type: ignore[misc]
-                        architecture, self.name, target, registry, given, shows_all=True
-                    )
-                )
+                with ExitStack() as exits:
+                    made = exits.enter_context(self._copy(partial(save, architecture, self.name)))
+                    made.prepared(self.dtype)
+                    exits.pop_all()
+                    return made
             except (PilotfishError, ValueError) as error:
                 refused = f"{type(error).__name__}: {error}"
-                continue
-            try:
-                made.prepared(self.dtype)
-            except (PilotfishError, ValueError) as error:
-                refused = f"{type(error).__name__}: {error}"
-                made.close()
-            else:
-                return made
         raise NotKnown(
             f"the example is refused with {dict(sizes)} ({refused}); give its Examples a `wide`"
         )
 
-    @contextmanager
-    def threads(self) -> Iterator[None]:
+    def threads(self) -> AbstractContextManager[None]:
         """Limits torch's threads as `num_threads` says, for a while."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.num_threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return torch_threads(self.num_threads)
 
     def close(self) -> None:
         """Drops the models, and of a copy the files."""
@@ -346,12 +335,7 @@ class Subject:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _copy(self, make: Callable[[Path], Path]) -> Subject:
@@ -368,24 +352,35 @@ class Subject:
                 exits=exits.pop_all(),
             )
 
-    def _loaded(self, dtype: str) -> tuple[Prepared, PipelineModel]:
+    def _loaded(self, dtype: str) -> Prepared:
         if dtype not in self._models:
             prepared = self.prepared(dtype)
             prepared.model.load_model(prepared.weights)
-            self._models[dtype] = (prepared, prepared.model)
+            self._models[dtype] = prepared
         return self._models[dtype]
 
     def _find_oracle(self) -> Oracle:
         if self._oracle_of_origin is not None:
             return self._oracle_of_origin(Path(self.model))
-        return self._oracle_maker()(self._loaded(self.dtype)[0].checkpoint.path)
+        return self._oracle_maker()(self._loaded(self.dtype).checkpoint.path)
 
     def _oracle_maker(self) -> Callable[[Path], Oracle]:
         """What makes one of a folder with these tensors. Raises NotKnown where there is none."""
-        prepared = self._loaded(self.dtype)[0]
+        prepared = self._loaded(self.dtype)
         make = examples_of(prepared.route.hf_architecture, self.registry).oracle
         if make is not None:
             return make
         assert self.folder
         ignored = prepared.weights.infos.keys() - self.infos(prepared).keys()
         return partial(TransformersOracle, ignored=ignored)
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Sets the number of torch's threads, for a while; None leaves it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -145,11 +145,10 @@ class Result:
 
 def promise_named(name: str) -> Promise:
     """The promise of a name. Raises UserError with the nearest names."""
-    for promise in PROMISES:
-        if promise.name == name:
-            return promise
-    names = [promise.name for promise in PROMISES]
-    raise UserError(f"no promise is named {name!r}{did_you_mean(name, names)}")
+    by_name = {promise.name: promise for promise in PROMISES}
+    if name not in by_name:
+        raise UserError(f"no promise is named {name!r}{did_you_mean(name, list(by_name))}")
+    return by_name[name]
 
 
 def promises_named(pattern: str) -> tuple[Promise, ...]:
@@ -169,7 +168,8 @@ def promises_named(pattern: str) -> tuple[Promise, ...]:
 
 def check(promise: Promise, subject: Subject) -> Result:
     """Checks one promise. An exception that is none of the kit's own fails it too."""
-    start, status, said = perf_counter(), "ok", ""
+    start, said = perf_counter(), ""
+    status: Status = "ok"
     try:
         if subject.cannot_run:
             raise NotKnown(f"the model cannot be run: {subject.cannot_run}")
@@ -189,7 +189,7 @@ def check(promise: Promise, subject: Subject) -> Result:
     return Result(
         promise=promise.name,
         subject=subject.name,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         said=said,
         seconds=perf_counter() - start,
     )
@@ -248,7 +248,7 @@ def tiny_subjects(
     Raises RouteError, PluginError, and ConfigError for an example that cannot be written.
     """
     names = [n for n in examples_of(architecture, registry).configs if not only or n in only]
-    with TemporaryDirectory(prefix="pilotfish-") as folder:
+    with TemporaryDirectory(prefix="pilotfish-") as folder, ExitStack() as exits:
         options = {
             "registry": registry,
             "dtypes": tuple(dtypes),
@@ -257,15 +257,12 @@ def tiny_subjects(
             "draft": draft,
             "speculative": speculative,
         }
-        subjects = [
-            _tiny_subject(architecture, name, Path(folder) / str(number), options)
+        yield [
+            exits.enter_context(
+                _tiny_subject(architecture, name, Path(folder) / str(number), options)
+            )
             for number, name in enumerate(names)
         ]
-        try:
-            yield subjects
-        finally:
-            for subject in subjects:
-                subject.close()
 
 
 def _tiny_subject(

@@ -69,26 +69,19 @@ class TransformersOracle(Oracle):
         [] and None where they are not found.
         """
         seen, blocks, normed = list[Any](), _blocks(model), list[Any]()
-        hooks = [
-            block.register_forward_pre_hook(
-                lambda _, args, named: seen.append(args[0] if args else named.get("hidden_states")),
-                with_kwargs=True,
-            )
-            for block in blocks
-        ]
-        hooks += [
-            block.register_forward_hook(
-                lambda _, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
-            )
-            for block in blocks[-1:]
-        ]
+
+        def given(_: Any, args: Any, named: Any) -> None:
+            seen.append(args[0] if args else named.get("hidden_states"))
+
+        def gave(_: Any, args: Any, out: Any) -> None:
+            seen.append(out[0] if isinstance(out, tuple) else out)
+
+        hooks = [block.register_forward_pre_hook(given, with_kwargs=True) for block in blocks]
+        hooks += [block.register_forward_hook(gave) for block in blocks[-1:]]
         hooks.append(
             model.get_decoder().register_forward_hook(lambda _, args, out: normed.append(out[0]))
         )
-        if model.dtype == torch.float64:
-            self._widened(model, tokens)
-        else:
-            model(_ids(tokens))
+        self._run(model, tokens)
         for hook in hooks:
             hook.remove()
         known = len(seen) == len(blocks) + 1 and all(
@@ -96,6 +89,31 @@ class TransformersOracle(Oracle):
             for state in seen
         )
         return ([state[0] for state in seen] if known else []), normed[0][0] if normed else None
+
+    @torch.inference_mode()
+    def embedded(self, model: Any, tokens: Sequence[int]) -> torch.Tensor | None:
+        """The first of `streams`, without the blocks behind it; None where it is not found."""
+
+        def stop(_: Any, args: Any, named: Any) -> None:
+            raise _Reached(args[0] if args else named["hidden_states"])
+
+        first = _blocks(model)[:1]
+        hooks = [block.register_forward_pre_hook(stop, with_kwargs=True) for block in first]
+        try:
+            self._run(model, tokens)
+        except _Reached as reached:
+            state: torch.Tensor = reached.args[0][0]
+            return state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return None
+
+    def _run(self, model: Any, tokens: Sequence[int]) -> None:
+        if model.dtype == torch.float64:
+            self._widened(model, tokens)
+        else:
+            model(_ids(tokens))
 
     @torch.inference_mode()
     def generate(self, tokens: Sequence[int], count: int) -> list[int]:
@@ -175,19 +193,22 @@ class TransformersOracle(Oracle):
         return logits.double()
 
 
+class _Reached(Exception):
+    """The stream at a block: the pass need not go on."""
+
+
 class _Widened(TorchFunctionMode):
     """Makes every cast to float32 one to float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:
             return args[0].double()
-        wide = {torch.float32: torch.float64}
-        args = tuple(wide.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
-        kwargs = {
-            name: wide.get(value, value) if isinstance(value, torch.dtype) else value
-            for name, value in (kwargs or {}).items()
-        }
-        return func(*args, **kwargs)
+        if any(one is torch.float32 for one in args):  # most calls have none, and are many
+            args = tuple(torch.float64 if one is torch.float32 else one for one in args)
+        if not kwargs:
+            return func(*args)
+        narrow = [name for name, value in kwargs.items() if value is torch.float32]
+        return func(*args, **{**kwargs, **dict.fromkeys(narrow, torch.float64)})
 
 
 def _ids(tokens: Sequence[int]) -> torch.Tensor:

@@ -23,7 +23,8 @@ class Detokenizer:
         special tokens in them stand for those tokens, and for their text.
     context: ids of the text that the answer continues; see `text_stream`.
     skip_special_tokens: whether names of special tokens are left out of the text.
-    tokenizer: the one that it was made with.
+    tokenizer: the one that it was made with. stopped_by: the stop string that ended the answer;
+        None while there was none.
 
     Without a stop string in it, all that `add` and `finish` give, joined, is
     `tokenizer.decode(all ids)`. The work per token depends on the token and the stop strings only.
@@ -47,7 +48,7 @@ class Detokenizer:
             self._mark_special(tokenizer)
         self._held = ""
         self._parts: list[str] = []
-        self._stopped: str | None = None
+        self.stopped_by: str | None = None
 
     def _mark_special(self, tokenizer: Tokenizer) -> None:
         """Special tokens give no text, so those that stop strings name are matched as marks."""
@@ -63,11 +64,6 @@ class Detokenizer:
         self._marks = {names[name]: mark for name, mark in marks.items()}
 
     @property
-    def stopped_by(self) -> str | None:
-        """The stop string that ended the answer; None while there was none."""
-        return self._stopped
-
-    @property
     def text(self) -> str:
         """All text given so far."""
         return "".join(self._parts)
@@ -79,15 +75,20 @@ class Detokenizer:
         may_stop: False lets stop strings that are completed by this token pass, as before
             min_tokens. After a stop nothing more may be added.
         """
-        assert self._stopped is None, "the answer has ended"
-        return self._take(self._stream.push(token_id) + self._marks.get(token_id, ""), may_stop)
+        assert self.stopped_by is None, "the answer has ended"
+        new = self._stream.push(token_id)
+        if self._stop:
+            return self._take(new + self._marks.get(token_id, ""), may_stop)
+        if new:
+            self._parts.append(new)
+        return new
 
     def finish(self, *, may_stop: bool = True) -> str:
         """The text that was held; the answer ended without a stop string, or ends with one here."""
-        if self._stopped is not None:
+        if self.stopped_by is not None:
             return ""
         given = self._take(self._stream.finish(), may_stop)
-        if self._stopped is None:
+        if self.stopped_by is None:
             given += self._give(self._held)
             self._held = ""
         return given
@@ -121,7 +122,7 @@ class Detokenizer:
                 best = (start + len(stop), start, stop)
         if best is None:
             return None
-        self._stopped = self._stop[best[2]]
+        self.stopped_by = self._stop[best[2]]
         return best[1]
 
     def _num_to_hold(self, text: str) -> int:

@@ -74,18 +74,15 @@ class _ByteLevelStream:
 
     def push(self, token_id: int) -> str:
         token = None if token_id in self._hidden else self._token_of(token_id)
-        return "" if token is None else self._decoder.decode(_bytes_of(token))
+        if token is None:
+            return ""
+        try:
+            return self._decoder.decode(bytes(map(BYTE_LETTERS.__getitem__, token)))
+        except KeyError:  # a letter that stands for no byte: the token is text as it is
+            return self._decoder.decode(token.encode("utf-8"))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
-
-
-def _bytes_of(token: str) -> bytes:
-    """A token with any letter that stands for no byte is text as it is."""
-    try:
-        return bytes([BYTE_LETTERS[letter] for letter in token])
-    except KeyError:
-        return token.encode("utf-8")
 
 
 class _PieceStream:

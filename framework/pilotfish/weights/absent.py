@@ -6,11 +6,11 @@ Knows: what stands for a checkpoint's tensors then. Does not know: where they we
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pilotfish.errors import CheckpointError
-from pilotfish.weights.source import TensorInfo
+from pilotfish.weights.source import TensorInfo, WeightSource
 from pilotfish.weights.stored_rows import FLOAT_BYTES
 
 if TYPE_CHECKING:
@@ -21,14 +21,12 @@ class NoWeightsError(CheckpointError):
     """A checkpoint whose config is there and whose weights are not; says what is there instead."""
 
 
-class AbsentWeights:
+class AbsentWeights(WeightSource):
     """A WeightSource without tensors. error: why there are none.
 
     shapes, dtype: of the parameters that a config asks for, which then stand for the tensors;
     without them `infos` raises the error, as `load` always does.
     """
-
-    is_mapped = True
 
     def __init__(
         self,
@@ -55,6 +53,3 @@ class AbsentWeights:
         """Raises the error."""
         del name
         raise self.error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.infos)

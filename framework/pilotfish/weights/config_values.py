@@ -20,7 +20,7 @@ DEEPEST = 64
 _COUNTS = re.compile(
     r"(num|n|vt_num|mm_num)_(\w+_)?(layers?|experts?|blocks?|labels|stages)|\w*depth|\w+_layers"
 )
-_ROPE = ("rope_scaling", "rope_parameters")
+ROPE_OPTIONS = ("rope_scaling", "rope_parameters")
 
 
 def check_values(values: Mapping[str, Any], whose: str) -> None:
@@ -55,7 +55,7 @@ def _check(name: str, value: Any, named: str) -> None:
         raise CheckpointError(
             f"{named} is {_shown(value)}; wanted at most {MOST}: check the published file"
         )
-    if name in _ROPE and value is not None and not isinstance(value, Mapping):
+    if name in ROPE_OPTIONS and value is not None and not isinstance(value, Mapping):
         raise CheckpointError(f"{named} is {_shown(value)}; wanted an object of options, or null")
 
 

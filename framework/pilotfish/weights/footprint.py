@@ -13,13 +13,8 @@ from pilotfish.weights.source import TensorInfo
 from pilotfish.weights.stored_rows import FLOAT_BYTES
 
 
-def _never(name: str) -> bool:
-    del name
-    return False
-
-
 def weight_kinds(
-    infos: Mapping[str, TensorInfo], dtype: str, stays: Callable[[str], bool] = _never
+    infos: Mapping[str, TensorInfo], dtype: str, stays: Callable[[str], bool] = lambda _: False
 ) -> dict[str, int]:
     """Bytes of each form, the most first: "q4_1", "int4", "float32" and the like.
 
@@ -29,14 +24,11 @@ def weight_kinds(
     found: dict[str, int] = {}
     for name, info in infos.items():
         kind, num_bytes = dtype, math.prod(info.shape) * FLOAT_BYTES[dtype]
-        if stays(name) or info.dtype.startswith(("int", "uint", "bool")) or _is_scale(infos, name):
+        base, _, ending = name.rpartition(".")
+        is_scale = ending == SCALE and f"{base}.{PACKED}" in infos
+        if stays(name) or is_scale or info.dtype.startswith(("int", "uint", "bool")):
             kind, num_bytes = info.dtype.lower(), info.num_bytes
         if name.endswith(f".{PACKED}"):
             kind = "int4"
         found[kind] = found.get(kind, 0) + num_bytes
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def _is_scale(infos: Mapping[str, TensorInfo], name: str) -> bool:
-    base, _, kind = name.rpartition(".")
-    return kind == SCALE and f"{base}.{PACKED}" in infos

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from pilotfish.config.checks import is_int
 from pilotfish.errors import CheckpointError, ConfigError
-from pilotfish.weights.config_values import check_values
+from pilotfish.weights.config_values import ROPE_OPTIONS, check_values
 from pilotfish.weights.json_file import read_json_object
 from pilotfish.weights.quantized import with_quantization
 
@@ -64,7 +64,10 @@ def read_config(directory: Path) -> Any:
     """
     path = directory / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError(_no_config(directory))
+        raise CheckpointError(
+            f"{directory}: no {CONFIG_FILE}; wanted a directory with a config and safetensors"
+            f"{what_else_it_is(directory)}"
+        )
     values = with_quantization(read_json_object(path), directory)
     check_values(values, str(path))
     model_type = values.get("model_type")
@@ -121,7 +124,6 @@ def _reason(error: Exception, values: Mapping[str, Any]) -> str:
     return said
 
 
-_ROPE_OPTIONS = ("rope_scaling", "rope_parameters")
 _ROPE_NAMES = {"su": "longrope"}
 """Early names of rope types, by which config classes do not know what stands beside them."""
 
@@ -129,7 +131,7 @@ _ROPE_NAMES = {"su": "longrope"}
 def _with_rope_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with the names that rope types have since; never changes them in place."""
     found = dict(values)
-    for name in _ROPE_OPTIONS:
+    for name in ROPE_OPTIONS:
         options = found.get(name)
         if isinstance(options, Mapping):
             found[name] = {
@@ -169,13 +171,6 @@ def config_of_section(options: Any, name: str, model_types: Sequence[str], whose
             f"{whose} {name} has model_type {kind!r}; wanted {' or '.join(map(repr, model_types))}"
         )
     return config_of_type(kind, section, f"{whose} {name}")
-
-
-def _no_config(directory: Path) -> str:
-    return (
-        f"{directory}: no {CONFIG_FILE}; wanted a directory with a config and safetensors"
-        f"{what_else_it_is(directory)}"
-    )
 
 
 def what_else_it_is(directory: Path) -> str:

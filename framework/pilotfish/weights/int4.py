@@ -37,9 +37,9 @@ def num_parameters(infos: Mapping[str, TensorInfo]) -> int:
     for name, info in infos.items():
         base, _, kind = name.rpartition(".")
         if f"{base}.{PACKED}" not in infos:
-            total += _count(info)
+            total += math.prod(info.shape)
         elif kind == PACKED:
-            total += _count(info) * COLUMNS_PER_WORD
+            total += math.prod(info.shape) * COLUMNS_PER_WORD
     return total
 
 
@@ -76,7 +76,3 @@ def _check_shape(source: WeightSource, name: str) -> None:
             f"{name}.{SHAPE} says {got}; wanted {wanted}, since {PACKED} is {[rows, words]} words "
             f"of {COLUMNS_PER_WORD} columns; get the file again"
         )
-
-
-def _count(info: TensorInfo) -> int:
-    return math.prod(info.shape)

@@ -105,23 +105,20 @@ def _plain_names_read(rules: WeightRules, parameters: Iterable[str]) -> set[str]
     }
 
 
+@attrs.define
 class _Planner:
     """Collects steps and everything that is wrong, so that one error can name it all."""
 
-    def __init__(
-        self,
-        rules: WeightRules,
-        infos: Mapping[str, TensorInfo],
-        parameter_shapes: Mapping[str, Shape],
-    ) -> None:
-        self.rules = rules
-        self.infos = infos
-        self.parameter_shapes = parameter_shapes
-        self.misfits = Misfits()
-        self.used: set[str] = set()
-        self.file_names: dict[str, str] = {}
-        for name in infos:
-            plain = rules.plain_name(name)
+    rules: WeightRules
+    infos: Mapping[str, TensorInfo]
+    parameter_shapes: Mapping[str, Shape]
+    misfits: Misfits = attrs.field(factory=Misfits)
+    used: set[str] = attrs.field(factory=set)
+    file_names: dict[str, str] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for name in self.infos:
+            plain = self.rules.plain_name(name)
             if plain in self.file_names:
                 said = f"{name} (the file also has {self.file_names[plain]})"
                 self.misfits.extra[said] = name
@@ -135,9 +132,8 @@ class _Planner:
         tied: dict[str, list[str]] = {}
         for parameter, shape in self.parameter_shapes.items():
             rule, names, present = self._choose(table, parameter)
-            owner = self.rules.ties.get(parameter)
+            owner = self.rules.ties.get(parameter, "")
             if present == 0 and owner in self.parameter_shapes:
-                assert owner is not None
                 self._tie(parameter, shape, owner, tied)
             elif rule is None:
                 self.misfits.missing.append(f"{parameter} (no rule of the architecture fits)")
@@ -145,7 +141,12 @@ class _Planner:
                 step = self._step(parameter, shape, rule, names)
                 if step is not None:
                     steps[parameter] = step
-        self._check_owners(steps, tied)
+        self.misfits.missing += [
+            f"{name} (tied to {owner}, which no tensor fills)"
+            for owner, names in tied.items()
+            for name in names
+            if owner not in steps
+        ]
         ignored = self._account_for_rest()
         self.misfits.refuse()
         return self._finish(steps, tied, ignored)
@@ -154,17 +155,14 @@ class _Planner:
         self, table: TemplateTable[Rule], parameter: str
     ) -> tuple[Rule | None, list[str], int]:
         """The first rule with all tensors in the file, else the one with the most of them."""
-        best: Rule | None = None
-        best_names: list[str] = []
-        most = -1
+        found: list[tuple[Rule, list[str], int]] = []
         for rule, numbers in table.find(parameter):
             names = [self.rules.plain_name(fill(piece.name, numbers)) for piece in rule.pieces]
             present = sum(name in self.file_names for name in names)
             if present == len(names):
                 return rule, names, present
-            if present > most:
-                best, best_names, most = rule, names, present
-        return best, best_names, max(most, 0)
+            found.append((rule, names, present))
+        return max(found, key=lambda one: one[2], default=(None, [], 0))
 
     def _tie(self, parameter: str, shape: Shape, owner: str, tied: dict[str, list[str]]) -> None:
         owner_shape = self.parameter_shapes[owner]
@@ -173,13 +171,6 @@ class _Planner:
                 f"{parameter}: tied to {owner}, got {list(owner_shape)}, wanted {list(shape)}"
             )
         tied.setdefault(owner, []).append(parameter)
-
-    def _check_owners(self, steps: Mapping[str, LoadStep], tied: Mapping[str, list[str]]) -> None:
-        for owner, names in tied.items():
-            if owner not in steps:
-                self.misfits.missing.extend(
-                    f"{name} (tied to {owner}, which no tensor fills)" for name in names
-                )
 
     def _step(self, parameter: str, shape: Shape, rule: Rule, names: list[str]) -> LoadStep | None:
         pieces: list[LoadPiece] = []

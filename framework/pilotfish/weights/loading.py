@@ -86,15 +86,16 @@ def _stored_rows(step: LoadStep, source: WeightSource, dtype: torch.dtype) -> St
 
 def _stored_parts(piece: LoadPiece, source: WeightSource, dtype: torch.dtype) -> list[PackedRows]:
     """One piece as it lies; unpacked where a transform changes more than the order of rows."""
-    transform, info = piece.transform, source.infos[piece.name]
-    if transform is not None and transform.row_parts is None:
-        return [_float_rows(_transformed(piece, source.load(piece.name)), info, dtype)]
+    info = source.infos[piece.name]
+    row_parts = None if piece.transform is None else piece.transform.row_parts
+    if piece.transform is not None and row_parts is None:
+        return [_float_rows(_transformed(piece, source.load), info, dtype)]
     whole = source.load_packed(piece.name) if isinstance(source, PackedSource) else None
     if whole is None:
         whole = _float_rows(source.load(piece.name), info, dtype)
-    if transform is None or transform.row_parts is None:
+    if row_parts is None:
         return [whole]
-    return [attrs.evolve(whole, blocks=rows) for rows in transform.row_parts(whole.blocks)]
+    return [attrs.evolve(whole, blocks=rows) for rows in row_parts(whole.blocks)]
 
 
 def _float_rows(tensor: torch.Tensor, info: TensorInfo, dtype: torch.dtype) -> PackedRows:
@@ -128,16 +129,14 @@ def _read_step(
 
     wanted = _wanted_dtype(step, dtype)
     if len(step.pieces) == 1 and step.combine == "rows":
-        return _read_piece(step.pieces[0], load, wanted, device)
+        part = _transformed(step.pieces[0], load)
+        return part.to(device=device, dtype=_dtype_of(part, wanted)).contiguous()
     whole: torch.Tensor | None = None
     start = 0
     for piece in step.pieces:
-        raw = load(piece.name)
-        part = _transformed(piece, raw)
-        del raw
+        part = _transformed(piece, load)
         if whole is None:
-            kind = wanted if wanted and part.dtype.is_floating_point else part.dtype
-            whole = torch.empty(step.shape, dtype=kind, device=device)
+            whole = torch.empty(step.shape, dtype=_dtype_of(part, wanted), device=device)
         rows = 1 if step.combine == "stack" else piece.shape[0]
         place = whole[start] if step.combine == "stack" else whole[start : start + rows]
         assert place.shape == part.shape, (piece.name, place.shape, part.shape)
@@ -148,8 +147,9 @@ def _read_step(
     return whole
 
 
-def _transformed(piece: LoadPiece, raw: torch.Tensor) -> torch.Tensor:
+def _transformed(piece: LoadPiece, load: Callable[[str], torch.Tensor]) -> torch.Tensor:
     """A tensor as its rule wants it. Raises PluginError where the transform's `shape` lies."""
+    raw = load(piece.name)
     if piece.transform is None:
         return raw
     made = piece.transform.apply(raw)
@@ -171,13 +171,5 @@ def _wanted_dtype(step: LoadStep, dtype: torch.dtype) -> torch.dtype | None:
     return getattr(torch, step.dtype) if step.dtype else dtype
 
 
-def _read_piece(
-    piece: LoadPiece,
-    load: Callable[[str], torch.Tensor],
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-) -> torch.Tensor:
-    raw = load(piece.name)
-    tensor = _transformed(piece, raw)
-    kind = dtype if dtype and tensor.dtype.is_floating_point else tensor.dtype
-    return tensor.to(device=device, dtype=kind).contiguous()
+def _dtype_of(tensor: torch.Tensor, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted and tensor.dtype.is_floating_point else tensor.dtype

@@ -6,7 +6,6 @@ Knows: names of tensors that are missing, extra or of another shape. Does not kn
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import attrs
 
@@ -56,7 +55,9 @@ class Misfits:
         if not listed:
             return
         self._refuse_quantized(listed)
-        parts = [f"{len(items)} {kind}: {_named(items)}" for kind, items in listed.items()]
+        parts = [
+            f"{len(items)} {kind}: {', '.join(shortened(items))}" for kind, items in listed.items()
+        ]
         raise WeightsError(
             f"the checkpoint does not fit the architecture; {'; '.join(parts)}. {self._advice()}"
         )
@@ -92,7 +93,3 @@ class Misfits:
                 )
             return "Check that no file is left out: get the whole checkpoint again"
         return "Check that the config belongs to these weights and that no file is left out"
-
-
-def _named(items: Sequence[str]) -> str:
-    return ", ".join(shortened(items))

@@ -31,22 +31,16 @@ class TemplateTable(Generic[T]):
 
     def find(self, name: str) -> list[tuple[T, Mapping[str, str]]]:
         """Every value whose template fits the name, in order, with the numbers it binds."""
-        found: list[tuple[T, Mapping[str, str]]] = []
-        for pattern, value in self._groups.get(_NUMBER.sub("#", name), ()):
-            match = pattern.fullmatch(name)
-            if match:
-                found.append((value, match.groupdict()))
-        return found
+        return [
+            (value, match.groupdict())
+            for pattern, value in self._groups.get(_NUMBER.sub("#", name), ())
+            if (match := pattern.fullmatch(name))
+        ]
 
 
 def fill(template: str, numbers: Mapping[str, str]) -> str:
     """Puts the numbers into a template. A field that is not bound is a mistake in the rules."""
     return _FIELD.sub(lambda field: numbers[field[1]], template)
-
-
-def fields_of(template: str) -> set[str]:
-    """The names of a template's fields."""
-    return set(_FIELD.findall(template))
 
 
 def shortened(items: Iterable[str], at_most: int = 8) -> list[str]:

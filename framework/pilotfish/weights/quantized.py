@@ -54,10 +54,9 @@ def quantizers_of(names: Iterable[str]) -> dict[str, list[str]]:
     """Tensors that only quantized checkpoints have: who writes them -> their names."""
     found: dict[str, list[str]] = {}
     for name in names:
-        for pattern, maker in _MAKERS:
-            if re.search(rf"(^|\.)({pattern})$", name):
-                found.setdefault(maker, []).append(name)
-                break
+        fitting = (maker for ends, maker in _MAKERS if re.search(rf"(^|\.)({ends})$", name))
+        if (maker := next(fitting, None)) is not None:
+            found.setdefault(maker, []).append(name)
     if _SCALED in found and _ALSO_SCALES in found:  # both have tensors called so
         found[_SCALED] += found.pop(_ALSO_SCALES)
     return found

@@ -17,10 +17,6 @@ Shape = tuple[int, ...]
 Combine = Literal["rows", "stack"]
 
 
-def _same_shape(shape: Shape) -> Shape:
-    return shape
-
-
 @attrs.frozen
 class Transform:
     """A change of one tensor on its way in.
@@ -34,7 +30,7 @@ class Transform:
     """
 
     apply: Callable[[torch.Tensor], torch.Tensor]
-    shape: Callable[[Shape], Shape] = _same_shape
+    shape: Callable[[Shape], Shape] = lambda shape: shape
     row_parts: Callable[[torch.Tensor], Sequence[torch.Tensor]] | None = None
 
 

@@ -27,11 +27,6 @@ class WeightSource(Protocol):
     """A lazy mapping from tensor name to tensor. Reading a tensor twice reads the disk twice."""
 
     @property
-    def is_mapped(self) -> bool:
-        """Whether `load` only maps the file, so that tensors cost nothing until they are read."""
-        ...
-
-    @property
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor in the checkpoint, from the headers alone."""
         ...
@@ -40,4 +35,6 @@ class WeightSource(Protocol):
         """One tensor, the caller's own: read or mapped, dequantized if need be. Raises KeyError."""
         ...
 
-    def __iter__(self) -> Iterator[str]: ...
+    def __iter__(self) -> Iterator[str]:
+        """The tensors' names."""
+        return iter(self.infos)

@@ -19,7 +19,7 @@ def pilotfish_speculators() -> Sequence[SpeculatorSpec]:
             driver="block",
             config="pilotfish_dflash.config:DFlashConfig",
             model="pilotfish_dflash.model:DFlashProposer",
-            needs=frozenset({"verify", "taps", "embed", "lm_head"}),
+            needs=frozenset({"verify", "aux_hidden_states", "embed", "lm_head"}),
             draft_oracle="pilotfish_dflash.oracle:dflash_oracle",
             verified_against="a full recomputation in plain torch, and z-lab's package dflash 0.1",
         )

@@ -10,27 +10,19 @@ Source: "DFlash: Block Diffusion for Flash Speculative Decoding", arXiv 2602.060
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
-from pilotfish.invariance.rows import padded
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.context_kv_write import write_context_kv
 from pilotfish.kernels.context_kv_write.native import plan_write_context_kv
 from pilotfish.kernels.native.buffers import Buffer, Pointer
-from pilotfish.kernels.paged_attention import AttentionPlan, plan_attention
-from pilotfish.layers.attention import Attention
-from pilotfish.layers.block import PreNormBlock
-from pilotfish.layers.embedding import Embedding
-from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written
-from pilotfish.layers.rope import Rotary
-from pilotfish.speculation.draft_vocabulary import DraftVocabulary
+from pilotfish.speculation.draft_model import DraftNetwork, draft_block
 from pilotfish.state import KVCacheInputs
 from pilotfish_dflash.config import DFlashConfig
 from pilotfish_dflash.planned import BlockPass, ContextPass
@@ -89,14 +81,13 @@ class ContextKV(Layer):
         )
 
 
-class DFlashLlama3(Layer):
+class DFlashLlama3(DraftNetwork):
     """A draft without what it borrows of its target.
 
-    config: of the draft. num_context_features: taps of the target that fc reads; None takes the
-        config's. backend: of all kernels. row_multiple, attention_multiple: rows are padded to
-        them, so that a row's bits are its own; set when the weights are known.
-    embed_tokens, lm_head, vocabulary: None where the file has none.
-    Parameters: fc.weight, hidden_norm.weight, context..., layers.{layer}..., norm.weight.
+    config: of the draft. num_context_features: aux hidden states of the target that fc reads; None
+        takes the config's. backend: of all kernels.
+    Parameters: the base's, fc.weight, hidden_norm.weight, context..., layers.{layer}...,
+    norm.weight.
     """
 
     num_context_features: int
@@ -108,37 +99,36 @@ class DFlashLlama3(Layer):
         num_context_features: int | None = None,
         backend: KernelBackend | None = None,
     ) -> None:
+        super().__init__(config, backend)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.num_context_features = (
             config.num_context_features if num_context_features is None else num_context_features
         )
-        self.backend = KernelBackend() if backend is None else backend
-        self.row_multiple = 1
-        self.attention_multiple: int | None = None
-        self._passes: dict[type[Any], ContextPass | BlockPass | Literal[False]] = {}
         width, eps = config.hidden_size, config.rms_norm_eps
-        self.rotary = Rotary(config.rope)
         self.fc = Linear(self.num_context_features * config.target_hidden_size, width)
         self.hidden_norm = RMSNorm(width, eps)
         self.context = ContextKV(config)
-        self.layers = [_block(config, layer) for layer in range(config.num_hidden_layers)]
+        self.layers = [
+            draft_block(
+                config,
+                layer,
+                window=mask_spec.window,
+                mode="causal" if mask_spec.is_causal else "block",
+                qkv_bias=config.attention_bias,
+                out_bias=config.attention_bias,
+                head_norm_eps=eps,
+            )
+            for layer, mask_spec in enumerate(config.mask_specs)
+        ]
         self.norm = RMSNorm(width, eps)
-        self.embed_tokens: Embedding | None = None
-        self.lm_head: Linear | None = None
-        self.vocabulary: DraftVocabulary | None = None
-        if config.own_embedding:
-            self.embed_tokens = Embedding(config.vocab_size, width)
-        if config.own_head:
-            self.lm_head = Linear(width, config.draft_vocab_size)
-        if config.has_offsets:
-            self.vocabulary = DraftVocabulary(config.draft_vocab_size, config.target_vocab_size)
 
     def project_target_hidden(self, target_hs_concat: torch.Tensor) -> torch.Tensor:
-        """The target's features as the draft's context: `hidden_norm(fc(cat taps))`.
+        """The target's features as the draft's context: `hidden_norm(fc(cat aux hidden states))`.
 
-        target_hs_concat: [T, F], the taps side by side in fc's order -> [T, D].
+        target_hs_concat: [T, F], the aux hidden states side by side in fc's order -> [T, D].
         """
         num_rows = target_hs_concat.shape[0]
-        rows = self._padded(target_hs_concat)
+        rows = self.padded(target_hs_concat)
         return self.hidden_norm(self.fc(rows, self.backend), self.backend)[:num_rows]
 
     def materialize_kv(
@@ -154,9 +144,8 @@ class DFlashLlama3(Layer):
         the rows lie; row i of request b stands at position lengths[b] + i. started: [B], tokens
         each request was started with, for angles that depend on it.
         """
-        rows = self._padded(ctx_hidden)
-        angles = self._angles(kv, input_row_offsets, rows.shape[0], started)
-        self.context.write(rows, angles, kv, self.backend)
+        run = self.start(kv, input_row_offsets, started)
+        self.context.write(self.padded(ctx_hidden), run.angles, kv, self.backend)
 
     def take_in(
         self,
@@ -166,13 +155,12 @@ class DFlashLlama3(Layer):
         started: Sequence[int] | None = None,
     ) -> None:
         """`materialize_kv` of what `project_target_hidden` makes of features [T, F]."""
-        planned = self._planned(ContextPass, features, kv)
+        planned = self._planned(ContextPass)
         if planned is None:
             context = self.project_target_hidden(features)
             self.materialize_kv(context, input_row_offsets, kv, started)
             return
-        angles = self._angles(kv, input_row_offsets, features.shape[0], started)
-        planned(features, angles, kv)
+        planned(features, self.start(kv, input_row_offsets, started))
 
     def forward_block(
         self,
@@ -190,94 +178,25 @@ class DFlashLlama3(Layer):
         Returns [R, D] after the final norm.
         """
         num_rows = input_embeds.shape[0]
-        planned = self._planned(BlockPass, input_embeds, kv)
-        rows = input_embeds if planned else self._padded(input_embeds)
-        cos, sin = self._angles(kv, input_row_offsets, rows.shape[0], started)
-        run = ForwardPass(
-            backend=self.backend,
-            cos=cos,
-            sin=sin,
-            plan=self._plan(kv, input_row_offsets),
-            caches=kv.blocks,
-            write_slots=kv.write_slots,
-        )
+        planned = self._planned(BlockPass)
+        run = self.start(kv, input_row_offsets, started)
         if planned:
             return planned(input_embeds, run, range(num_rows) if wanted is None else wanted)
-        x, residual = rows, None
+        x, residual = self.padded(input_embeds), None
         for layer in self.layers:
             x, residual = layer(x, residual, run)
         normed = self.norm.add(x, residual, self.backend)[0][:num_rows]
         return normed if wanted is None else normed[torch.tensor(wanted, device=normed.device)]
 
-    def _planned(
-        self, kind: type[Planned], rows: torch.Tensor, kv: KVCacheInputs
-    ) -> Planned | None:
-        """A pass as native calls, planned when first asked for; None on another backend.
+    def plan_pass(self) -> None:
+        """Lays both passes down as native calls, where they may be."""
+        self._planned(ContextPass)
+        self._planned(BlockPass)
 
-        None too where the network, or its context, computes in a way of its own.
-        """
-        if self.backend.name != "native":
-            return None
-        if kind not in self._passes:
-            is_plain = is_as_written(self, DFlashLlama3) and has_plan(self.context)
-            dtypes = {"dtype": rows.dtype, "cache_dtype": kv.blocks[0].dtype}
-            self._passes[kind] = is_plain and kind(self, **dtypes)
-        found = self._passes[kind]
-        assert found is False or isinstance(found, kind)
-        return found or None
+    def _planned(self, kind: type[Planned]) -> Planned | None:
+        """A pass as native calls; None too where the context computes in a way of its own."""
 
-    def _plan(self, kv: KVCacheInputs, offsets: torch.Tensor) -> AttentionPlan:
-        return plan_attention(
-            kv, offsets, backend=self.backend, row_multiple=self.attention_multiple
-        )
+        def make() -> Planned | Literal[False]:
+            return is_as_written(self, DFlashLlama3) and has_plan(self.context) and kind(self)
 
-    def _padded(self, rows: torch.Tensor) -> torch.Tensor:
-        """A copy of rows [T, *] with zeros up to the row multiple: passes work in place."""
-        short = padded(rows.shape[0], self.row_multiple) - rows.shape[0]
-        return torch.nn.functional.pad(rows, (0, 0, 0, short)) if short else rows.clone()
-
-    def _angles(
-        self,
-        kv: KVCacheInputs,
-        offsets: torch.Tensor,
-        num_padded: int,
-        started: Sequence[int] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of every row, padding included: [T', R] float32."""
-        num_rows, counts = sum(kv.row_counts), offsets.diff()
-        positions = torch.arange(num_rows, device=offsets.device)
-        starts = kv.cache_lengths.long() - offsets[:-1]
-        positions += starts.repeat_interleave(counts, output_size=num_rows)
-        lengths = None
-        if self.rotary.parameters.depends_on_length:
-            lengths = positions + 1
-            if started is not None:
-                least = torch.tensor(started, device=offsets.device)
-                least = least.repeat_interleave(counts, output_size=num_rows)
-                lengths = torch.maximum(lengths, least)
-            lengths = torch.nn.functional.pad(lengths, (0, num_padded - num_rows))
-        positions = torch.nn.functional.pad(positions, (0, num_padded - num_rows))
-        return self.rotary(positions, lengths, self.backend)
-
-
-def _block(config: DFlashConfig, layer: int) -> PreNormBlock:
-    mask_spec = config.mask_specs[layer]
-    attention = Attention(
-        layer,
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        window=mask_spec.window,
-        mode="causal" if mask_spec.is_causal else "block",
-        qkv_bias=config.attention_bias,
-        out_bias=config.attention_bias,
-        head_norm_eps=config.rms_norm_eps,
-    )
-    eps = config.rms_norm_eps
-    return PreNormBlock(
-        RMSNorm(config.hidden_size, eps),
-        attention,
-        RMSNorm(config.hidden_size, eps),
-        GatedMLP(config.hidden_size, config.intermediate_size),
-    )
+        return self.planned(kind, make)

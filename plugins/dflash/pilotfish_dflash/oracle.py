@@ -7,11 +7,10 @@ nor how DFlashConfig reads. Axis letters: T rows, D draft width, G proposals, V 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import torch
@@ -21,24 +20,25 @@ from pilotfish.testing.draft_oracle import (
     DraftOracle,
     DraftTarget,
     Turn,
-    rms_norm,
     spread,
     tensors_of,
 )
+from pilotfish.testing.naive_draft import NaiveNetwork
 
 SLIDING = "sliding_attention"
 
 
 @attrs.frozen(kw_only=True)
 class DraftFacts:
-    """What the config says. layer: options of the layers. taps: boundaries that fc reads, in order.
+    """What the config says. layer: options of the layers. aux_hidden_state_layers: boundaries that
+    fc reads, in order.
 
     windows, causal: of each layer. mask_id: what stands after the anchor. embedding_factor: of the
     plain embedding; None for what the target makes of its own. logit_factor, softcap: of the head.
     """
 
     layer: Mapping[str, Any]
-    taps: tuple[int, ...]
+    aux_hidden_state_layers: tuple[int, ...]
     windows: tuple[int | None, ...]
     causal: tuple[bool, ...]
     mask_id: int
@@ -88,7 +88,9 @@ def read_facts(folder: Path, num_target_layers: int) -> DraftFacts:
     window = inside.get("swa_window_size") or layer.get("sliding_window")
     return DraftFacts(
         layer=layer,
-        taps=_taps(every, num_target_layers, count, after_blocks=section is None),
+        aux_hidden_state_layers=_aux_layers(
+            every, num_target_layers, count, after_blocks=section is None
+        ),
         windows=tuple(window if kind == SLIDING else None for kind in kinds),
         causal=tuple(causal),
         mask_id=every["mask_token_id"],
@@ -99,7 +101,7 @@ def read_facts(folder: Path, num_target_layers: int) -> DraftFacts:
     )
 
 
-def _taps(
+def _aux_layers(
     every: Mapping[str, Any], num_target_layers: int, count: int, *, after_blocks: bool
 ) -> tuple[int, ...]:
     """z-lab's ids name blocks, after which the stream is read; speculators' are boundaries."""
@@ -117,42 +119,14 @@ def _taps(
     return tuple(block + 1 for block in ids)
 
 
-class Target(Protocol):
-    """What is read of a target: see DraftTarget."""
-
-    dtype: torch.dtype
-
-    @property
-    def embedding(self) -> torch.Tensor:
-        """[V, D]."""
-        ...
-
-    @property
-    def head(self) -> torch.Tensor:
-        """[V, D]."""
-        ...
-
-    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
-        """[T, D]."""
-        ...
-
-    def read(self, tokens: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The stream at all boundaries, and what is not read here."""
-        ...
-
-
-class NaiveDraft:
+class NaiveDraft(NaiveNetwork):
     """A draft as its definition reads, in the target's dtype."""
 
     def __init__(
-        self, facts: DraftFacts, target: Target, tensors: Mapping[str, torch.Tensor]
+        self, facts: DraftFacts, target: DraftTarget, tensors: Mapping[str, torch.Tensor]
     ) -> None:
-        self.facts, self.target = facts, target
-        self.tensors = {
-            name: tensor.to(target.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-        }
-        self._eps = facts.layer.get("rms_norm_eps") or 1e-6
+        super().__init__(facts.layer, target, tensors)
+        self.facts = facts
 
     def scores(self, tokens: Sequence[int], drafted: Sequence[int]) -> torch.Tensor:
         """[G, V]: as `DraftOracle`; what is drafted before changes nothing."""
@@ -162,8 +136,8 @@ class NaiveDraft:
     def context(self, tokens: Sequence[int]) -> torch.Tensor:
         """[T, D]: c of every token's row."""
         states, _ = self.target.read(tokens)
-        features = torch.cat([states[tap] for tap in self.facts.taps], dim=-1)
-        return self._norm("hidden_norm", self._linear("fc", features))
+        features = torch.cat([states[tap] for tap in self.facts.aux_hidden_state_layers], dim=-1)
+        return self.norm("hidden_norm", self.linear("fc", features))
 
     def block(self, tokens: Sequence[int], width: int) -> torch.Tensor:
         """tokens: all that count, the newest included. Returns [width, V]."""
@@ -178,13 +152,9 @@ class NaiveDraft:
         positions = torch.arange(num_context + num_rows)
         for index in range(facts.layer["num_hidden_layers"]):
             at = f"layers.{index}"
-            inner = self._norm(f"{at}.input_layernorm", x)
-            x = x + self._attention(index, inner, context, positions)
-            inner = self._norm(f"{at}.post_attention_layernorm", x)
-            gate = torch.nn.functional.silu(self._linear(f"{at}.mlp.gate_proj", inner))
-            up = self._linear(f"{at}.mlp.up_proj", inner)
-            x = x + self._linear(f"{at}.mlp.down_proj", gate * up)
-        return self._logits(self._norm("norm", x)[num_rows - width :])
+            inner = self.norm(f"{at}.input_layernorm", x)
+            x = self.feed_forward(at, x + self._attention(index, inner, context, positions))
+        return self._logits(self.norm("norm", x)[num_rows - width :])
 
     @torch.no_grad()
     def keys_values(self, context: torch.Tensor, index: int) -> torch.Tensor:
@@ -199,31 +169,23 @@ class NaiveDraft:
 
     @cached_property
     def _rotary(self) -> Turn:
-        return Turn(self.facts.layer, len(self.tensors["layers.0.self_attn.q_norm.weight"]))
+        return Turn(self.layer, self.head_dim)
 
     def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
         own, factor = self.tensors.get("embed_tokens.weight"), self.facts.embedding_factor
         if own is None and factor is None:
             return self.target.embed(tokens)
-        table = self.target.embedding if own is None else own
-        rows = table[torch.tensor(tokens).clamp(max=len(table) - 1)]
+        rows = self.rows_of(tokens, self.target.embedding if own is None else own)
         return rows if factor is None else rows * factor
 
     def _attention(
         self, index: int, inner: torch.Tensor, context: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        layer, at = self.facts.layer, f"layers.{index}.self_attn"
-        heads, count = layer["num_attention_heads"], inner.shape[0]
-        q = self._linear(f"{at}.q_proj", inner).view(count, heads, -1)
-        q = self.turn(self._norm(f"{at}.q_norm", q), positions[-count:])
+        at, count = f"layers.{index}.self_attn", inner.shape[0]
+        q = self.norm(f"{at}.q_norm", self.heads(f"{at}.q_proj", inner))
         k, v = self._keys_values(at, torch.cat((context, inner)))
-        k = self.turn(k, positions)
-        group = heads // layer["num_key_value_heads"]
-        k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
-        scores = torch.einsum("inh,jnh->nij", q, k) / math.sqrt(q.shape[-1])
         seen = self._seen(index, positions[-count:, None], positions[None, :])
-        probs = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        return self._linear(f"{at}.o_proj", torch.einsum("nij,jnh->inh", probs, v).flatten(1))
+        return self.attend(at, self.turn(q, positions[-count:]), self.turn(k, positions), v, seen)
 
     def _seen(self, index: int, p: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         window = self.facts.windows[index]
@@ -231,9 +193,8 @@ class NaiveDraft:
         return seen if window is None else seen & ((p - j).abs() < window)
 
     def _keys_values(self, at: str, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = len(rows), self.facts.layer["num_key_value_heads"], -1
-        k, v = (self._linear(f"{at}.{part}_proj", rows).view(shape) for part in "kv")
-        return self._norm(f"{at}.k_norm", k), v
+        k, v = (self.heads(f"{at}.{part}_proj", rows) for part in "kv")
+        return self.norm(f"{at}.k_norm", k), v
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
         facts, head = self.facts, self.target.head
@@ -241,11 +202,3 @@ class NaiveDraft:
         if facts.softcap is not None:
             own = facts.softcap * torch.tanh(own / facts.softcap)
         return spread(own, self.tensors.get("d2t"), head.shape[0])
-
-    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.tensors[f"{name}.weight"], self._eps)
-
-    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        y = x @ self.tensors[f"{name}.weight"].T
-        bias = self.tensors.get(f"{name}.bias")
-        return y if bias is None else y + bias

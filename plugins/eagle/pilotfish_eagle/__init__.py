@@ -19,7 +19,7 @@ def pilotfish_speculators() -> Sequence[SpeculatorSpec]:
             driver="sequential",
             config="pilotfish_eagle.config:EagleConfig",
             model="pilotfish_eagle.model:EagleModel",
-            needs=frozenset({"verify", "taps", "embed", "lm_head"}),
+            needs=frozenset({"verify", "aux_hidden_states", "embed", "lm_head"}),
             draft_oracle="pilotfish_eagle.oracle:eagle_oracle",
             verified_against="a full recomputation in plain torch, written from the papers",
         )

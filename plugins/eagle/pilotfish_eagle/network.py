@@ -1,6 +1,6 @@
 """The draft networks of EAGLE-1 and EAGLE-3, put together from shared layers.
 
-Knows: fc, the blocks, the draft's own norm, head and vocabulary. Does not know: requests or files.
+Knows: fc, the blocks, the draft's own norm. Does not know: requests or files.
 Axis letters: T packed rows, D draft width, F features of the target, V target's vocabulary.
 Sources: Li et al. 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty" and
 "EAGLE-2"; Li et al. 2025, "EAGLE-3: Scaling up Inference Acceleration via Training-Time Test".
@@ -15,26 +15,22 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.attention import Attention
 from pilotfish.layers.block import Block, PreNormBlock
-from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan
-from pilotfish.layers.rope import Rotary
 from pilotfish.models.decoder import Residual
-from pilotfish.speculation.draft_vocabulary import DraftVocabulary
+from pilotfish.speculation.draft_model import DraftNetwork, draft_block
 from pilotfish_eagle.config import EagleConfig
 
 
 class FirstBlock(Block):
     """EAGLE-1's layer 0: `h = x + attention(x); h = h + mlp(norm(h))`, no norm at its input."""
 
-    def __init__(self, attention: Attention, mlp_norm: RMSNorm, mlp: GatedMLP) -> None:
-        self.attention = attention
-        self.mlp_norm = mlp_norm
-        self.mlp = mlp
+    def __init__(self, config: EagleConfig) -> None:
+        like = _block(config, 0)
+        self.attention, self.mlp_norm, self.mlp = like.attention, like.mlp_norm, like.mlp
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None, run: ForwardPass
@@ -58,22 +54,12 @@ class JoiningBlock(Layer):
     where r is h, or with `norm_before_residual` the normed h.
     """
 
-    def __init__(
-        self,
-        input_norm: RMSNorm,
-        hidden_norm: RMSNorm,
-        attention: Attention,
-        mlp_norm: RMSNorm,
-        mlp: GatedMLP,
-        *,
-        norm_before_residual: bool,
-    ) -> None:
-        self.input_norm = input_norm
-        self.hidden_norm = hidden_norm
-        self.attention = attention
-        self.mlp_norm = mlp_norm
-        self.mlp = mlp
-        self.norm_before_residual = norm_before_residual
+    def __init__(self, config: EagleConfig) -> None:
+        like = _block(config, 0)
+        self.input_norm, self.mlp_norm, self.mlp = like.attention_norm, like.mlp_norm, like.mlp
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = WideAttention(config)
+        self.norm_before_residual = config.norm_before_residual
 
     def __call__(
         self, embedded: torch.Tensor, hidden: torch.Tensor, run: ForwardPass
@@ -101,22 +87,11 @@ class WideAttention(Attention):
     """Attention whose q, k and v are read from rows of twice the width that it puts out."""
 
     def __init__(self, config: EagleConfig) -> None:
-        width, heads, kv_heads = (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-        )
         super().__init__(
-            0,
-            width,
-            heads,
-            kv_heads,
-            config.head_dim,
-            out_bias=config.out_bias,
-            window=config.windows[0],
+            0, *config.attention_sizes, out_bias=config.out_bias, window=config.windows[0]
         )
-        rows = (heads + 2 * kv_heads) * config.head_dim
-        self.qkv = Linear(2 * width, rows, bias=config.qkv_bias)
+        rows = self.heads_shape[1] * config.head_dim
+        self.qkv = Linear(2 * config.hidden_size, rows, bias=config.qkv_bias)
 
 
 @attrs.frozen
@@ -131,59 +106,42 @@ class LastRows:
     normed: torch.Tensor | None
     logits: torch.Tensor | None = None
 
-    def first(self, count: int) -> LastRows:
-        """The first of these rows."""
-        normed, logits = (
-            None if part is None else part[:count] for part in (self.normed, self.logits)
-        )
-        return LastRows(self.whole[:count], normed, logits)
 
-
-class EagleNetwork(Layer):
+class EagleNetwork(DraftNetwork):
     """A draft of either version, without what it borrows of its target.
 
-    embed_tokens, norm, lm_head, vocabulary: None where the draft has none of its own.
-    Parameters: embed_tokens.weight, input_norm.weight, fc_norm.{tap}.weight, fc..., first...,
-    layers.{layer}..., norm.weight, lm_head.weight, vocabulary.offsets.
+    norm: None where there is none before the head.
+    Parameters: the base's, input_norm.weight, fc_norm.{tap}.weight, fc..., first...,
+    layers.{layer}..., norm.weight.
     """
 
-    def __init__(self, config: EagleConfig) -> None:
+    def __init__(self, config: EagleConfig, backend: KernelBackend | None = None) -> None:
+        super().__init__(config, backend)
         width, is_third = config.hidden_size, config.version == 3
         self.is_third = is_third
-        self.recycles_normed = config.recycles_normed
-        self.rotary = Rotary(config.rope)
-        self.embed_tokens: Embedding | None = None
-        if config.own_embedding:
-            self.embed_tokens = Embedding(config.vocab_size, width)
         eps = config.rms_norm_eps
         self.input_norm = RMSNorm(config.num_features, eps) if config.norm_before_fc else None
-        taps = config.taps if config.fc_norm else ()
-        self.fc_norm = [RMSNorm(config.target_hidden_size, eps) for _ in taps]
+        aux_hidden_state_layers = config.aux_hidden_state_layers if config.fc_norm else ()
+        self.fc_norm = [RMSNorm(config.target_hidden_size, eps) for _ in aux_hidden_state_layers]
         fc_width = config.num_features if is_third else config.num_features + width
         self.fc = Linear(fc_width, width, bias=bool(config.fc_bias))
-        self.joining = _joining_block(config) if is_third else None
-        self.first = None if is_third else _first_block(config)
+        self.joining = JoiningBlock(config) if is_third else None
+        self.first = None if is_third else FirstBlock(config)
         self.layers = [_block(config, layer) for layer in range(1, config.num_hidden_layers)]
         self.norm = RMSNorm(width, eps) if is_third and config.norms_head else None
-        self.lm_head: Linear | None = None
-        self.vocabulary: DraftVocabulary | None = None
-        if is_third and (config.own_head or config.has_tied_head):
-            self.lm_head = Linear(width, config.draft_vocab_size, keep_plain=config.has_tied_head)
-        if is_third and config.has_offsets:
-            self.vocabulary = DraftVocabulary(config.draft_vocab_size, config.target_vocab_size)
 
-    def combine(self, features: torch.Tensor, backend: KernelBackend) -> torch.Tensor:
-        """EAGLE-3 only. features: [T, F] of the target at the taps, in fc's order -> [T, D]."""
+    def combine(self, features: torch.Tensor) -> torch.Tensor:
+        """EAGLE-3 only. features: [T, F], the target's aux hidden states in fc's order."""
         if self.input_norm is not None:
-            features = self.input_norm(features, backend)
+            features = self.input_norm(features, self.backend)
         if self.fc_norm:
             parts = features.chunk(len(self.fc_norm), dim=-1)
             normed = [
-                norm(part.contiguous(), backend)
+                norm(part.contiguous(), self.backend)
                 for norm, part in zip(self.fc_norm, parts, strict=True)
             ]
             features = torch.cat(normed, dim=-1)
-        return self.fc(features, backend)
+        return self.fc(features, self.backend)
 
     def run(self, embedded: torch.Tensor, hidden: torch.Tensor, run: ForwardPass) -> Residual:
         """embedded: [T, D] of the row's token. hidden: [T, D], what stands beside it: a feature
@@ -224,50 +182,14 @@ class EagleNetwork(Layer):
             x, residual = run.block(block, x, residual)
         return x, residual
 
-    def finish(self, whole: torch.Tensor, backend: KernelBackend) -> LastRows:
-        """whole: [R, D], the residual stream of the rows that are wanted."""
-        normed = None if self.norm is None else self.norm(whole, backend)
-        if self.lm_head is None:
-            return LastRows(whole, normed)
-        return LastRows(whole, normed, self.lm_head(whole if normed is None else normed, backend))
-
-
-def _first_block(config: EagleConfig) -> FirstBlock:
-    return FirstBlock(_attention(config, 0), _norm(config), _mlp(config))
-
-
-def _joining_block(config: EagleConfig) -> JoiningBlock:
-    return JoiningBlock(
-        input_norm=_norm(config),
-        hidden_norm=_norm(config),
-        attention=WideAttention(config),
-        mlp_norm=_norm(config),
-        mlp=_mlp(config),
-        norm_before_residual=config.norm_before_residual,
-    )
-
 
 def _block(config: EagleConfig, layer: int) -> PreNormBlock:
     """A layer after the first: the same in both versions."""
-    return PreNormBlock(_norm(config), _attention(config, layer), _norm(config), _mlp(config))
-
-
-def _attention(config: EagleConfig, layer: int) -> Attention:
-    return Attention(
+    return draft_block(
+        config,
         layer,
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
+        mlp_bias=config.mlp_bias,
         qkv_bias=config.qkv_bias,
         out_bias=config.out_bias,
         window=config.windows[layer],
     )
-
-
-def _mlp(config: EagleConfig) -> GatedMLP:
-    return GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-
-
-def _norm(config: EagleConfig) -> RMSNorm:
-    return RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -29,7 +29,7 @@ def _spec(*names: str, **fields: Any) -> ArchitectureSpec:
         names=names,
         config="pilotfish_kimi_k25.config:KimiK25Config",
         model="pilotfish_kimi_k25.model:KimiK25Model",
-        capabilities=frozenset({"verify", "taps", "embed", "lm_head"}),
+        capabilities=frozenset({"verify", "aux_hidden_states", "embed", "lm_head"}),
         examples="pilotfish_kimi_k25.examples:examples",
         tiktoken=TIKTOKEN,
         verified_against="transformers: logits and greedy tokens",

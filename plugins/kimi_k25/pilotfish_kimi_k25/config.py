@@ -18,7 +18,6 @@ from pilotfish.config.checks import (
     int_at_least,
     norm_epsilon,
     number,
-    one_of,
     optional_int_at_least,
 )
 from pilotfish.config.hf_options import (
@@ -32,13 +31,13 @@ from pilotfish.config.hf_options import (
     want_written,
     whole_number,
 )
-from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.models.decoder_config import DecoderConfig
+from pilotfish.models.transformer_config import SIZES, TransformerConfig
 from pilotfish.protocols import ImageMemory, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import LatentCacheParams
 from pilotfish.state.specs import DTYPE_BYTES
 from pilotfish_kimi_k25.options import (
+    LATENT_SIZES,
     MAX_SCALE,
     NEEDED_BY_EXPERTS,
     check_quantization,
@@ -115,7 +114,7 @@ class ExpertsConfig:
 
 
 @attrs.frozen(kw_only=True)
-class KimiK25Config(DecoderConfig):
+class KimiK25Config(TransformerConfig):
     """Everything the text network needs to know.
 
     q_lora_rank: width of the latent that queries are made of; None where they are made of the row.
@@ -131,18 +130,12 @@ class KimiK25Config(DecoderConfig):
     unserved_token_ids: placeholders, by kind, where the file has no tower for them.
     """
 
-    hidden_size: int = attrs.field(validator=int_at_least(1))
-    num_attention_heads: int = attrs.field(validator=int_at_least(1))
-    num_hidden_layers: int = attrs.field(validator=int_at_least(1))
-    intermediate_size: int = attrs.field(validator=int_at_least(1))
-    vocab_size: int = attrs.field(validator=int_at_least(1))
     max_seq_len: int = attrs.field(validator=int_at_least(1))
     q_lora_rank: int | None = attrs.field(default=None, validator=optional_int_at_least(1))
     kv_lora_rank: int = attrs.field(validator=int_at_least(1))
     qk_nope_head_dim: int = attrs.field(validator=int_at_least(1))
     qk_rope_head_dim: int = attrs.field(validator=int_at_least(2))
     v_head_dim: int = attrs.field(validator=int_at_least(1))
-    rope: RopeParameters
     rope_interleave: bool = attrs.field(default=True, validator=boolean())
     attention_bias: bool = attrs.field(default=False, validator=boolean())
     norm_eps: float = attrs.field(default=1e-6, validator=norm_epsilon())
@@ -151,8 +144,6 @@ class KimiK25Config(DecoderConfig):
     num_mtp_layers: int = attrs.field(default=0, validator=int_at_least(0))
     packed_gate_up: frozenset[int] = frozenset()
     packed_down: frozenset[int] = frozenset()
-    dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
-    cache_dtype: str | None = None
     tie_word_embeddings: bool = attrs.field(default=False, validator=boolean())
     image_processor: KimiImageProcessor | None = None
     unserved_token_ids: Mapping[str, int] = attrs.field(factory=dict, hash=False)
@@ -176,17 +167,9 @@ class KimiK25Config(DecoderConfig):
         rope = rope_of(text)
         dense = dense_layers_of(text)
         return cls(
-            hidden_size=text.hidden_size,
-            num_attention_heads=text.num_attention_heads,
-            num_hidden_layers=text.num_hidden_layers,
-            intermediate_size=text.intermediate_size,
-            vocab_size=text.vocab_size,
+            **{name: getattr(text, name) for name in (*SIZES, *LATENT_SIZES)},
             max_seq_len=rope.context_length(model.max_length),
             q_lora_rank=None if option(text, "q_lora_rank") is None else count(text, "q_lora_rank"),
-            kv_lora_rank=text.kv_lora_rank,
-            qk_nope_head_dim=text.qk_nope_head_dim,
-            qk_rope_head_dim=text.qk_rope_head_dim,
-            v_head_dim=text.v_head_dim,
             rope=rope,
             rope_interleave=switch(text, "rope_interleave", True),
             attention_bias=switch(text, "attention_bias", False),

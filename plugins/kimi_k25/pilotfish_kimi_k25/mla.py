@@ -144,7 +144,7 @@ class LatentAttention(PagedAttentionLayer):
         Both at once: with few rows the number of calls is the time.
         """
         rope_part = torch.cat((q, turning.unsqueeze(1)), 1)
-        apply_rope(rope_part, run.cos, run.sin, interleaved=self.interleaved, backend=run.backend)
+        apply_rope(rope_part, *run.angles, interleaved=self.interleaved, backend=run.backend)
         row = torch.cat((latent, rope_part.select(1, self.num_heads)), 1)
         return rope_part.narrow(1, 0, self.num_heads), row
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
 from pilotfish.errors import ConfigError
+from pilotfish.invariance.linear_probe import largest
+from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.layers.layer import KeepsBits
 from pilotfish.models.inputs import DecoderInputs
 from pilotfish.multimodal.model import ImageDecoderModel
@@ -57,12 +59,7 @@ class KimiK25Model(ImageDecoderModel):
             backend=self.backend,
         )
 
-    def probe_attention(self, known: MutableMapping[Any, int | None]) -> int | None:
-        """As every decoder's; None too where the products of single heads do not hold."""
-        found = super().probe_attention(known)
-        return None if self.probe_own_rows(known) is None else found
-
-    def probe_own_rows(self, known: MutableMapping[Any, int | None]) -> int | None:
+    def probe_own_rows(self, known: ProbeCache) -> int | None:
         """The row multiple of the products of single heads."""
         shapes = {
             shape
@@ -70,9 +67,7 @@ class KimiK25Model(ImageDecoderModel):
             if isinstance(layer, UpProjection)
             for shape in layer.product_shapes[:2]
         }
-        found = [
+        return largest(
             head_row_multiple(shape, self.dtype, backend=self.backend, known=known)
             for shape in shapes
-        ]
-        held = [multiple for multiple in found if multiple is not None]
-        return max(held, default=1) if len(held) == len(found) else None
+        )

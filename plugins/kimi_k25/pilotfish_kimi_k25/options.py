@@ -19,13 +19,11 @@ from pilotfish.config.hf_options import (
 )
 from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
+from pilotfish.models.transformer_config import SIZES
 from pilotfish.weights.int4 import GROUP_SIZE
 
-NEEDED = (
-    *("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"),
-    *("intermediate_size", "max_position_embeddings"),
-    *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
-)
+LATENT_SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+NEEDED = (*SIZES, "max_position_embeddings", *LATENT_SIZES)
 """Whole numbers >= 1."""
 
 NEEDED_BY_EXPERTS = (
@@ -183,9 +181,8 @@ def check_quantization(huggingface_config: Any) -> None:
         raise ConfigError(
             f"{CHECKPOINT} has quantization_config.ignore = {ignored!r:.60}; wanted a list of names"
         )
-    want_value("quantization_config.kv_cache_scheme", options.get("kv_cache_scheme"), (None, {}))
-    want_value("quantization_config.sparsity_config", options.get("sparsity_config"), (None, {}))
-    want_value("quantization_config.transform_config", options.get("transform_config"), (None, {}))
+    for kind in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+        want_value(f"quantization_config.{kind}", options.get(kind), (None, {}))
 
 
 def _check_targets(where: str, targets: Any) -> None:

@@ -16,17 +16,10 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.errors import ConfigError
-from pilotfish.multimodal.model import ImageInputs
+from pilotfish.multimodal.model import IMAGE_FIELDS, ImageInputs
 from pilotfish.protocols import ModelInputs
 from pilotfish.speculation.unified import UnifiedConfig, UnifiedInputs, UnifiedModel
 from pilotfish.state import KVCacheInputs
-
-IMAGE_FIELDS = (
-    "image_token_indices",
-    "precomputed_image_embeddings",
-    "pixel_values",
-    "grid_thws",
-)
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +35,7 @@ class UnifiedDflashKimiK25Config(UnifiedConfig):
     @property
     def target_layer_ids(self) -> tuple[int, ...]:
         """Blocks of the target after which the draft reads, in its order; -1 is the embedding."""
-        return tuple(tap - 1 for tap in self.draft.taps)
+        return tuple(tap - 1 for tap in self.draft.aux_hidden_state_layers)
 
     @property
     def mask_token_id(self) -> int:
@@ -154,13 +147,8 @@ class UnifiedDflashKimiK25Model(UnifiedModel):
     ) -> UnifiedInputs:
         """As the base: what follows a prompt is text."""
         assert isinstance(prev_model_inputs, UnifiedDflashKimiK25Inputs)
-        text = attrs.evolve(
-            prev_model_inputs,
-            image_token_indices=None,
-            precomputed_image_embeddings=None,
-            pixel_values=None,
-            grid_thws=None,
-        )
+        no_images: dict[str, Any] = dict.fromkeys(IMAGE_FIELDS)
+        text = attrs.evolve(prev_model_inputs, **no_images)
         return super().prepare_next_token_inputs(next_tokens, text, kv_cache_inputs, draft_tokens)
 
     def target_inputs(

@@ -16,7 +16,7 @@ def pilotfish_architectures() -> Sequence[ArchitectureSpec]:
             names=("Lfm2ForCausalLM",),
             config="pilotfish_lfm2.config:LFM2Config",
             model="pilotfish_lfm2.model:LFM2Model",
-            capabilities=frozenset({"verify", "taps", "embed", "lm_head"}),
+            capabilities=frozenset({"verify", "aux_hidden_states", "embed", "lm_head"}),
             examples="pilotfish_lfm2.examples:examples",
             verified_against="transformers: logits and greedy tokens",
         )

@@ -12,43 +12,38 @@ from typing import Any, Literal, Self
 import attrs
 
 from pilotfish.config import ModelConfig, PipelineConfig
-from pilotfish.config.checks import boolean, int_at_least, norm_epsilon, one_of
+from pilotfish.config.checks import boolean, int_at_least, norm_epsilon
 from pilotfish.config.hf_options import cache_dtype, count, run_dtype
 from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.models.decoder_config import DecoderConfig
+from pilotfish.models.transformer_config import GroupedQueryConfig
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
 from pilotfish.state import KVCacheParams, SlotStateSpec, StateSpec
-from pilotfish_lfm2.options import intermediate_size_of, layer_types_of, refuse_unread
+from pilotfish_lfm2.options import (
+    READ_AS_IT_IS,
+    intermediate_size_of,
+    layer_types_of,
+    refuse_unread,
+)
 
 DEFAULT_THETA = 1000000.0
 CONV_STATE = "conv"
 
 
 @attrs.frozen(kw_only=True)
-class LFM2Config(DecoderConfig):
+class LFM2Config(GroupedQueryConfig):
     """Everything the network needs to know.
 
     layer_types: per layer "conv" or "full_attention"; only the latter has keys and values.
     conv_L_cache: columns that a short convolution sums, the row's own included.
     conv_bias: whether the convolution and the projections around it have a bias.
     intermediate_size: I as it is built, after the checkpoint's rule for it.
-    rope: rotary positions of the attention layers. norm_eps: of every RMSNorm.
+    norm_eps: of every RMSNorm.
     rows_in_place: rows of a pass whose columns lie in the request's slot, as a decoded row's do and
         those of a verify; passes of more rows take memory of their own.
     """
 
-    hidden_size: int = attrs.field(validator=int_at_least(1))
-    num_attention_heads: int = attrs.field(validator=int_at_least(1))
-    num_key_value_heads: int = attrs.field(validator=int_at_least(1))
-    num_hidden_layers: int = attrs.field(validator=int_at_least(1))
-    head_dim: int = attrs.field(validator=int_at_least(2))
-    intermediate_size: int = attrs.field(validator=int_at_least(1))
-    vocab_size: int = attrs.field(validator=int_at_least(1))
     max_seq_len: int = attrs.field(validator=int_at_least(1))
-    rope: RopeParameters
-    dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
-    cache_dtype: str | None = None
     layer_types: tuple[str, ...]
     conv_L_cache: int = attrs.field(default=3, validator=int_at_least(1))
     conv_bias: bool = attrs.field(default=False, validator=boolean())
@@ -59,11 +54,7 @@ class LFM2Config(DecoderConfig):
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
 
     def __attrs_post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"num_attention_heads is {self.num_attention_heads} and num_key_value_heads "
-                f"{self.num_key_value_heads}; wanted a multiple"
-            )
+        super().__attrs_post_init__()
         unknown = set(self.layer_types) - {"conv", "full_attention"}
         if unknown or len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
@@ -91,13 +82,10 @@ class LFM2Config(DecoderConfig):
             )
         tied = getattr(hf, "tie_embedding", None)
         return cls(
-            hidden_size=hf.hidden_size,
-            num_attention_heads=hf.num_attention_heads,
+            **{name: getattr(hf, name) for name in READ_AS_IT_IS},
             num_key_value_heads=getattr(hf, "num_key_value_heads", None) or hf.num_attention_heads,
-            num_hidden_layers=hf.num_hidden_layers,
             head_dim=head_dim,
             intermediate_size=intermediate_size_of(hf),
-            vocab_size=hf.vocab_size,
             max_seq_len=rope.context_length(model.max_length),
             rope=rope,
             dtype=run_dtype(pipeline_config, model),
@@ -165,12 +153,7 @@ class LFM2Config(DecoderConfig):
     @property
     def kv_params(self) -> KVCacheParams:
         """The geometry of the paged cache: attention layers only."""
-        return KVCacheParams(
-            num_layers=len(self.attention_layers),
-            num_kv_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
-            dtype=self.cache_dtype or self.dtype,
-        )
+        return attrs.evolve(super().kv_params, num_layers=len(self.attention_layers))
 
     @property
     def conv_spec(self) -> SlotStateSpec:

@@ -113,14 +113,8 @@ def _operator(config: LFM2Config, layer: int) -> Sublayer:
     if config.layer_types[layer] == "conv":
         index = config.conv_layers.index(layer)
         return ShortConv(index, config.hidden_size, config.conv_L_cache, bias=config.conv_bias)
-    return Attention(
-        config.attention_layers.index(layer),
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        head_norm_eps=config.norm_eps,
-    )
+    index = config.attention_layers.index(layer)
+    return Attention(index, *config.attention_sizes, head_norm_eps=config.norm_eps)
 
 
 def _norm(config: LFM2Config) -> RMSNorm:

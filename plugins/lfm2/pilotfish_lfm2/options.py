@@ -12,10 +12,8 @@ from pilotfish.config.hf_options import count, option, real_number, want_counts,
 from pilotfish.config.quantization import refuse_quantized
 from pilotfish.errors import ConfigError
 
-NEEDED = (
-    *("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"),
-    "max_position_embeddings",
-)
+READ_AS_IT_IS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+NEEDED = (*READ_AS_IT_IS, "max_position_embeddings")
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "attention_bias": (None, False),

@@ -25,7 +25,7 @@ def pilotfish_architectures() -> Sequence[ArchitectureSpec]:
         names=tuple(name for name in FAMILIES if name != _LLAMA),
         config="pilotfish_llama3.config:Llama3Config",
         model="pilotfish_llama3.model:Llama3Model",
-        capabilities=frozenset({"verify", "taps", "embed", "lm_head"}),
+        capabilities=frozenset({"verify", "aux_hidden_states", "embed", "lm_head"}),
         examples="pilotfish_llama3.examples:examples",
         verified_against="transformers: logits, hidden states and greedy tokens",
     )

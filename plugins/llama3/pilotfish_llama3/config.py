@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import attrs
+from attrs.validators import optional
 
 from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.checks import boolean, int_at_least, norm_epsilon, number, one_of
@@ -24,7 +25,7 @@ from pilotfish.config.hf_options import (
 )
 from pilotfish.config.rope import RopeParameters
 from pilotfish.errors import ConfigError
-from pilotfish.models.decoder_config import DecoderConfig
+from pilotfish.models.transformer_config import SIZES, GroupedQueryConfig
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
 from pilotfish.state import KVCacheParams
 from pilotfish_llama3.families import Family, family_of, refuse_unread
@@ -37,17 +38,11 @@ LAYER_NORM_EPS = 1e-5
 _positive = number("a number > 0", lambda value: value > 0)
 
 
-def _optional_positive(instance: object, attribute: Any, value: object) -> None:
-    if value is not None:
-        _positive(instance, attribute, value)
-
-
 @attrs.frozen(kw_only=True)
-class Llama3Config(DecoderConfig):
+class Llama3Config(GroupedQueryConfig):
     """Everything the network needs to know.
 
-    cache_dtype: of keys and values in pages; None: as dtype.
-    rope: rotary positions (type, base, scaling); no_rope_layers: layers that do without.
+    no_rope_layers: layers that do without rotary positions.
     windows: per layer, keys a row may see, or None for all.
     qkv_bias, out_bias, mlp_bias: which projections have one. head_norm: q and k heads are normed.
     attention_multiplier scales the scores; embedding_multiplier what enters block 0;
@@ -58,29 +53,17 @@ class Llama3Config(DecoderConfig):
     recompute_length: see config/rope.py; None where nothing is to be done.
     """
 
-    hidden_size: int = attrs.field(validator=int_at_least(1))
-    num_attention_heads: int = attrs.field(validator=int_at_least(1))
-    num_key_value_heads: int = attrs.field(validator=int_at_least(1))
-    num_hidden_layers: int = attrs.field(validator=int_at_least(1))
-    head_dim: int = attrs.field(validator=int_at_least(2))
-    intermediate_size: int = attrs.field(validator=int_at_least(1))
-    vocab_size: int = attrs.field(validator=int_at_least(1))
     max_seq_len: int = attrs.field(validator=int_at_least(1))
-    rope: RopeParameters
-    dtype: str = attrs.field(validator=one_of(("float32", "bfloat16", "float16")))
-    cache_dtype: str | None = None
     norm_method: NormMethod = attrs.field(
         default="rms_norm", validator=one_of(("rms_norm", "layer_norm"))
     )
-    rms_norm_eps: float | None = attrs.field(
-        default=None, validator=attrs.validators.optional(norm_epsilon())
-    )
+    rms_norm_eps: float | None = attrs.field(default=None, validator=optional(norm_epsilon()))
     norm_elementwise_affine: bool = attrs.field(default=True, validator=boolean())
     attention_multiplier: float = attrs.field(validator=_positive)
     embedding_multiplier: float = attrs.field(default=1.0, validator=_positive)
     residual_multiplier: float = attrs.field(default=1.0, validator=_positive)
     logits_scaling: float = attrs.field(default=1.0, validator=_positive)
-    clip_qkv: float | None = attrs.field(default=None, validator=_optional_positive)
+    clip_qkv: float | None = attrs.field(default=None, validator=optional(_positive))
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -97,11 +80,7 @@ class Llama3Config(DecoderConfig):
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
 
     def __attrs_post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"num_attention_heads is {self.num_attention_heads} and num_key_value_heads "
-                f"{self.num_key_value_heads}; wanted a multiple"
-            )
+        super().__attrs_post_init__()
         if self.norm_method == "rms_norm" and self.rms_norm_eps is None:
             raise ConfigError("rms_norm_eps is not given; wanted a number > 0")
         if len(self.windows) != self.num_hidden_layers:
@@ -134,13 +113,9 @@ class Llama3Config(DecoderConfig):
             )
         bias = bool(getattr(hf, "attention_bias", False)) and "attention_bias" in family.reads
         return cls(
-            hidden_size=hf.hidden_size,
-            num_attention_heads=hf.num_attention_heads,
+            **{name: getattr(hf, name) for name in SIZES},
             num_key_value_heads=option(hf, "num_key_value_heads", hf.num_attention_heads),
-            num_hidden_layers=cls.get_num_layers(hf),
             head_dim=head_dim,
-            intermediate_size=hf.intermediate_size,
-            vocab_size=hf.vocab_size,
             max_seq_len=_context_length(hf, rope, model.max_length),
             rope=rope,
             dtype=run_dtype(pipeline_config, model),
@@ -199,16 +174,6 @@ class Llama3Config(DecoderConfig):
         )
 
     @property
-    def kv_params(self) -> KVCacheParams:
-        """The geometry of the paged cache."""
-        return KVCacheParams(
-            num_layers=self.num_hidden_layers,
-            num_kv_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
-            dtype=self.cache_dtype or self.dtype,
-        )
-
-    @property
     def attention_bias(self) -> bool:
         """Whether q, k, v and o all have a bias."""
         return self.qkv_bias and self.out_bias
@@ -249,10 +214,7 @@ class Llama3Config(DecoderConfig):
         return float(Llama3Config.get_head_dim_from_config(huggingface_config) ** -0.5)
 
 
-NEEDED = (
-    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
-    *("vocab_size", "max_position_embeddings"),
-)
+NEEDED = (*SIZES, "max_position_embeddings")
 """The options that have no default anywhere."""
 
 

@@ -20,8 +20,8 @@ def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError naming a key that is missing or changes the maths and is not read.
     """
     _refuse(metadata)
-    heads = _need_int(metadata, "llama.attention.head_count")
-    width = _need_int(metadata, "llama.embedding_length")
+    heads = _int(metadata, "llama.attention.head_count")
+    width = _int(metadata, "llama.embedding_length")
     head_dim = _int(metadata, "llama.attention.key_length", width // heads)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -30,9 +30,9 @@ def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": width,
         "num_attention_heads": heads,
         "num_key_value_heads": _int(metadata, "llama.attention.head_count_kv", heads),
-        "num_hidden_layers": _need_int(metadata, "llama.block_count"),
-        "intermediate_size": _need_int(metadata, "llama.feed_forward_length"),
-        "max_position_embeddings": _need_int(metadata, "llama.context_length"),
+        "num_hidden_layers": _int(metadata, "llama.block_count"),
+        "intermediate_size": _int(metadata, "llama.feed_forward_length"),
+        "max_position_embeddings": _int(metadata, "llama.context_length"),
         "rms_norm_eps": _need_number(metadata, "llama.attention.layer_norm_rms_epsilon"),
         "vocab_size": _vocab_size(metadata),
         "head_dim": head_dim,
@@ -79,7 +79,7 @@ def _rope(metadata: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 
 def _vocab_size(metadata: Mapping[str, Any]) -> int:
     if "llama.vocab_size" in metadata:
-        return _need_int(metadata, "llama.vocab_size")
+        return _int(metadata, "llama.vocab_size")
     return len(_need(metadata, "tokenizer.ggml.tokens"))
 
 
@@ -89,18 +89,16 @@ def _need(metadata: Mapping[str, Any], key: str) -> Any:
     return metadata[key]
 
 
-def _need_int(metadata: Mapping[str, Any], key: str) -> int:
-    _need(metadata, key)
-    return _int(metadata, key, 0)
-
-
 def _need_number(metadata: Mapping[str, Any], key: str) -> float:
     return real_number(key, _need(metadata, key), above=0, whose="the GGUF file")
 
 
-def _int(metadata: Mapping[str, Any], key: str, default: int) -> int:
-    """A whole number >= 1. Raises ConfigError for anything else, such as a number a layer."""
-    value = metadata.get(key, default)
+def _int(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number >= 1; there must be one where there is no default.
+
+    Raises ConfigError for anything else, such as a number a layer.
+    """
+    value = _need(metadata, key) if default is None else metadata.get(key, default)
     if type(value) is not int or value < 1:
         raise ConfigError(f"{key} is {value!r}; wanted one whole number >= 1 for all layers")
     return value

@@ -35,10 +35,7 @@ def _block(config: Llama3Config, layer: int) -> PreNormBlock:
         attention_norm=_norm(config),
         attention=Attention(
             layer,
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
+            *config.attention_sizes,
             scale=config.attention_multiplier,
             window=config.windows[layer],
             rope=layer not in config.no_rope_layers,

@@ -33,7 +33,7 @@ class NgramProposer:
 
     def propose(self, batch: DraftBatch) -> Sequence[Proposal]:
         """One continuation a request, or none."""
-        return [self._continue(request) for request in batch.requests]
+        return list(map(self._continue, batch.requests))
 
     def release(self, request_id: str) -> None:
         """Forgets the request's index."""
@@ -41,13 +41,13 @@ class NgramProposer:
 
     def _continue(self, request: DraftRequest) -> Proposal:
         tokens = request.tokens
-        if not request.width:
+        if not request.num_draft_tokens:
             return Proposal()
         places = self._index(request.request_id, tokens)
         for length in range(self._config.longest, self._config.shortest - 1, -1):
             place = places.get(tuple(tokens[-length:])) if length < len(tokens) else None
             if place is not None:
-                return Proposal(tokens=_follow(tokens, place, request.width))
+                return Proposal(tokens=_follow(tokens, place, request.num_draft_tokens))
         return Proposal()
 
     def _index(self, request_id: str, tokens: Sequence[int]) -> dict[Ngram, int]:

@@ -11,6 +11,7 @@ from pilotfish.config import ModelConfig, PipelineConfig
 from pilotfish.config.hf_options import count, text_config
 from pilotfish.errors import ConfigError
 from pilotfish.protocols import ArchConfig, PipelineModel, ReturnHiddenStates
+from pilotfish.protocols.optional import of_config
 from pilotfish.registry import Registry, Route
 from pilotfish.state import PagedStateSpec, StateSpec
 from pilotfish.tokenization.token_texts import first_difference, token_texts
@@ -31,8 +32,8 @@ class SmallModelConfig:
     vocab_size: int
     target_vocab_size: int
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
-    taps: tuple[int, ...] = ()
-    max_width: int | None = None
+    aux_hidden_state_layers: tuple[int, ...] = ()
+    max_draft_tokens: int | None = None
     lookahead: int = 0
 
     @classmethod
@@ -66,7 +67,7 @@ class SmallModelConfig:
                 f"{', '.join(spec.name for spec in specs)}; wanted a model whose only state is "
                 "paged keys and values"
             )
-        if getattr(config, "prefix_salt", lambda _: b"")(2**30):
+        if of_config(config).prefix_salt(2**30):
             raise ConfigError(
                 f"the draft {draft.model} has rotary positions that depend on the length of the "
                 "text; wanted a draft without dynamic or longrope scaling"

@@ -13,6 +13,7 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.protocols import PipelineModel, ReturnLogits
+from pilotfish.protocols.optional import of_model
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
 from pilotfish.speculation.draft_vocabulary import fitted
 from pilotfish.weights import TensorInfo, WeightSource
@@ -46,18 +47,22 @@ class SmallModelProposer(SequentialProposer):
 
     def plan_load(self, infos: Mapping[str, TensorInfo]) -> None:
         """Raises WeightsError naming tensors that do not fit the draft's architecture."""
-        plan = getattr(self._model, "plan_load", None)
-        if plan is not None:
-            plan(infos)
+        of_model(self._model).plan_load(infos)
 
     def load_model(self, weights: WeightSource | None) -> None:
         """Loads the draft as a model of its own."""
         assert weights is not None, "the method reads a draft"
         self._model.load_model(weights)
 
+    def plan_pass(self) -> None:
+        """Lays the draft's pass down, as a model's of its own."""
+        of_model(self._model).plan_pass()
+
     def forward(self, rows: DraftRows) -> DraftOutputs:
         """One pass of the model over the rows."""
-        flat, ends = self._own_ids(rows.tokens.tolist()), rows.input_row_offsets.tolist()
+        last = self._config.vocab_size - 1  # in the place of ids that only the target's padding has
+        flat = [min(token, last) for token in rows.tokens.tolist()]
+        ends = rows.input_row_offsets.tolist()
         contexts = [
             RequestContext(request_id=name, tokens=flat[start:end], num_scheduled=end - start)
             for name, start, end in zip(rows.request_ids, ends[:-1], ends[1:], strict=True)
@@ -67,8 +72,3 @@ class SmallModelProposer(SequentialProposer):
         )
         outputs: torch.Tensor = self._model.execute(inputs).logits
         return DraftOutputs(logits=fitted(outputs, self._config.target_vocab_size))
-
-    def _own_ids(self, tokens: list[int]) -> list[int]:
-        """The ids, with one that the draft has for each that only the target's padding has."""
-        last = self._config.vocab_size - 1
-        return [min(token, last) for token in tokens]

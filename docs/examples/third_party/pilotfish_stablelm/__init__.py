@@ -10,7 +10,7 @@ def pilotfish_architectures() -> list[ArchitectureSpec]:
             names=("StableLmForCausalLM",),
             config="pilotfish_stablelm.config:StableLmConfig",
             model="pilotfish_stablelm.model:StableLmModel",
-            capabilities={"verify", "taps", "embed", "lm_head"},
+            capabilities={"verify", "aux_hidden_states", "embed", "lm_head"},
             verified_against="transformers: greedy tokens",
         )
     ]

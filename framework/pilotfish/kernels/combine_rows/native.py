@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows, want_indices
+from pilotfish.kernels.native.numbers import (
+    address_of,
+    dtype_code,
+    in_rows,
+    record_fields,
+    want_indices,
+)
 from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
     """A `pf_combine_rows`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("places", c_void_p),
-        ("weights", c_void_p),
-        ("last", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("filled", c_int64),
-        ("terms", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("last_stride", c_int64),
-        ("dtype", c_int64),
+    _fields_ = record_fields(
+        pointers="x places weights last out",
+        ints="rows filled terms width row_stride last_stride dtype",
     )
 
 

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Structure, addressof, c_float, c_int64, c_void_p
+from ctypes import Structure, addressof, c_void_p
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer, Pointer
-from pilotfish.kernels.native.numbers import address_of, dtype_code, want_indices
+from pilotfish.kernels.native.numbers import address_of, dtype_code, record_fields, want_indices
 from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
     """A `pf_write_context_kv`."""
 
-    _fields_ = (
-        ("kv", c_void_p),
-        ("weight", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("caches", c_void_p),
-        ("slots", c_void_p),
-        ("rows", c_int64),
-        ("layers", c_int64),
-        ("heads", c_int64),
-        ("width", c_int64),
-        ("rotated", c_int64),
-        ("dtype", c_int64),
-        ("cache_dtype", c_int64),
-        ("eps", c_float),
+    _fields_ = record_fields(
+        pointers="kv weight cos sin caches slots",
+        ints="rows layers heads width rotated dtype cache_dtype",
+        floats="eps",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.backend import KernelBackend, on_native
 from pilotfish.kernels.elementwise import eager, native
 
 __all__ = [
@@ -72,13 +72,12 @@ def relu_squared(x: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
     return _apply("relu_squared", x, backend)
 
 
+@on_native(native.softmax)
 def softmax(x: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
     """Return `exp(x - m) / sum(exp(x - m))`, m the largest, over the last axis.
 
     x: [..., D] float. Returns a new contiguous tensor of its shape and dtype.
     """
-    if backend.name == "native":
-        return native.softmax(x)
     return eager.softmax(x)
 
 

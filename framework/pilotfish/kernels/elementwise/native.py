@@ -5,13 +5,13 @@ Knows: the arguments' records of native.h, and how a function is numbered there.
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.numbers import dtype_code, record_fields
 from pilotfish.kernels.native.plan import Plan
 
 FUNCTIONS = (
@@ -37,29 +37,15 @@ _COST = 4
 class Arguments(Structure):
     """A `pf_elementwise`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("dtype", c_int64),
-        ("function", c_int64),
-        ("limit", c_float),
+    _fields_ = record_fields(
+        pointers="x out", ints="rows width row_stride dtype function", floats="limit"
     )
 
 
 class SoftmaxArguments(Structure):
     """A `pf_softmax`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("dtype", c_int64),
-    )
+    _fields_ = record_fields(pointers="x out", ints="rows width row_stride dtype")
 
 
 def apply(name: str, x: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,9 @@ import math
 
 import torch
 
+# torch's own are their definitions.
+exp, log, tanh, erf = torch.exp, torch.log, torch.tanh, torch.erf
+
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """`x / (1 + exp(-x))`."""
@@ -31,34 +34,14 @@ def sigmoid(x: torch.Tensor) -> torch.Tensor:
     return 1 / (1 + torch.exp(-x))
 
 
-def tanh(x: torch.Tensor) -> torch.Tensor:
-    """The hyperbolic tangent."""
-    return torch.tanh(x)
-
-
 def softplus(x: torch.Tensor) -> torch.Tensor:
     """`log(1 + exp(x))`, so that large x does not overflow."""
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 
-def exp(x: torch.Tensor) -> torch.Tensor:
-    """The exponential."""
-    return torch.exp(x)
-
-
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
     """`max(x, 0)^2`."""
     return x.clamp(min=0).square()
-
-
-def log(x: torch.Tensor) -> torch.Tensor:
-    """The natural logarithm."""
-    return torch.log(x)
-
-
-def erf(x: torch.Tensor) -> torch.Tensor:
-    """The error function."""
-    return torch.erf(x)
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:

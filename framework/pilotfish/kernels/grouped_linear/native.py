@@ -6,7 +6,7 @@ Knows: the records in native.h and groups.h. Does not know: who sorted the rows.
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure, c_int64
 
 import attrs
 import torch
@@ -15,25 +15,16 @@ from pilotfish.kernels.grouped_linear.groups import RowGroups
 from pilotfish.kernels.grouped_linear.weight import GroupedWeight
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows
+from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows, record_fields
 from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
     """A `pf_grouped_linear`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("parts", c_void_p),
-        ("rows", c_void_p),
-        ("spans", c_void_p),
-        ("x_rows", c_int64),
-        ("in_features", c_int64),
-        ("x_dtype", c_int64),
-        ("x_stride", c_int64),
-        ("out_dtype", c_int64),
-        ("out_stride", c_int64),
+    _fields_ = record_fields(
+        pointers="x out parts rows spans",
+        ints="x_rows in_features x_dtype x_stride out_dtype out_stride",
     )
 
 

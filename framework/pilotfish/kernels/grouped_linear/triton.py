@@ -82,9 +82,9 @@ def tile_of(weight: GroupedWeight) -> Tile:
     than reading the weight does. Many groups run at once, so the tile need not be narrow.
     """
     if weight.dtype == torch.float32:
-        return Tile(block_t=BLOCK_ROWS, block_o=32, block_k=32, num_warps=4, num_stages=3)
+        return Tile(BLOCK_T=BLOCK_ROWS, BLOCK_O=32, BLOCK_K=32, num_warps=4, num_stages=3)
     block_k = 64 if weight.kind == "triton_int4" else 128
-    return Tile(block_t=BLOCK_ROWS, block_o=64, block_k=block_k, num_warps=4, num_stages=3)
+    return Tile(BLOCK_T=BLOCK_ROWS, BLOCK_O=64, BLOCK_K=block_k, num_warps=4, num_stages=3)
 
 
 def grouped_linear(x: torch.Tensor, weight: GroupedWeight, groups: RowGroups) -> torch.Tensor:
@@ -97,7 +97,7 @@ def grouped_linear(x: torch.Tensor, weight: GroupedWeight, groups: RowGroups) ->
         return out
     is_int4, tile = weight.scale is not None, tile_of(weight)
     num_scales = weight.scale.shape[-1] if weight.scale is not None else 1
-    _grouped_kernel[(groups.blocks.shape[0], triton.cdiv(width_o, tile.block_o))](
+    _grouped_kernel[(groups.blocks.shape[0], triton.cdiv(width_o, tile["BLOCK_O"]))](
         x,
         weight.stacked,
         weight.scale if is_int4 else x,
@@ -111,11 +111,7 @@ def grouped_linear(x: torch.Tensor, weight: GroupedWeight, groups: RowGroups) ->
         GROUP_SIZE=weight.in_features // num_scales,
         # Triton's interpreter keeps bfloat16 as raw 16-bit integers, and would multiply those.
         WIDEN=triton.knobs.runtime.interpret and x.dtype == torch.bfloat16,
-        BLOCK_T=tile.block_t,
-        BLOCK_O=tile.block_o,
-        BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile,
         enable_fp_fusion=True,
     )
     return out

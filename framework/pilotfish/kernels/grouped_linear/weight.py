@@ -60,6 +60,7 @@ class GroupedWeight:
         )
 
 
+@attrs.define(eq=False)
 class GroupedWeightBuilder:
     """Takes the weight of one group after the other, each once, and keeps no second copy of any.
 
@@ -67,24 +68,15 @@ class GroupedWeightBuilder:
     weights that are not packed.
     """
 
-    def __init__(
-        self,
-        num_groups: int,
-        out_features: int,
-        in_features: int,
-        *,
-        dtype: torch.dtype,
-        backend: KernelBackend,
-    ) -> None:
-        self.num_groups = num_groups
-        self.out_features = out_features
-        self.in_features = in_features
-        self.dtype = dtype
-        self.backend = backend
-        self._separate: dict[int, LinearWeight] = {}
-        self._seen: set[int] = set()
-        self._stacked: torch.Tensor | None = None
-        self._scale: torch.Tensor | None = None
+    num_groups: int
+    out_features: int
+    in_features: int
+    dtype: torch.dtype = attrs.field(kw_only=True)
+    backend: KernelBackend = attrs.field(kw_only=True)
+    _separate: dict[int, LinearWeight] = attrs.field(factory=dict, init=False)
+    _seen: set[int] = attrs.field(factory=set, init=False)
+    _stacked: torch.Tensor | None = attrs.field(default=None, init=False)
+    _scale: torch.Tensor | None = attrs.field(default=None, init=False)
 
     def add(self, group: int, weight: torch.Tensor, scale: torch.Tensor | None = None) -> None:
         """weight: [O, K] float; or [O, K/8] int32 with scale: [O, C] (see `kernels.int4`)."""
@@ -147,8 +139,7 @@ class GroupedWeightBuilder:
 
     def _native_parts(self) -> list[PackedRows]:
         assert self._stacked is not None
-        if self._scale is None:
-            kind = FLOAT_KINDS[self._stacked.dtype]
-            return [PackedRows(rows, kind, self.in_features) for rows in self._stacked]
-        pairs = zip(self._stacked, self._scale, strict=True)
-        return [PackedRows(rows, "int4", self.in_features, scale) for rows, scale in pairs]
+        kind = FLOAT_KINDS[self._stacked.dtype] if self._scale is None else "int4"
+        scales = [None] * self.num_groups if self._scale is None else self._scale
+        pairs = zip(self._stacked, scales, strict=True)
+        return [PackedRows(rows, kind, self.in_features, scale) for rows, scale in pairs]

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Columns, Pointer
-from pilotfish.kernels.native.numbers import dtype_code, want_indices
+from pilotfish.kernels.native.numbers import dtype_code, has_code, record_fields, want_indices
 from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
     """A `pf_write_kv`."""
 
-    _fields_ = (
-        ("kv", c_void_p),
-        ("cache", c_void_p),
-        ("slots", c_void_p),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("dtype", c_int64),
-        ("cache_dtype", c_int64),
+    _fields_ = record_fields(
+        pointers="kv cache slots", ints="rows width row_stride dtype cache_dtype"
     )
 
 
 def write_kv(kv: torch.Tensor, cache: torch.Tensor, write_slots: torch.Tensor) -> None:
     """As the public function; rows are rounded where the cache's dtype is narrower than theirs."""
+    want_fitting(kv, cache, write_slots, any_float=True)
     count = write_slots.shape[0]
     if count == 0:
         return
@@ -73,3 +67,25 @@ def plan_write_kv(
         dtype=dtype_code(buffer.dtype),
         cache_dtype=dtype_code(cache_dtype),
     )
+
+
+def want_fitting(
+    kv: torch.Tensor, cache: torch.Tensor, write_slots: torch.Tensor, *, any_float: bool = False
+) -> None:
+    """Raises ValueError where rows, cache and slots do not fit; any_float: of any float dtypes."""
+    is_same = kv.dtype == cache.dtype or (any_float and has_code(kv.dtype, cache.dtype))
+    if kv.shape[1:] != cache.shape[2:] or not is_same:
+        raise ValueError(
+            f"kv is {list(kv.shape)} {kv.dtype} and the cache {list(cache.shape)} {cache.dtype}; "
+            "wanted equal row shapes and dtypes: cast and reshape kv as the cache's spec says"
+        )
+    if write_slots.dtype != torch.int64 or write_slots.shape[0] > kv.shape[0]:
+        raise ValueError(
+            f"write_slots is {list(write_slots.shape)} {write_slots.dtype} for {kv.shape[0]} rows; "
+            "wanted [T] int64 with T <= rows: one slot for each row to write"
+        )
+    if not cache.is_contiguous():
+        raise ValueError(
+            f"the cache has strides {cache.stride()}; wanted a contiguous [P, S, *row_shape]: "
+            "pass a layer's own block, not a transposed view"
+        )

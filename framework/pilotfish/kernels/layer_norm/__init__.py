@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.backend import KernelBackend, on_native
 from pilotfish.kernels.layer_norm import eager, native
 from pilotfish.kernels.rms_norm import add_scaled
 
 __all__ = ["add_layer_norm", "layer_norm"]
 
 
+@on_native(native.layer_norm)
 def layer_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -30,8 +31,6 @@ def layer_norm(
     x's dtype. A row's bits depend on that row, weight, bias and eps only.
     Source: Ba et al. 2016, "Layer Normalization", eq. 3 and 4.
     """
-    if backend.name == "native":
-        return native.layer_norm(x, weight, bias, eps)
     return eager.layer_norm(x, weight, bias, eps)
 
 

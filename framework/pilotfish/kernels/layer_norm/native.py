@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
+from pilotfish.kernels.native.numbers import (
+    address,
+    address_of,
+    dtype_code,
+    in_rows,
+    parameter,
+    record_fields,
+)
 from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
     """A `pf_layer_norm`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("residual", c_void_p),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("out_stride", c_int64),
-        ("residual_stride", c_int64),
-        ("dtype", c_int64),
-        ("eps", c_float),
-        ("multiplier", c_float),
+    _fields_ = record_fields(
+        pointers="x out residual weight bias",
+        ints="rows width row_stride out_stride residual_stride dtype",
+        floats="eps multiplier",
     )
 
 
@@ -44,7 +41,7 @@ def layer_norm(
     """x: [T, D]; with a residual: it is updated, and the norm is the sum's."""
     x = in_rows(x)
     rows, width = x.shape
-    weight, bias = _affine("weight", weight, width), _affine("bias", bias, width)
+    weight, bias = parameter("weight", weight, width), parameter("bias", bias, width)
     if residual is not None:
         address_of("residual", residual, x.dtype, rows, width, exact=True, apart=True)
     out = x.new_empty(x.shape)
@@ -79,7 +76,7 @@ def plan_layer_norm(
 ) -> Buffer:
     """Plans `layer_norm` of [rows, D]; returns the normed rows."""
     out = Buffer(x.rows, x.width, x.dtype)
-    weight, bias = _affine("weight", weight, x.width), _affine("bias", bias, x.width)
+    weight, bias = parameter("weight", weight, x.width), parameter("bias", bias, x.width)
     plan.keep(weight, bias)
     plan.call(
         "layer_norm",
@@ -99,12 +96,3 @@ def plan_layer_norm(
         multiplier=multiplier,
     )
     return out
-
-
-def _affine(what: str, tensor: torch.Tensor | None, width: int) -> torch.Tensor | None:
-    """Contiguous; ValueError where it is no [D] float32."""
-    if tensor is None:
-        return None
-    tensor = tensor.contiguous()
-    address_of(what, tensor, torch.float32, width, exact=True)
-    return tensor

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.backend import KernelBackend, on_native
 from pilotfish.kernels.linear import eager, int4, native
+from pilotfish.kernels.linear.native import lookup_rows
 from pilotfish.kernels.linear.weight import LinearWeight, PackedRows
 
 __all__ = [
@@ -78,6 +79,7 @@ def prepare_int4(
     return int4.prepare(packed, scale, dtype)
 
 
+@on_native(native.linear)
 def linear(
     x: torch.Tensor,
     weight: LinearWeight,
@@ -93,8 +95,6 @@ def linear(
     native by construction; on torch if `row_multiple` found so (a T that is a multiple of it saves
     a copy).
     """
-    if backend.name == "native":
-        return native.linear(x, weight, out_dtype)
     if backend.name == "triton":
         from pilotfish.kernels.linear import triton
 
@@ -102,12 +102,3 @@ def linear(
     else:
         out = eager.linear_in_blocks(x, weight) if backend.invariant else eager.linear(x, weight)
     return out if out_dtype is None else out.to(out_dtype)
-
-
-def lookup_rows(weight: LinearWeight, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return rows of a native weight: those of an embedding that shares a head's memory.
-
-    weight: of one part. tokens: [T] int64. Returns a new [T, K], each number rounded to dtype once;
-    rows that the weight has not are NaN.
-    """
-    return native.lookup_rows(weight, tokens, dtype)

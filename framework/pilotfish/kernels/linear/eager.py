@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import attrs
 import torch
 
 from pilotfish.kernels.linear import int4
@@ -65,7 +66,7 @@ def prepare(weight: torch.Tensor, bias: torch.Tensor | None, *, keep_plain: bool
     if keep_plain or not can_pack(weight):
         return plain
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), BATCH_HINT)
-    return plain.packed_as(packed)
+    return attrs.evolve(plain, weight=packed, kind="packed")
 
 
 @cache

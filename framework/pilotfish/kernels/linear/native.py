@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
@@ -16,7 +16,7 @@ from pilotfish.errors import WeightsError
 from pilotfish.kernels.int4 import COLUMNS_PER_WORD
 from pilotfish.kernels.linear.weight import LinearWeight, PackedRows
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
+from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows, record_fields
 
 FLOAT_KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -40,48 +40,25 @@ KINDS = {
 class Part(Structure):
     """A `pf_weight_part`."""
 
-    _fields_ = (
-        ("data", c_void_p),
-        ("scale", c_void_p),
-        ("kind", c_int64),
-        ("outputs", c_int64),
-        ("row_bytes", c_int64),
-        ("scale_dtype", c_int64),
-        ("group_size", c_int64),
+    _fields_ = record_fields(
+        pointers="data scale", ints="kind outputs row_bytes scale_dtype group_size"
     )
 
 
 class Arguments(Structure):
     """A `pf_linear`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("parts", c_void_p),
-        ("bias", c_void_p),
-        ("rows", c_int64),
-        ("in_features", c_int64),
-        ("num_parts", c_int64),
-        ("x_dtype", c_int64),
-        ("x_stride", c_int64),
-        ("out_dtype", c_int64),
-        ("out_stride", c_int64),
-        ("bias_dtype", c_int64),
+    _fields_ = record_fields(
+        pointers="x out parts bias",
+        ints="rows in_features num_parts x_dtype x_stride out_dtype out_stride bias_dtype",
     )
 
 
 class LookupArguments(Structure):
     """A `pf_lookup_rows`."""
 
-    _fields_ = (
-        ("tokens", c_void_p),
-        ("out", c_void_p),
-        ("part", c_void_p),
-        ("rows", c_int64),
-        ("outputs", c_int64),
-        ("in_features", c_int64),
-        ("out_dtype", c_int64),
-        ("out_stride", c_int64),
+    _fields_ = record_fields(
+        pointers="tokens out part", ints="rows outputs in_features out_dtype out_stride"
     )
 
 
@@ -227,7 +204,11 @@ def linear_into(x: torch.Tensor, weight: LinearWeight, out: torch.Tensor) -> Non
 
 
 def lookup_rows(weight: LinearWeight, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """tokens: [T] int64; returns [T, K]: the weight's rows, NaN for those that it has not."""
+    """Return rows of a native weight: those of an embedding that shares a head's memory.
+
+    weight: of one part. tokens: [T] int64. Returns a new [T, K], each number rounded to dtype once;
+    rows that the weight has not are NaN.
+    """
     assert len(weight.parts) == 1, len(weight.parts)
     tokens = tokens.contiguous()
     num_rows = tokens.numel()

@@ -1,12 +1,12 @@
-"""A linear layer as a planned call. Knows: the record of `native.py`. Does not know: layers."""
+"""Linear layers as planned calls. Knows: the records of `native.py`. Does not know: layers."""
 
 from __future__ import annotations
 
 import ctypes
 
-from pilotfish.kernels.linear.native import Arguments
+from pilotfish.kernels.linear.native import Arguments, LookupArguments
 from pilotfish.kernels.linear.weight import LinearWeight
-from pilotfish.kernels.native.buffers import Buffer
+from pilotfish.kernels.native.buffers import Buffer, Pointer
 from pilotfish.kernels.native.numbers import address, dtype_code
 from pilotfish.kernels.native.plan import Plan
 
@@ -35,5 +35,25 @@ def plan_linear(plan: Plan, x: Buffer, weight: LinearWeight, out: Buffer) -> Buf
         out_dtype=dtype_code(out.dtype),
         out_stride=out.width,
         bias_dtype=0 if weight.bias is None else dtype_code(weight.bias.dtype),
+    )
+    return out
+
+
+def plan_lookup_rows(plan: Plan, tokens: Pointer, weight: LinearWeight, out: Buffer) -> Buffer:
+    """Plans `lookup_rows`; weight: of one part. tokens: [rows] int64. Returns out, [rows, K]."""
+    assert len(weight.parts) == 1, len(weight.parts)
+    assert out.width == weight.in_features, (out.width, weight.in_features)
+    plan.keep(weight)
+    plan.call(
+        "lookup_rows",
+        LookupArguments,
+        tokens=tokens,
+        out=out,
+        part=ctypes.addressof(weight.native),
+        rows=out.rows,
+        outputs=weight.out_features,
+        in_features=weight.in_features,
+        out_dtype=dtype_code(out.dtype),
+        out_stride=out.width,
     )
     return out

@@ -4,7 +4,8 @@ Knows: tiles, the kernel, the launch. Does not know: when it is chosen.
 Letters: T packed tokens, K input width, O output width.
 """
 
-import attrs
+from typing import TypedDict
+
 import torch
 import triton
 import triton.language as tl
@@ -17,13 +18,12 @@ TARGET_TILES = 120
 WIDE_ROWS = 128
 
 
-@attrs.frozen(kw_only=True)
-class Tile:
-    """Block sizes in elements, and how the loop over K is pipelined."""
+class Tile(TypedDict):
+    """Options of a launch: block sizes in elements, and how the loop over K is pipelined."""
 
-    block_t: int
-    block_o: int
-    block_k: int
+    BLOCK_T: int
+    BLOCK_O: int
+    BLOCK_K: int
     num_warps: int
     num_stages: int
 
@@ -78,36 +78,22 @@ def invariant_tile(width_o: int, dtype: torch.dtype) -> Tile:
     fitting = [block for block in (128, 64, 32) if triton.cdiv(width_o, block) >= TARGET_TILES]
     block_o = fitting[0] if fitting else 16
     if dtype == torch.float32:
-        return Tile(block_t=64, block_o=min(block_o, 64), block_k=32, num_warps=4, num_stages=3)
+        return Tile(BLOCK_T=64, BLOCK_O=min(block_o, 64), BLOCK_K=32, num_warps=4, num_stages=3)
     block_k = 64 if block_o == 128 else 128
-    return Tile(block_t=64, block_o=block_o, block_k=block_k, num_warps=4, num_stages=4)
-
-
-def fastest_tile(num_rows: int, width_o: int, dtype: torch.dtype) -> Tile:
-    """Return a tile that may depend on the number of rows."""
-    if num_rows < WIDE_ROWS or dtype == torch.float32:
-        return invariant_tile(width_o, dtype)
-    return Tile(block_t=128, block_o=128, block_k=64, num_warps=8, num_stages=4)
+    return Tile(BLOCK_T=64, BLOCK_O=block_o, BLOCK_K=block_k, num_warps=4, num_stages=4)
 
 
 def linear(x: torch.Tensor, weight: LinearWeight, *, invariant: bool) -> torch.Tensor:
     """x: [T, K], contiguous in K; returns a new [T, O], as the public function."""
     num_rows, width_o = x.shape[0], weight.out_features
-    tile = (
-        invariant_tile(width_o, weight.dtype)
-        if invariant
-        else fastest_tile(num_rows, width_o, weight.dtype)
-    )
-    return linear_with(x, weight, tile)
-
-
-def linear_with(x: torch.Tensor, weight: LinearWeight, tile: Tile) -> torch.Tensor:
-    """As `linear`, with the tile given."""
-    num_rows, width_o = x.shape[0], weight.out_features
+    tile = invariant_tile(width_o, weight.dtype)
+    if not invariant and num_rows >= WIDE_ROWS and weight.dtype != torch.float32:
+        tile = Tile(BLOCK_T=128, BLOCK_O=128, BLOCK_K=64, num_warps=8, num_stages=4)
     out = torch.empty((num_rows, width_o), dtype=x.dtype, device=x.device)
     if num_rows == 0:
         return out
-    _linear_kernel[(triton.cdiv(num_rows, tile.block_t), triton.cdiv(width_o, tile.block_o))](
+    grid = (triton.cdiv(num_rows, tile["BLOCK_T"]), triton.cdiv(width_o, tile["BLOCK_O"]))
+    _linear_kernel[grid](
         x,
         weight.weight,
         x if weight.bias is None else weight.bias,
@@ -120,11 +106,7 @@ def linear_with(x: torch.Tensor, weight: LinearWeight, tile: Tile) -> torch.Tens
         BIAS=weight.bias is not None,
         # Triton's interpreter keeps bfloat16 as raw 16-bit integers, and would multiply those.
         WIDEN=triton.knobs.runtime.interpret and x.dtype == torch.bfloat16,
-        BLOCK_T=tile.block_t,
-        BLOCK_O=tile.block_o,
-        BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile,
         enable_fp_fusion=True,
     )
     return out

@@ -86,7 +86,3 @@ class LinearWeight:
             out_features=weight.shape[0],
             dtype=weight.dtype,
         )
-
-    def packed_as(self, packed: torch.Tensor) -> LinearWeight:
-        """packed: the same weight in oneDNN's layout; returns the record that holds it instead."""
-        return attrs.evolve(self, weight=packed, kind="packed")

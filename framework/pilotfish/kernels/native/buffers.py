@@ -111,21 +111,26 @@ def check_record(record: str, fields: Mapping[str, Any]) -> None:
                 )
 
 
-def share_memory(uses: Mapping[Buffer, tuple[int, int]]) -> tuple[dict[Buffer, int], int]:
-    """A slot of memory for every buffer: one is free again after the last call that names it."""
+def share_memory(
+    uses: Mapping[Buffer, tuple[int, int]],
+) -> tuple[dict[Buffer, int], list[tuple[Rows, int]]]:
+    """A slot of memory for every buffer: one is free again after the last call that names it.
+
+    uses: the first and last call of each. Also returns every slot's rows and the bytes of one.
+    """
     places: dict[Buffer, int] = {}
+    slots: list[tuple[Rows, int]] = []
     free: dict[tuple[Rows, int], list[int]] = {}
     busy: list[tuple[int, Buffer]] = []
-    count = 0
     for buffer, (begin, end) in sorted(uses.items(), key=lambda use: use[1][0]):
         for last, held in [one for one in busy if one[0] < begin]:
             busy.remove((last, held))
             free.setdefault((held.rows, held.row_bytes), []).append(places[held])
-        waiting = free.get((buffer.rows, buffer.row_bytes))
-        if waiting:
-            places[buffer] = waiting.pop()
+        kind = buffer.rows, buffer.row_bytes
+        if free.get(kind):
+            places[buffer] = free[kind].pop()
         else:
-            places[buffer] = count
-            count += 1
+            places[buffer] = len(slots)
+            slots.append(kind)
         busy.append((end, buffer))
-    return places, count
+    return places, slots

@@ -45,12 +45,6 @@ SMALL_WORK = 1 << 15
 """Elements below which one thread does the whole call: waking a second costs more."""
 
 
-class Call(ctypes.Structure):
-    """A `pf_call`: a function's address and its arguments' address."""
-
-    _fields_ = (("function", ctypes.c_void_p), ("args", ctypes.c_void_p))
-
-
 @attrs.frozen(eq=False)
 class NativeLibrary:
     """instruction_set: in force. lib: the loaded file. index: of the instruction set in it."""
@@ -170,17 +164,15 @@ def _loaded_openmp() -> Any:
     return ctypes.CDLL(chosen.pop()) if len(chosen) == 1 else None
 
 
-def run(name: str, args: ctypes.Structure, work: int) -> None:
+def run(name: str, args: ctypes.Structure, work: int, *, address: int = 0) -> None:
     """Call one function.
 
+    address: of a plugin's own; 0 for the core's function called `name`.
     work: elements that it touches; few are done by one thread, else there are torch's number.
     """
     native = library()
     assert native is not None, why_not()
-    _run_at(native, native.address(name), args, work)
-
-
-def _run_at(native: NativeLibrary, address: int, args: ctypes.Structure, work: int) -> None:
+    address = address or native.addresses.get(name) or native.address(name)
     threads = 1 if work < SMALL_WORK else torch.get_num_threads()
     native.lib.pf_run_one(address, ctypes.addressof(args), threads)
 
@@ -225,10 +217,7 @@ class PluginLibrary:
 
     def run(self, name: str, args: ctypes.Structure, work: int) -> None:
         """Call one function; as `run` of the core's."""
-        address = self.address(name)
-        native = library()
-        assert native is not None, why_not()
-        _run_at(native, address, args, work)
+        run(name, args, work, address=self.address(name))
 
 
 def plugin_library(folder: Path) -> PluginLibrary:

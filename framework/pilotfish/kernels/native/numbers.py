@@ -6,6 +6,9 @@ know: any function.
 
 from __future__ import annotations
 
+from ctypes import c_double, c_float, c_int64, c_void_p
+from typing import Any
+
 import torch
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -25,7 +28,7 @@ def dtype_code(dtype: torch.dtype) -> int:
 
 def has_code(*dtypes: torch.dtype) -> bool:
     """Whether native functions know all these dtypes."""
-    return all(dtype in _CODES for dtype in dtypes)
+    return _CODES.keys() >= {*dtypes}
 
 
 def address_of(
@@ -75,6 +78,23 @@ def want_indices(what: str, index: torch.Tensor, limit: int) -> None:
         raise ValueError(f"{what} goes from {least} to {most}; wanted 0 to {limit - 1}")
 
 
+def parameter(what: str, tensor: torch.Tensor | None, width: int) -> torch.Tensor | None:
+    """A gain or a bias, contiguous; ValueError where it is no [width] float32. None for None."""
+    if tensor is None:
+        return None
+    tensor = tensor.contiguous()
+    address_of(what, tensor, torch.float32, width, exact=True)
+    return tensor
+
+
 def address(tensor: torch.Tensor | None) -> int | None:
     """Of a tensor's first element; None for None."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def record_fields(
+    *, pointers: str = "", ints: str = "", floats: str = "", doubles: str = ""
+) -> list[tuple[str, type[Any]]]:
+    """The `_fields_` of a record: names of its pointers, then its int64s, floats and doubles."""
+    kinds = ((pointers, c_void_p), (ints, c_int64), (floats, c_float), (doubles, c_double))
+    return [(name, kind) for names, kind in kinds for name in names.split()]

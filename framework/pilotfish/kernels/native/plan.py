@@ -10,8 +10,8 @@ buffer or a pass's tensor lies) is written into all records at once before a run
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, KeysView, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -30,13 +30,8 @@ from pilotfish.kernels.native.library import library, why_not
 
 _ALIGNMENT = 64
 _AFTER_ALL = 1 << 62
-Key = TypeVar("Key")
-
-
-@attrs.frozen(eq=False)
-class _Call:
-    address: int
-    offset: int
+_UNCUT_ROWS = 32
+"""A pass of more rows is run part by part, so that an interrupt need not wait for all of it."""
 
 
 @attrs.frozen(eq=False)
@@ -56,7 +51,7 @@ class Plan:
 
     def __init__(self) -> None:
         self._records: list[bytes] = []
-        self._calls: list[_Call] = []
+        self._calls: list[tuple[int, int]] = []
         self._steps: dict[int, list[_TorchStep]] = {}
         self._size = 0
         self._kept: list[Any] = []
@@ -67,9 +62,9 @@ class Plan:
         self._marks: list[int] = []
 
     @property
-    def num_calls(self) -> int:
-        """Calls planned so far."""
-        return len(self._calls)
+    def num_torch_steps(self) -> int:
+        """Steps planned so far that are no native calls."""
+        return sum(len(steps) for steps in self._steps.values())
 
     def keep(self, *objects: Any) -> None:
         """Objects whose memory the records name: they live as long as the plan."""
@@ -108,7 +103,7 @@ class Plan:
             else:
                 setattr(args, name, value)
         address = function if isinstance(function, int) else native.address(function)
-        self._calls.append(_Call(address, self._size))
+        self._calls.append((address, self._size))
         raw = bytes(args)
         padded = -(-len(raw) // _ALIGNMENT) * _ALIGNMENT
         self._records.append(raw + bytes(padded - len(raw)))
@@ -153,22 +148,7 @@ class Plan:
 
     def finish(self) -> PlannedCalls:
         """The calls, ready to run."""
-        places, num_slots = share_memory(self._uses)
-        of_slot = {slot: (buffer.rows, buffer.row_bytes) for buffer, slot in places.items()}
-        return PlannedCalls(
-            records=b"".join(self._records),
-            calls=[(call.address, call.offset) for call in self._calls],
-            marks=[*self._marks, len(self._calls)],
-            steps=self._steps,
-            places=places,
-            rows_fields={rows: _ints(at) for rows, at in self._rows_fields.items()},
-            pointer_fields={name: _ints(at) for name, at in self._pointer_fields.items()},
-            slots=[of_slot[slot] for slot in range(num_slots)],
-            buffer_at=_ints([at for at, _, _ in self._buffer_fields]),
-            buffer_slot=_ints([places[buffer] for _, buffer, _ in self._buffer_fields]),
-            buffer_shift=_ints([shift for _, _, shift in self._buffer_fields]),
-            kept=self._kept,
-        )
+        return PlannedCalls(self)
 
 
 def _ints(values: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -178,22 +158,8 @@ def _ints(values: Sequence[int]) -> npt.NDArray[np.int64]:
 class PlannedCalls:
     """Calls that are run in every pass. Made by `Plan.finish`; not for two threads at once."""
 
-    def __init__(
-        self,
-        *,
-        records: bytes,
-        calls: Sequence[tuple[int, int]],
-        marks: Sequence[int],
-        steps: Mapping[int, Sequence[_TorchStep]],
-        places: Mapping[Buffer, int],
-        rows_fields: Mapping[Rows, npt.NDArray[np.int64]],
-        pointer_fields: Mapping[str, npt.NDArray[np.int64]],
-        slots: Sequence[tuple[Rows, int]],
-        buffer_at: npt.NDArray[np.int64],
-        buffer_slot: npt.NDArray[np.int64],
-        buffer_shift: npt.NDArray[np.int64],
-        kept: Sequence[Any],
-    ) -> None:
+    def __init__(self, plan: Plan) -> None:
+        records = b"".join(plan._records)
         self._memory = torch.empty(len(records) + _ALIGNMENT, dtype=torch.uint8)
         start = -self._memory.data_ptr() % _ALIGNMENT
         view = self._memory[start : start + len(records)]
@@ -201,19 +167,23 @@ class PlannedCalls:
             view.copy_(torch.frombuffer(bytearray(records), dtype=torch.uint8))
         self._fields: npt.NDArray[np.int64] = view.numpy().view(np.int64)
         base = view.data_ptr()
-        self._calls = np.array([(a, base + offset) for a, offset in calls], dtype=np.int64)
+        self._calls = np.array([(a, base + offset) for a, offset in plan._calls], dtype=np.int64)
         self._calls_address = self._calls.ctypes.data
-        self._steps = dict(steps)
-        self._places = places
+        self._steps, self._kept = plan._steps, plan._kept
         # Where a run of calls ends: at torch code always, at marks where a pass is long.
-        self._ends = sorted({*steps, len(calls)})
-        self._short_ends = sorted({*steps, *marks, len(calls)})
-        self._rows_fields = rows_fields
-        self._pointer_fields = pointer_fields
-        self._slots = tuple(slots)
-        self._buffer_at, self._buffer_slot = buffer_at, buffer_slot
-        self._buffer_shift = buffer_shift
-        self._kept = tuple(kept)
+        self._ends = sorted({*plan._steps, len(plan._calls)})
+        self._short_ends = sorted({*self._ends, *plan._marks})
+        self._rows_fields = {rows: _ints(at) for rows, at in plan._rows_fields.items()}
+        self._pointer_fields = {name: _ints(at) for name, at in plan._pointer_fields.items()}
+        self.pointers = self._pointer_fields.keys()
+        """The names whose addresses `run` wants."""
+        self.num_torch_steps = plan.num_torch_steps
+        """Steps that are no native calls."""
+        self._places, self._slots = share_memory(plan._uses)
+        self._buffer_at = _ints([at for at, _, _ in plan._buffer_fields])
+        self._buffer_slot = _ints([self._places[held] for _, held, _ in plan._buffer_fields])
+        self._buffer_shift = _ints([shift for _, _, shift in plan._buffer_fields])
+        self._begun: dict[Rows, int] = {}
         self._num_rows: dict[Rows, int] = {}
         self._room: dict[Rows, int] = {}
         self._arena: list[torch.Tensor] = []
@@ -225,32 +195,35 @@ class PlannedCalls:
         """Memory between calls that is held now."""
         return sum(part.numel() for part in self._arena)
 
-    @property
-    def pointers(self) -> KeysView[str]:
-        """The names whose addresses `run` wants."""
-        return self._pointer_fields.keys()
-
-    @property
-    def num_torch_steps(self) -> int:
-        """Steps that are no native calls."""
-        return sum(len(steps) for steps in self._steps.values())
+    # An exception, or an interrupt, may come between any two lines: what is known to be written is
+    # forgotten before it changes, so that the next pass writes it again.
 
     def begin(self, num_rows: Mapping[Rows, int]) -> None:
         """Makes room for a pass. num_rows: of each Rows that was planned with, multiples aside."""
+        if num_rows == self._begun:
+            return
+        self._begun = {}
         counts = dict(pair for rows, count in num_rows.items() for pair in rows.counts(count))
-        for rows, count in counts.items():
-            self._write(self._num_rows, rows, self._rows_fields.get(rows), count)
-        if any(count > self._room.get(rows, 0) for rows, count in counts.items()):
+        for rows, fields in self._rows_fields.items():
+            self._fields[fields] = counts[rows]
+        if not self._arena or any(n > self._room.get(rows, 0) for rows, n in counts.items()):
             self._grow(counts)
+        self._num_rows = counts
         self._is_long = max(num_rows.values()) > _UNCUT_ROWS
+        self._begun = dict(num_rows)
 
     def run(self, pointers: Mapping[str, int], threads: int) -> None:
         """Runs every call, after `begin`.
 
         pointers: an address for every name that was planned with.
         """
+        written = self._addresses
         for name, fields in self._pointer_fields.items():
-            self._write(self._addresses, name, fields, pointers[name])
+            address = pointers[name]
+            if written.get(name) != address:
+                written.pop(name, None)
+                self._fields[fields] = address
+                written[name] = address
         native = library()
         assert native is not None, why_not()
         run, first = native.lib.pf_run, 0
@@ -272,20 +245,6 @@ class PlannedCalls:
         memory = part[start : start + count * buffer.row_bytes]
         return memory.view(buffer.dtype).view(count, buffer.width)
 
-    # An exception, or an interrupt, may come between any two lines: what is known to be written is
-    # forgotten before it changes, so that the next pass writes it again.
-
-    def _write(
-        self, known: dict[Key, int], key: Key, fields: npt.NDArray[np.int64] | None, value: int
-    ) -> None:
-        """A value into fields of all records, where it is another one."""
-        if known.get(key) == value:
-            return
-        known.pop(key, None)
-        if fields is not None:
-            self._fields[fields] = value
-        known[key] = value
-
     def _grow(self, counts: Mapping[Rows, int]) -> None:
         """Memory between calls for more rows than ever."""
         room, self._room = self._room, {}
@@ -296,7 +255,3 @@ class PlannedCalls:
         starts = _ints([-(-part.data_ptr() // _ALIGNMENT) * _ALIGNMENT for part in self._arena])
         self._fields[self._buffer_at] = starts[self._buffer_slot] + self._buffer_shift
         self._room = room
-
-
-_UNCUT_ROWS = 32
-"""A pass of more rows is run part by part, so that an interrupt need not wait for all of it."""

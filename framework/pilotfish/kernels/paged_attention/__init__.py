@@ -8,39 +8,18 @@ one row is the key and the value of the one kv head, K = 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
 from pilotfish.kernels.backend import KernelBackend
 from pilotfish.kernels.native.numbers import has_code
 from pilotfish.kernels.paged_attention import eager, native
-from pilotfish.kernels.paged_attention.plan import AttentionPlan, make_plan
-
-if TYPE_CHECKING:
-    from pilotfish.state import KVCacheInputs
+from pilotfish.kernels.paged_attention.plan import AttentionPlan, plan_attention
 
 Mode: TypeAlias = Literal["causal", "block"]
 
-__all__ = ["AttentionPlan", "Mode", "attention_row_multiple", "paged_attention", "plan_attention"]
-
-
-def plan_attention(
-    kv: KVCacheInputs,
-    input_row_offsets: torch.Tensor,
-    *,
-    backend: KernelBackend,
-    row_multiple: int | None = None,
-) -> AttentionPlan:
-    """Return what every layer of one pass shares: positions, page lookups, masks.
-
-    kv: one cache's view of the pass; its host lengths are read, its tensors are not synchronised.
-    input_row_offsets: [B+1] int32, request b owns rows offsets[b] to offsets[b+1].
-    row_multiple: what `attention_row_multiple` found for this machine; None means 4.
-    Masks for a (window, mode) are built when a layer first asks for them and kept in the plan.
-    Raises ValueError when lengths, rows and pages do not fit together.
-    """
-    return make_plan(kv, input_row_offsets, row_multiple or 4)
+__all__ = ["AttentionPlan", "Mode", "paged_attention", "plan_attention"]
 
 
 def paged_attention(
@@ -57,8 +36,8 @@ def paged_attention(
     """Return `softmax(scale * q k^T + mask) v` for every row over its own request's keys.
 
     q: [T', N, H], T' >= T; rows past T are padding. cache: [P, S, 2, K, H], or [P, S, H] with
-    shared rows, contiguous, q's dtype (native: any float dtype); this pass's were already written
-    into it (see `write_kv`).
+    shared rows (not on triton), contiguous, q's dtype (native: any float dtype); this pass's were
+    already written into it (see `write_kv`).
     Row i of request b stands at position p = lengths[b] + i. With mode "causal" it sees the keys
     j <= p, and with a window W only j > p - W: W keys, itself included. With mode "block" every
     row sees all keys of its request, this pass's included; with a window those with |p - j| < W.
@@ -104,6 +83,11 @@ def _check(
         raise ValueError(
             f"the cache is {list(cache.shape)}; wanted [P, {size}, 2, K, {width}], or with shared "
             f"rows [P, {size}, {width}], to fit the plan's page size and q's head width"
+        )
+    if cache.ndim == 3 and backend.name == "triton":
+        raise ValueError(
+            f"the cache is {list(cache.shape)}; wanted [P, {size}, 2, K, {width}]: "
+            "paged_attention takes shared rows on torch and native alone"
         )
     is_native = backend.name == "native"
     fits = has_code(q.dtype, cache.dtype) if is_native else q.dtype == cache.dtype

@@ -1,39 +1,20 @@
-"""paged_attention on the CPU: fixed key partitions through PyTorch's flash kernel, then a merge.
+"""paged_attention on the CPU by torch, where there is no native library.
 
-Knows: which requests are computed together and which alone. Does not know: how.
-The README says why no row's bits depend on that choice.
+Knows: how to run a `Layout`. Does not know: how rows and keys were cut; the README says why no
+row's bits depend on it. Letters as in `layout`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import attrs
 import torch
 from torch.nn import functional
 
-from pilotfish.kernels.paged_attention import decode as few_rows
-from pilotfish.kernels.paged_attention import prefill, reference
-from pilotfish.kernels.paged_attention.flash import WIDTH_MULTIPLE
-from pilotfish.kernels.paged_attention.gather import Gather, RowKind
+from pilotfish.kernels.paged_attention import reference
+from pilotfish.kernels.paged_attention.flash import MASK_VALUE, WIDTH_MULTIPLE, flash, merge
+from pilotfish.kernels.paged_attention.layout import Batch, Call, Layout, make_layout
 from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
-from pilotfish.kernels.paged_attention.tiles import Tile, make_tiles
 from pilotfish.kernels.paged_attention.unseen import without_unseen
-
-FEW_ROWS, FEW_FOLDED_ROWS = 16, 64
-"""A request with at most so many rows, or rows times G, is computed together with others."""
-
-
-@attrs.frozen(kw_only=True)
-class Work:
-    """All that a layer of this kind of row and mask must compute.
-
-    decode: None where every request is computed by itself, in prefill.
-    """
-
-    decode: few_rows.DecodeLayout | None
-    prefill: tuple[tuple[Tile, tuple[Gather, ...]], ...]
 
 
 def paged_attention(
@@ -55,65 +36,83 @@ def paged_attention(
     if q.device.type != "cpu":
         out = reference.paged_attention(q, cache, plan, scale, mask_spec)
         return out[..., :value_width].contiguous()
-    width, dtype = q.shape[2], q.dtype
-    if q.stride(2) != 1:  # the flash kernel reads whole rows, without asking
-        q = q.contiguous()
-    if width % WIDTH_MULTIPLE:
-        q = functional.pad(q, (0, -width % WIDTH_MULTIPLE))
-    if dtype == torch.float16 or (dtype == torch.bfloat16 and invariant):
-        q = q.float()
-    shared = cache.ndim == 3
-    row = RowKind(1 if shared else cache.shape[3], q.shape[2], q.dtype, shared)
-    work = plan.recall(
-        ("work", q.shape[:2], row, mask_spec), lambda: _lay_out(plan, q, row, mask_spec)
-    )
-    num_rows = q.shape[0]
-    if work.prefill and num_rows < plan.num_padded_rows:
-        q = functional.pad(q, (0, 0, 0, 0, 0, plan.num_padded_rows - num_rows))
-    row_shape = (1, cache.shape[2]) if shared else cache.shape[2:]
+    (num_rows, num_heads, width), dtype = q.shape, q.dtype
+    row_shape = (1, width) if cache.ndim == 3 else cache.shape[2:]
     cache_rows = cache.view(-1, *row_shape)
+    layout = plan.cached(make_layout, mask_spec, num_rows, num_heads, row_shape[-2])
+    q_rows = _padded(q.flatten(0, 1), width + -width % WIDTH_MULTIPLE)
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and invariant):
+        q_rows = q_rows.float()
 
     def attend() -> torch.Tensor:
-        return _attend(q, cache_rows, work, scale, value_width)
+        out = _attend(q_rows, cache_rows, plan, layout, scale)[:, :value_width]
+        return out.index_select(0, layout.out_index).view(num_rows, num_heads, value_width)
 
-    out = without_unseen(attend(), cache, plan, mask_spec, attend)
-    out = out if out.shape[0] == num_rows else out[:num_rows]
-    return out if out.dtype == dtype else out.to(dtype)
+    if not layout.batches:
+        return q.new_zeros(num_rows, num_heads, value_width)
+    return without_unseen(attend(), cache, plan, mask_spec, attend).to(dtype)
 
 
 def _attend(
-    q: torch.Tensor, cache_rows: torch.Tensor, work: Work, scale: float, value_width: int
+    q_rows: torch.Tensor,
+    cache_rows: torch.Tensor,
+    plan: AttentionPlan,
+    layout: Layout,
+    scale: float,
 ) -> torch.Tensor:
-    decode = work.decode
-    if decode and not work.prefill:
-        return few_rows.attend(q, cache_rows, decode, scale, value_width=value_width, out=None)
-    out = torch.zeros((*q.shape[:2], value_width), dtype=q.dtype)
-    if decode:
-        few_rows.attend(q, cache_rows, decode, scale, value_width=value_width, out=out)
-    for tile, gathers in work.prefill:
-        prefill.attend(q, cache_rows, tile, gathers, scale=scale, out=out)
-    return out
+    """q_rows: [T'*N, H]; cache_rows: [P*S, (2,) K, H']. Returns [rows of all batches, H]."""
+    results = [
+        _attend_batch(q_rows, cache_rows, plan, batch, scale).flatten(0, 2)
+        for batch in layout.batches
+    ]
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
-def _lay_out(plan: AttentionPlan, q: torch.Tensor, row: RowKind, mask_spec: MaskSpec) -> Work:
-    num_heads = q.shape[1]
-    limit = max(FEW_ROWS, FEW_FOLDED_ROWS * row.num_kv_heads // num_heads, plan.row_multiple)
-    few = [b for b, count in enumerate(plan.row_counts) if 0 < count <= limit]
-    many = [b for b, count in enumerate(plan.row_counts) if count > limit]
-    tiles = [tile for b in many for tile in _tiles(plan, b, mask_spec)]
-    decode = None
-    if few:
-        num_rows = None if many else q.shape[0]
-        decode = few_rows.lay_out_decode(plan, few, num_heads, row, mask_spec, num_rows=num_rows)
-    return Work(
-        decode=decode,
-        prefill=tuple((tile, _gathers(plan, tile, row)) for tile in tiles),
-    )
+def _attend_batch(
+    q_rows: torch.Tensor,
+    cache_rows: torch.Tensor,
+    plan: AttentionPlan,
+    batch: Batch,
+    scale: float,
+) -> torch.Tensor:
+    """Returns [R, K, M, H] of q's dtype."""
+    num_tiles = batch.shape[0]
+    q_RKMH = q_rows.index_select(0, batch.q_index).view(*batch.shape, -1)
+    done = []
+    for call in batch.calls:
+        k, v = _keys_values(cache_rows, plan, call, q_rows)
+        q_IKMH = q_RKMH if call.tiles is None else q_RKMH.index_select(0, call.tiles)
+        done.append(flash(q_IKMH, k, v, call.mask, scale))
+    if batch.num_partitions == len(done) == 1:
+        return done[0][0]
+    lse = torch.cat([lse_IKM for _, lse_IKM in done])
+    if num_tiles == 1:
+        parts = [part for part_IKMH, _ in done for part in torch.split(part_IKMH, 1)]
+    else:
+        part = torch.cat([part_IKMH for part_IKMH, _ in done])
+        if batch.order is not None:
+            part = functional.pad(part, (0, 0, 0, 0, 0, 0, 0, 1)).index_select(0, batch.order)
+            lse = functional.pad(lse, (0, 0, 0, 0, 0, 1), value=MASK_VALUE)
+            lse = lse.index_select(0, batch.order)
+        parts = list(torch.split(part, num_tiles))
+    return merge(parts, lse.view(-1, *batch.shape)).to(q_rows.dtype)
 
 
-def _tiles(plan: AttentionPlan, request: int, mask_spec: MaskSpec) -> Sequence[Tile]:
-    return plan.recall(("tiles", request, mask_spec), lambda: make_tiles(plan, request, mask_spec))
+def _keys_values(
+    cache_rows: torch.Tensor, plan: AttentionPlan, call: Call, q_rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [I, K, C, H] of q's dtype, until the next call; shared rows are both."""
+    rows = plan.scratch((len(call.slots), *cache_rows.shape[1:]), cache_rows.dtype)
+    torch.index_select(cache_rows, 0, call.slots, out=rows)
+    rows = _padded(rows.to(q_rows.dtype), q_rows.shape[1])
+    runs = rows.view(call.num_pairs, -1, *rows.shape[1:])
+    if runs.ndim == 4:
+        runs = runs.transpose(1, 2)
+        return runs, runs
+    k, v = runs.transpose(1, 3).unbind(2)
+    return k, v
 
 
-def _gathers(plan: AttentionPlan, tile: Tile, row: RowKind) -> tuple[Gather, ...]:
-    return tuple(Gather.make(plan, part.slots, 1, row) for part in tile.parts)
+def _padded(rows: torch.Tensor, width: int) -> torch.Tensor:
+    short = width - rows.shape[-1]
+    return functional.pad(rows, (0, short)) if short else rows

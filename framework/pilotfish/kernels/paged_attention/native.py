@@ -6,61 +6,38 @@ know: how keys are cut, or who computes what.
 
 from __future__ import annotations
 
-from ctypes import Structure, addressof, c_float, c_int64, c_void_p
+from ctypes import Structure, addressof
 from typing import Any
 
 import attrs
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.numbers import dtype_code, record_fields
 from pilotfish.kernels.paged_attention.mask_spec import MaskSpec
 from pilotfish.kernels.paged_attention.plan import AttentionPlan
 
 
 class PassArguments(Structure):
-    """A `pf_attention_pass`."""
+    """A `pf_attention_pass`; arrays: those that it points into."""
 
-    _fields_ = (
-        ("pages", c_void_p),
-        ("lengths", c_void_p),
-        ("row_offsets", c_void_p),
-        ("requests", c_int64),
-        ("page_stride", c_int64),
-        ("page_size", c_int64),
+    _fields_ = record_fields(
+        pointers="pages lengths row_offsets", ints="requests page_stride page_size"
     )
+    arrays: tuple[torch.Tensor, ...]
 
 
 class Arguments(Structure):
     """A `pf_paged_attention`."""
 
-    _fields_ = (
-        ("of_pass", c_void_p),
-        ("q", c_void_p),
-        ("cache", c_void_p),
-        ("out", c_void_p),
-        ("heads", c_int64),
-        ("kv_heads", c_int64),
-        ("width", c_int64),
-        ("value_width", c_int64),
-        ("q_row_stride", c_int64),
-        ("q_head_stride", c_int64),
-        ("slot_stride", c_int64),
-        ("value_offset", c_int64),
-        ("window", c_int64),
-        ("is_block", c_int64),
-        ("q_dtype", c_int64),
-        ("cache_dtype", c_int64),
-        ("scale", c_float),
+    _fields_ = record_fields(
+        pointers="of_pass q cache out",
+        ints=(
+            "heads kv_heads width value_width q_row_stride q_head_stride slot_stride value_offset"
+            " window is_block q_dtype cache_dtype"
+        ),
+        floats="scale",
     )
-
-
-@attrs.frozen(eq=False)
-class Pass:
-    """A pass's record, and the arrays that it points into."""
-
-    record: PassArguments
-    arrays: tuple[torch.Tensor, ...]
 
 
 @attrs.frozen(eq=False)
@@ -72,15 +49,17 @@ class LayerKind:
     work: int
 
 
-def pass_arguments(plan: AttentionPlan) -> PassArguments:
-    """The record of a pass, made once and kept with the plan."""
-    return plan.recall("native pass", lambda: _make_pass(plan)).record
+def pass_address(plan: AttentionPlan) -> int:
+    """Of a pass's record, for native calls; it is valid as long as the AttentionPlan lives."""
+    record = plan.cached(_make_pass)
+    return addressof(record)
 
 
-def _make_pass(plan: AttentionPlan) -> Pass:
-    parts = (plan.lookup_table, plan.cache_lengths, plan.input_row_offsets)
+def _make_pass(plan: AttentionPlan) -> PassArguments:
     # The plan's own memory wherever it is as native.h wants it, so that later changes are seen.
-    pages, lengths, offsets = (part.to(torch.int32).contiguous() for part in parts)
+    pages = plan.lookup_table.to(torch.int32).contiguous()
+    lengths = plan.cache_lengths.to(torch.int32).contiguous()
+    offsets = plan.input_row_offsets.to(torch.int32).contiguous()
     record = PassArguments(
         pages.data_ptr(),
         lengths.data_ptr(),
@@ -89,7 +68,8 @@ def _make_pass(plan: AttentionPlan) -> Pass:
         pages.stride(0),
         plan.page_size_tokens,
     )
-    return Pass(record, (pages, lengths, offsets))
+    record.arrays = (pages, lengths, offsets)
+    return record
 
 
 def layer_arguments(
@@ -103,10 +83,9 @@ def layer_arguments(
 ) -> Arguments:
     """The record of a layer, but for where q, cache and out lie. Arguments as `paged_attention`."""
     width, shared = q.shape[2], cache.ndim == 3
-    of_pass = pass_arguments(plan)
     kv_heads = 1 if shared else cache.shape[3]
     return Arguments(
-        addressof(of_pass),
+        pass_address(plan),
         None,
         None,
         None,

@@ -1,4 +1,4 @@
-"""AttentionPlan: one pass's rows, positions and pages, shared by all layers.
+"""AttentionPlan: one pass's lengths, rows and pages, shared by all layers.
 
 Knows: host lengths, and tensors to look pages up. Does not know: masks, heads or keys.
 """
@@ -14,6 +14,7 @@ import torch
 from pilotfish.kernels.paged_attention.mask_spec import Ints, MaskSpec
 
 if TYPE_CHECKING:
+    from pilotfish.kernels.backend import KernelBackend
     from pilotfish.state import KVCacheInputs
 
 Made = TypeVar("Made")
@@ -27,7 +28,7 @@ class AttentionPlan:
     input_row_offsets: [B+1] int32. lengths, row_counts, num_keys: per request on the host:
     committed rows, rows of this pass, and their sum. offsets: where each request's rows begin;
     num_rows: T. row_multiple: eager attention computes rows in groups of this size.
-    memo: indices, masks and scratch memory, made when first asked for; they live with the plan.
+    memo: what kinds of layers have of the pass, made for the first of a kind.
     """
 
     lookup_table: torch.Tensor
@@ -42,16 +43,12 @@ class AttentionPlan:
     row_multiple: int
     memo: dict[Hashable, Any] = attrs.field(factory=dict, eq=False, repr=False)
 
-    @property
-    def num_padded_rows(self) -> int:
-        """T, rounded up to the row multiple."""
-        return -(-self.num_rows // self.row_multiple) * self.row_multiple
-
-    def recall(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` returned the first time this key was asked for."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        found: Made = self.memo[key]
+    def cached(self, make: Callable[..., Made], *args: Hashable) -> Made:
+        """`make(self, *args)`, which is called once: later layers of the pass get the same."""
+        key = (make, *args)
+        found: Made | None = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = make(self, *args)
         return found
 
     def mask_spec(self, window: int | None, mode: Literal["causal", "block"]) -> MaskSpec:
@@ -61,28 +58,39 @@ class AttentionPlan:
             found = self.memo[window, mode] = MaskSpec(window, mode)
         return found
 
+    def scratch(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Memory, the same for every call with this shape[1:]; it grows in shape[0].
+
+        What one layer wrote is still in the processor's cache when the next one writes there.
+        """
+        key = ("scratch", shape[1:], dtype)
+        held: torch.Tensor | None = self.memo.get(key)
+        if held is None or held.shape[0] < shape[0]:
+            held = self.memo[key] = torch.empty(shape, dtype=dtype)
+        return held[: shape[0]]
+
     def slots(self, request: Ints | int, key: Ints) -> Ints:
         """Where keys lie, page * S + offset. On the host; the arrays broadcast."""
         size, table = self.page_size_tokens, self.lookup_table.numpy()
         found: Ints = table[request, key // size].astype("int64") * size + key % size
         return found
 
-    def scratch(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Memory, zeros at first, the same for every call with this shape[1:]; grows in shape[0].
 
-        Taken once a pass: memory that is freed and taken again in every layer costs page faults.
-        """
-        key = ("scratch", shape[1:], dtype)
-        held: torch.Tensor | None = self.memo.get(key)
-        if held is None or held.shape[0] < shape[0]:
-            held = self.memo[key] = torch.zeros(shape, dtype=dtype)
-        return held[: shape[0]]
-
-
-def make_plan(
-    kv: KVCacheInputs, input_row_offsets: torch.Tensor, row_multiple: int
+def plan_attention(
+    kv: KVCacheInputs,
+    input_row_offsets: torch.Tensor,
+    *,
+    backend: KernelBackend,
+    row_multiple: int | None = None,
 ) -> AttentionPlan:
-    """Builds the plan from host lengths alone; see `plan_attention`."""
+    """Return what every layer of one pass shares: lengths, rows and page lookups.
+
+    kv: one cache's view of the pass; its host lengths are read, its tensors are not synchronised.
+    input_row_offsets: [B+1] int32, request b owns rows offsets[b] to offsets[b+1].
+    row_multiple: what `attention_row_multiple` found for this machine; None means 4.
+    Raises ValueError when lengths, rows and pages do not fit together.
+    """
+    del backend
     num_requests, num_pages = kv.lookup_table.shape
     if len(kv.lengths) != num_requests or len(kv.row_counts) != num_requests:
         raise ValueError(
@@ -109,5 +117,5 @@ def make_plan(
         num_keys=tuple(num_keys),
         offsets=tuple(offsets),
         num_rows=num_rows,
-        row_multiple=row_multiple,
+        row_multiple=row_multiple or 4,
     )

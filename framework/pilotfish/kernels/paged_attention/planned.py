@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from pilotfish.kernels.native.buffers import Buffer, Pointer
 from pilotfish.kernels.native.numbers import dtype_code
 from pilotfish.kernels.native.plan import Plan
-from pilotfish.kernels.paged_attention.native import Arguments, pass_arguments
-from pilotfish.kernels.paged_attention.plan import AttentionPlan
+from pilotfish.kernels.paged_attention.native import Arguments, pass_address
 
-
-def pass_address(plan: AttentionPlan) -> int:
-    """What planned calls are given of a pass; it is valid as long as the AttentionPlan lives."""
-    record = pass_arguments(plan)  # which the plan keeps
-    return ctypes.addressof(record)
+__all__ = ["pass_address", "plan_paged_attention"]
 
 
 def plan_paged_attention(
@@ -28,17 +21,21 @@ def plan_paged_attention(
     head_shape: tuple[int, int, int],
     cache_dtype: torch.dtype,
     scale: float,
-    window: int | None,
-    is_block: bool,
+    window: int | None = None,
+    is_block: bool = False,
+    shared_width: int | None = None,
 ) -> Buffer:
     """Plans attention over keys and values; returns [rows, N * H].
 
     q: [rows, at least N * H], the query heads in its first columns. head_shape: query heads N, kv
     heads K and head width H. cache: a layer's [P, S, 2, K, H] of cache_dtype. of_pass: what
-    `pass_address` gives.
+    `pass_address` gives. shared_width: of a value where cache is [P, S, H], rows that are key and
+    value; the result is then [rows, N * shared_width].
     """
     num_heads, num_kv_heads, head_dim = head_shape
-    out = Buffer(q.rows, num_heads * head_dim, q.dtype)
+    value_width = shared_width or head_dim
+    half = 0 if shared_width else num_kv_heads * head_dim  # of a slot, where values begin
+    out = Buffer(q.rows, num_heads * value_width, q.dtype)
     plan.call(
         "paged_attention",
         Arguments,
@@ -49,11 +46,11 @@ def plan_paged_attention(
         heads=num_heads,
         kv_heads=num_kv_heads,
         width=head_dim,
-        value_width=head_dim,
+        value_width=value_width,
         q_row_stride=q.width,
         q_head_stride=head_dim,
-        slot_stride=2 * num_kv_heads * head_dim,
-        value_offset=num_kv_heads * head_dim,
+        slot_stride=2 * half or head_dim,
+        value_offset=half,
         window=window or 0,
         is_block=is_block,
         q_dtype=dtype_code(q.dtype),

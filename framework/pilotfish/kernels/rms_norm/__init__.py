@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.backend import KernelBackend, on_native
 from pilotfish.kernels.rms_norm import eager, native
 
 Cast: TypeAlias = Literal["before_weight", "after_weight"]
@@ -18,6 +18,7 @@ Cast: TypeAlias = Literal["before_weight", "after_weight"]
 __all__ = ["Cast", "add_rms_norm", "add_scaled", "norm_heads", "rms_norm"]
 
 
+@on_native(native.rms_norm)
 def rms_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -40,11 +41,10 @@ def rms_norm(
         from pilotfish.kernels.rms_norm import triton
 
         return triton.rms_norm(x, weight, eps, cast)
-    if backend.name == "native":
-        return native.rms_norm(x, weight, eps, cast)
     return eager.rms_norm(x, weight, eps, cast)
 
 
+@on_native(native.add_rms_norm)
 def add_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -65,13 +65,13 @@ def add_rms_norm(
     if backend.name == "triton":
         from pilotfish.kernels.rms_norm import triton
 
-        return triton.add_rms_norm(x, residual, weight, eps, multiplier=multiplier, cast=cast)
-    if backend.name == "native":
-        normed = native.rms_norm(x, weight, eps, cast, residual=residual, multiplier=multiplier)
+        normed = triton.rms_norm(x, weight, eps, cast, residual=residual, multiplier=multiplier)
         return normed, residual
-    return eager.add_rms_norm(x, residual, weight, eps, multiplier=multiplier, cast=cast)
+    eager.add_scaled(residual, x, multiplier, residual)
+    return eager.rms_norm(residual, weight, eps, cast), residual
 
 
+@on_native(native.norm_heads)
 def norm_heads(
     x: torch.Tensor, weight: torch.Tensor, eps: float, *, backend: KernelBackend
 ) -> torch.Tensor:
@@ -80,12 +80,11 @@ def norm_heads(
     x: [T, N, H] float, heads contiguous inside, the rest may be strided. Mutated; returned for
     convenience. weight: [N, H] float, rows contiguous. Bits: as for `rms_norm`.
     """
-    if backend.name == "native":
-        return native.norm_heads(x, weight, eps)
     normed = rms_norm(x, None, eps, cast="before_weight", backend=backend)
     return x.copy_(normed.mul_(weight))
 
 
+@on_native(native.add_scaled)
 def add_scaled(
     residual: torch.Tensor,
     x: torch.Tensor,
@@ -99,6 +98,4 @@ def add_scaled(
     residual, x: [T, D] of one dtype, rows contiguous. Returns a new [T, D], or `out`, which may be
     either of them.
     """
-    if backend.name == "native":
-        return native.add_scaled(residual, x, multiplier, out)
     return eager.add_scaled(residual, x, multiplier, out)

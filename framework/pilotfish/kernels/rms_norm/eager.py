@@ -28,20 +28,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, cast: str
     return normed
 
 
-def add_rms_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    eps: float,
-    *,
-    multiplier: float,
-    cast: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, residual: [T, D]; updates residual; returns (normed, residual)."""
-    add_scaled(residual, x, multiplier, residual)
-    return rms_norm(residual, weight, eps, cast), residual
-
-
 def add_scaled(
     residual: torch.Tensor, x: torch.Tensor, multiplier: float, out: torch.Tensor | None
 ) -> torch.Tensor:

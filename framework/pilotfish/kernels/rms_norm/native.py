@@ -5,57 +5,38 @@ Knows: the arguments' records of native.h. Does not know: how a row is computed.
 
 from __future__ import annotations
 
-from ctypes import Structure, c_double, c_float, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer, Columns
-from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
+from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows, record_fields
 from pilotfish.kernels.native.plan import Plan
 
-AFTER_WEIGHT = "after_weight"
+BEFORE_WEIGHT, AFTER_WEIGHT = "before_weight", "after_weight"
 
 
 class Arguments(Structure):
     """A `pf_rms_norm`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("residual", c_void_p),
-        ("weight", c_void_p),
-        ("rows", c_int64),
-        ("heads", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("head_stride", c_int64),
-        ("out_row_stride", c_int64),
-        ("out_head_stride", c_int64),
-        ("residual_stride", c_int64),
-        ("weight_stride", c_int64),
-        ("dtype", c_int64),
-        ("weight_dtype", c_int64),
-        ("cast_before_weight", c_int64),
-        ("eps", c_float),
-        ("multiplier", c_float),
+    _fields_ = record_fields(
+        pointers="x out residual weight",
+        ints=(
+            "rows heads width row_stride head_stride out_row_stride out_head_stride"
+            " residual_stride weight_stride dtype weight_dtype cast_before_weight"
+        ),
+        floats="eps multiplier",
     )
 
 
 class AddArguments(Structure):
     """A `pf_add_scaled`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("residual", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("residual_stride", c_int64),
-        ("out_stride", c_int64),
-        ("dtype", c_int64),
-        ("multiplier", c_double),
+    _fields_ = record_fields(
+        pointers="x residual out",
+        ints="rows width row_stride residual_stride out_stride dtype",
+        doubles="multiplier",
     )
 
 
@@ -67,14 +48,19 @@ def rms_norm(
     *,
     residual: torch.Tensor | None = None,
     multiplier: float = 1.0,
+    of_heads: bool = False,
 ) -> torch.Tensor:
-    """x: [T, D] or [T, N, D]; with a residual: [T, D], updated, and the norm is the sum's."""
+    """x: [T, D] or [T, N, D]; with a residual: [T, D], updated, and the norm is the sum's.
+
+    of_heads: x is [T, N, D] and written in place, weight is [N, D].
+    """
     if x.ndim not in (2, 3):
         raise ValueError(f"x is {list(x.shape)}; wanted [T, D] or [T, N, D]")
     x = in_rows(x)
-    out = x.new_empty(x.shape)
+    out = x if of_heads else x.new_empty(x.shape)
     rows, *heads, width = x.shape
-    weight, code, weight_code = _weight_as(weight, x.dtype, width)
+    gains = (*heads, width) if of_heads else (width,)
+    weight, code, weight_code = _weight_as(weight, x.dtype, *gains)
     if residual is not None:
         address_of("residual", residual, x.dtype, rows, width, exact=True, apart=True)
     row_stride, *head_stride, _ = x.stride()
@@ -92,7 +78,7 @@ def rms_norm(
         out_row_stride,
         out_head_stride[0] if heads else 0,
         0 if residual is None else residual.stride(0),
-        0,
+        weight.stride(0) if of_heads and weight is not None else 0,
         code,
         weight_code,
         cast != AFTER_WEIGHT,
@@ -101,6 +87,19 @@ def rms_norm(
     )
     run("rms_norm", args, out.numel())
     return out
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    *,
+    cast: str,
+    multiplier: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As the public function."""
+    return rms_norm(x, weight, eps, cast, residual=residual, multiplier=multiplier), residual
 
 
 def plan_rms_norm(
@@ -113,16 +112,20 @@ def plan_rms_norm(
     residual: Buffer | None = None,
     multiplier: float = 1.0,
     into: Columns | None = None,
+    heads: int | None = None,
 ) -> Buffer:
     """Plans `rms_norm` of all D columns of x.
 
+    heads: N heads lie in the columns, each is normed by itself, and weight is [N, D / N].
     Returns a new [rows, D], or the buffer into whose columns the normed rows go.
     """
     x = x.columns() if isinstance(x, Buffer) else x
     rows, dtype = x.buffer.rows, x.buffer.dtype
     into = into or Buffer(rows, x.width, dtype).columns()
     assert into.width == x.width, (into.width, x.width)
-    weight, code, weight_code = _weight_as(weight, dtype, x.width)
+    gains = (x.width,) if heads is None else (heads, x.width // heads)
+    head_stride = 0 if heads is None else gains[-1]
+    weight, code, weight_code = _weight_as(weight, dtype, *gains)
     plan.keep(weight)
     plan.call(
         "rms_norm",
@@ -132,14 +135,14 @@ def plan_rms_norm(
         residual=residual,
         weight=address(weight),
         rows=rows,
-        heads=1,
-        width=x.width,
+        heads=heads or 1,
+        width=gains[-1],
         row_stride=x.buffer.width,
-        head_stride=0,
+        head_stride=head_stride,
         out_row_stride=into.buffer.width,
-        out_head_stride=0,
+        out_head_stride=head_stride,
         residual_stride=0 if residual is None else residual.width,
-        weight_stride=0,
+        weight_stride=0 if heads is None or weight is None else weight.stride(0),
         dtype=code,
         weight_dtype=weight_code,
         cast_before_weight=cast != AFTER_WEIGHT,
@@ -151,68 +154,23 @@ def plan_rms_norm(
 
 def plan_norm_heads(plan: Plan, x: Buffer, weight: torch.Tensor, eps: float) -> None:
     """Plans `norm_heads` of the heads in x's first columns; weight: [N, H]."""
-    heads, width = weight.shape
-    row_weight, code, weight_code = _weight_as(weight, x.dtype, heads, width)
-    assert row_weight is not None
-    assert heads * width <= x.width, (weight.shape, x.width)
-    plan.keep(row_weight)
-    plan.call(
-        "rms_norm",
-        Arguments,
-        x=x,
-        out=x,
-        residual=None,
-        weight=row_weight.data_ptr(),
-        rows=x.rows,
-        heads=heads,
-        width=width,
-        row_stride=x.width,
-        head_stride=width,
-        out_row_stride=x.width,
-        out_head_stride=width,
-        residual_stride=0,
-        weight_stride=row_weight.stride(0),
-        dtype=code,
-        weight_dtype=weight_code,
-        cast_before_weight=True,
-        eps=eps,
-        multiplier=1.0,
-    )
+    assert weight.numel() <= x.width, (weight.shape, x.width)
+    columns = x.columns(0, weight.numel())
+    plan_rms_norm(plan, columns, weight, eps, BEFORE_WEIGHT, into=columns, heads=len(weight))
 
 
 def norm_heads(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x: [T, N, H], normed in place; weight: [N, H], a row for each head; as the public one."""
-    rows, heads, width = x.shape
-    row_weight, code, weight_code = _weight_as(weight, x.dtype, heads, width)
-    assert row_weight is not None
-    row_stride, head_stride, _ = x.stride()
-    where = address_of("x", x, x.dtype, rows, heads, width, apart=True)
-    args = Arguments(
-        where,
-        where,
-        None,
-        row_weight.data_ptr(),
-        rows,
-        heads,
-        width,
-        row_stride,
-        head_stride,
-        row_stride,
-        head_stride,
-        0,
-        row_weight.stride(0),
-        code,
-        weight_code,
-        True,
-        eps,
-        1.0,
-    )
-    run("rms_norm", args, x.numel())
-    return x
+    address_of("x", x, x.dtype, *x.shape, apart=True)
+    return rms_norm(x, weight, eps, BEFORE_WEIGHT, of_heads=True)
 
 
 def add_scaled(
-    residual: torch.Tensor, x: torch.Tensor, multiplier: float, out: torch.Tensor | None
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    multiplier: float,
+    *,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """residual, x: [T, D] of one dtype; returns residual + multiplier * x, rounded once."""
     x, old = in_rows(x), in_rows(residual)

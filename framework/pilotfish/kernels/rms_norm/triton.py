@@ -56,33 +56,19 @@ def num_warps(block: int) -> int:
     return min(max(block // 512, 1), 16)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, cast: str) -> torch.Tensor:
-    """x: [T, D] or [T, N, D], last axis contiguous; returns a new contiguous tensor."""
-    return _launch(x, None, weight, eps, multiplier=1.0, cast=cast)
-
-
-def add_rms_norm(
+def rms_norm(
     x: torch.Tensor,
-    residual: torch.Tensor,
     weight: torch.Tensor | None,
     eps: float,
-    *,
-    multiplier: float,
     cast: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x, residual: [T, D]; updates residual; returns (normed, residual)."""
-    return _launch(x, residual, weight, eps, multiplier=multiplier, cast=cast), residual
-
-
-def _launch(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    eps: float,
     *,
-    multiplier: float,
-    cast: str,
+    residual: torch.Tensor | None = None,
+    multiplier: float = 1.0,
 ) -> torch.Tensor:
+    """x: [T, D] or [T, N, D], last axis contiguous; returns a new contiguous tensor.
+
+    With a residual, [T, D] as x is: it is updated, and the norm is the sum's.
+    """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     width = x.shape[-1]
     rows = out.numel() // width

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.backend import KernelBackend, on_native
 from pilotfish.kernels.rope import eager, native
 
 __all__ = ["apply_rope", "rope_angles"]
 
 
+@on_native(native.apply_rope)
 def apply_rope(
     x: torch.Tensor,
     cos: torch.Tensor,
@@ -38,11 +39,10 @@ def apply_rope(
         from pilotfish.kernels.rope import triton
 
         return triton.apply_rope(x, cos, sin, interleaved)
-    if backend.name == "native":
-        return native.apply_rope(x, cos, sin, interleaved)
     return eager.apply_rope(x, cos, sin, interleaved)
 
 
+@on_native(native.rope_angles)
 def rope_angles(
     positions: torch.Tensor,
     frequencies: torch.Tensor,
@@ -58,6 +58,4 @@ def rope_angles(
     multiplied by it. Returns two new [T, R] float32, each pair's value at both of its places.
     A row's bits depend on that row only.
     """
-    if backend.name == "native":
-        return native.rope_angles(positions, frequencies, scale, interleaved)
     return eager.rope_angles(positions, frequencies, scale, interleaved)

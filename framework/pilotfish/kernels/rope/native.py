@@ -5,13 +5,13 @@ Knows: the arguments' records of native.h. Does not know: where frequencies come
 
 from __future__ import annotations
 
-from ctypes import Structure, c_double, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
-from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import address_of, dtype_code
+from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
+from pilotfish.kernels.native.numbers import address_of, dtype_code, record_fields
 from pilotfish.kernels.native.plan import Plan
 
 _COST_OF_AN_ANGLE = 16
@@ -21,33 +21,18 @@ _COST_OF_AN_ANGLE = 16
 class Arguments(Structure):
     """A `pf_apply_rope`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("rows", c_int64),
-        ("heads", c_int64),
-        ("rotated", c_int64),
-        ("row_stride", c_int64),
-        ("head_stride", c_int64),
-        ("dtype", c_int64),
-        ("interleaved", c_int64),
+    _fields_ = record_fields(
+        pointers="x cos sin", ints="rows heads rotated row_stride head_stride dtype interleaved"
     )
 
 
 class AnglesArguments(Structure):
     """A `pf_rope_angles`."""
 
-    _fields_ = (
-        ("positions", c_void_p),
-        ("frequencies", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("rows", c_int64),
-        ("pairs", c_int64),
-        ("frequency_stride", c_int64),
-        ("interleaved", c_int64),
-        ("scale", c_double),
+    _fields_ = record_fields(
+        pointers="positions frequencies cos sin",
+        ints="rows pairs frequency_stride interleaved",
+        doubles="scale",
     )
 
 
@@ -61,9 +46,10 @@ def want_angles(rotated: int) -> None:
 
 
 def apply_rope(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool = False
 ) -> torch.Tensor:
     """x: [T, N, H], mutated; cos, sin: [T, R]; returns x, as the public function."""
+    want_angles(cos.shape[1])
     cos, sin = cos.contiguous(), sin.contiguous()
     rows, heads, width = x.shape
     row_stride, head_stride, _ = x.stride()
@@ -116,7 +102,11 @@ def plan_apply_rope(
 
 
 def rope_angles(
-    positions: torch.Tensor, frequencies: torch.Tensor, scale: float, interleaved: bool
+    positions: torch.Tensor,
+    frequencies: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    interleaved: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """positions: [T]; frequencies: [R/2] or [T, R/2]; as the public function."""
     positions, frequencies = positions.contiguous(), frequencies.contiguous()
@@ -136,4 +126,34 @@ def rope_angles(
         scale,
     )
     run("rope_angles", args, rows * pairs * _COST_OF_AN_ANGLE)
+    return cos, sin
+
+
+def plan_rope_angles(
+    plan: Plan,
+    positions: Pointer,
+    frequencies: torch.Tensor,
+    *,
+    rows: Rows,
+    scale: float,
+    interleaved: bool,
+) -> tuple[Buffer, Buffer]:
+    """Plans `rope_angles` of [rows] positions; frequencies: [R/2]. Returns cos and sin."""
+    pairs = frequencies.shape[0]
+    cos, sin = (Buffer(rows, 2 * pairs, torch.float32) for _ in "cs")
+    frequencies = frequencies.contiguous()
+    plan.keep(frequencies)
+    plan.call(
+        "rope_angles",
+        AnglesArguments,
+        positions=positions,
+        frequencies=address_of("frequencies", frequencies, torch.float32, pairs, exact=True),
+        cos=cos,
+        sin=sin,
+        rows=rows,
+        pairs=pairs,
+        frequency_stride=0,
+        interleaved=interleaved,
+        scale=scale,
+    )
     return cos, sin

@@ -5,14 +5,14 @@ Knows: its arguments' record in native.h. Planned, the rows are sorted by expert
 
 from __future__ import annotations
 
-from ctypes import Structure, c_double, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.grouped_linear.native import PlannedGroups
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import address, address_of, in_rows
+from pilotfish.kernels.native.numbers import address, address_of, in_rows, parameter, record_fields
 from pilotfish.kernels.native.plan import Plan
 
 _SCORINGS = {"given": 0, "sigmoid": 1, "softmax": 2}
@@ -24,22 +24,12 @@ class Arguments(Structure):
     """A `pf_choose_experts`."""
 
     _fields_ = (
-        ("logits", c_void_p),
-        ("bias", c_void_p),
-        ("choice", c_void_p),
-        ("weights", c_void_p),
-        ("rows", c_int64),
-        ("experts", c_int64),
-        ("row_stride", c_int64),
-        ("chosen", c_int64),
-        ("groups", c_int64),
-        ("kept_groups", c_int64),
-        ("scoring", c_int64),
-        ("normalize", c_int64),
-        ("scale", c_double),
-        ("sorted_rows", c_void_p),
-        ("places", c_void_p),
-        ("spans", c_void_p),
+        *record_fields(
+            pointers="logits bias choice weights",
+            ints="rows experts row_stride chosen groups kept_groups scoring normalize",
+            doubles="scale",
+        ),
+        *record_fields(pointers="sorted_rows places spans"),
     )
 
 
@@ -74,9 +64,7 @@ def choose_experts(
     """logits: [T, E]; returns (choice, weights), [T, S] each, as the public function."""
     logits = in_rows(logits)
     rows, experts = logits.shape
-    bias = None if bias is None else bias.contiguous()
-    if bias is not None:
-        address_of("bias", bias, torch.float32, experts, exact=True)
+    bias = parameter("bias", bias, experts)
     choice = torch.empty((rows, num_chosen), dtype=torch.int64)
     weights = logits.new_empty((rows, num_chosen))
     args = Arguments(
@@ -113,9 +101,7 @@ def plan_choose_experts(
     """Plans it for [T, E]; returns the weights [T, S], and the rows sorted by expert."""
     assert logits.dtype == torch.float32, logits.dtype
     want_groups(logits.width, num_chosen, num_groups, num_kept_groups)
-    bias = None if bias is None else bias.contiguous()
-    if bias is not None:
-        address_of("bias", bias, torch.float32, logits.width, exact=True)
+    bias = parameter("bias", bias, logits.width)
     choice = Buffer(logits.rows, num_chosen, torch.int64)
     weights = Buffer(logits.rows, num_chosen, torch.float32)
     groups = PlannedGroups.of(choice, logits.width)

@@ -5,13 +5,13 @@ Does not know: requests; `sampling/native.py` turns those into records.
 
 from __future__ import annotations
 
-from ctypes import Array, Structure, addressof, c_double, c_float, c_int64, c_uint64, c_void_p
+from ctypes import Array, Structure, addressof, c_uint64
 
 import torch
 from torch import Tensor
 
 from pilotfish.kernels.native import library, run
-from pilotfish.kernels.native.numbers import address_of, in_rows, want_indices
+from pilotfish.kernels.native.numbers import address_of, in_rows, record_fields, want_indices
 
 ONE_LOOK, SHORT_LIST, WHOLE_ROW, LOGPROBS = 1, 2, 8, 6
 """What a row costs, in looks at all its logits: greedy; with top_k; without; log probabilities."""
@@ -27,81 +27,44 @@ class Row(Structure):
     """A `pf_sampling_row`."""
 
     _fields_ = (
-        ("bias_ids", c_void_p),
-        ("bias", c_void_p),
-        ("num_bias", c_int64),
-        ("seen_ids", c_void_p),
-        ("seen_counts", c_void_p),
-        ("num_seen", c_int64),
-        ("banned_ids", c_void_p),
-        ("num_banned", c_int64),
-        ("repetition_penalty", c_float),
-        ("frequency_penalty", c_float),
-        ("presence_penalty", c_float),
-        ("temperature", c_float),
-        ("top_k", c_int64),
-        ("top_p", c_double),
-        ("min_p", c_double),
+        *record_fields(pointers="bias_ids bias", ints="num_bias"),
+        *record_fields(pointers="seen_ids seen_counts", ints="num_seen"),
+        *record_fields(pointers="banned_ids", ints="num_banned"),
+        *record_fields(floats="repetition_penalty frequency_penalty presence_penalty temperature"),
+        *record_fields(ints="top_k", doubles="top_p min_p"),
         ("seed", c_uint64),
         ("position", c_uint64),
-        ("wants_logprobs", c_int64),
-        ("num_top", c_int64),
-        ("top_ids", c_void_p),
-        ("top_logprobs", c_void_p),
-        ("status", c_int64),
-        ("num_kept", c_int64),
-        ("rank", c_int64),
-        ("logprob", c_double),
-        ("last_value", c_float),
-        ("largest", c_float),
+        *record_fields(ints="wants_logprobs num_top"),
+        *record_fields(pointers="top_ids top_logprobs", ints="status num_kept rank"),
+        *record_fields(doubles="logprob"),
+        *record_fields(floats="last_value largest"),
     )
 
 
 class SampleRows(Structure):
     """A `pf_sample_rows`."""
 
-    _fields_ = (
-        ("rows", c_void_p),
-        ("logits", c_void_p),
-        ("processed", c_void_p),
-        ("tokens", c_void_p),
-        ("num_rows", c_int64),
-        ("vocab_size", c_int64),
-        ("row_stride", c_int64),
-        ("draws", c_int64),
-        ("failed", c_int64),
+    _fields_ = record_fields(
+        pointers="rows logits processed tokens", ints="num_rows vocab_size row_stride draws failed"
     )
 
 
 class GumbelNoise(Structure):
     """A `pf_gumbel_noise`."""
 
-    _fields_ = (
-        ("seeds", c_void_p),
-        ("positions", c_void_p),
-        ("out", c_void_p),
-        ("num_rows", c_int64),
-        ("vocab_size", c_int64),
-    )
+    _fields_ = record_fields(pointers="seeds positions out", ints="num_rows vocab_size")
 
 
 class GumbelOfCounters(Structure):
     """A `pf_gumbel_of_counters`."""
 
-    _fields_ = (("counters", c_void_p), ("out", c_void_p), ("count", c_int64))
+    _fields_ = record_fields(pointers="counters out", ints="count")
 
 
 class ApplyBitmask(Structure):
     """A `pf_apply_bitmask`."""
 
-    _fields_ = (
-        ("logits", c_void_p),
-        ("masks", c_void_p),
-        ("out", c_void_p),
-        ("num_rows", c_int64),
-        ("vocab_size", c_int64),
-        ("row_stride", c_int64),
-    )
+    _fields_ = record_fields(pointers="logits masks out", ints="num_rows vocab_size row_stride")
 
 
 def serves(device: torch.device) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.backend import KernelBackend, on_native
 from pilotfish.kernels.short_conv import eager, native
 from pilotfish.kernels.short_conv.columns import ColumnRun, ConvColumns
 
 __all__ = ["ColumnRun", "ConvColumns", "short_conv"]
 
 
+@on_native(native.short_conv)
 def short_conv(
     bcx: torch.Tensor,
     weight: torch.Tensor,
@@ -42,6 +43,4 @@ def short_conv(
         from pilotfish.kernels.short_conv import triton
 
         return triton.short_conv(bcx, weight, bias, columns, layer)
-    if backend.name == "native":
-        return native.short_conv(bcx, weight, bias, columns, layer)
     return eager.short_conv(bcx, weight, bias, columns, layer)

@@ -6,14 +6,21 @@ Knows: the arguments' records of native.h. Does not know: requests.
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure, c_void_p
 from typing import Any
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer, Pointer
-from pilotfish.kernels.native.numbers import address, address_of, dtype_code, in_rows
+from pilotfish.kernels.native.numbers import (
+    address,
+    address_of,
+    dtype_code,
+    in_rows,
+    parameter,
+    record_fields,
+)
 from pilotfish.kernels.native.plan import Plan
 from pilotfish.kernels.short_conv.columns import ColumnRun, ConvColumns
 
@@ -21,38 +28,22 @@ from pilotfish.kernels.short_conv.columns import ColumnRun, ConvColumns
 class Rows(Structure):
     """A `pf_short_conv_rows`."""
 
-    _fields_ = (
-        ("memories", c_void_p),
-        ("columns", c_void_p),
-        ("rows", c_void_p),
-        ("count", c_int64),
-        ("first_row", c_int64),
-        ("start", c_int64),
-        ("memory_stride", c_int64),
+    _fields_ = record_fields(
+        pointers="memories columns rows", ints="count first_row start memory_stride"
     )
 
 
 class Pass(Structure):
     """A `pf_short_conv_pass`."""
 
-    _fields_ = (("parts", c_void_p), ("num_parts", c_int64), ("filled", c_int64))
+    _fields_ = record_fields(pointers="parts", ints="num_parts filled")
 
 
 class Arguments(Structure):
     """A `pf_short_conv`."""
 
-    _fields_ = (
-        ("bcx", c_void_p),
-        ("out", c_void_p),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("pass", c_void_p),
-        ("layer", c_int64),
-        ("num_rows", c_int64),
-        ("size", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("dtype", c_int64),
+    _fields_ = record_fields(
+        pointers="bcx out weight bias pass", ints="layer num_rows size width row_stride dtype"
     )
 
 
@@ -65,14 +56,12 @@ def short_conv(
 ) -> torch.Tensor:
     """bcx: [T', 3D]; returns [T', D] and writes the columns, as the public function."""
     bcx, weight = in_rows(bcx), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
     num_rows, (width, size) = bcx.shape[0], weight.shape
     if not 0 <= layer < len(columns.memory):
         raise ValueError(f"layer is {layer}; wanted 0 to {len(columns.memory) - 1}")
     for memory in (columns.memory, *(part.memory for part in columns.runs)):
         address_of("memory", memory[layer], bcx.dtype, 0, size, apart=True)
-    if bias is not None:
-        address_of("bias", bias, torch.float32, size, exact=True)
+    bias = parameter("bias", bias, size)
     out = bcx.new_empty((num_rows, size))
     args = Arguments(
         address_of("bcx", bcx, bcx.dtype, num_rows, 3 * size, apart=True),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from pilotfish.kernels.backend import KernelBackend
+from pilotfish.kernels.backend import KernelBackend, on_native
 from pilotfish.kernels.swiglu import eager, native
 
 __all__ = ["swiglu"]
 
 
+@on_native(native.swiglu)
 def swiglu(gate_up: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
     """Return `silu(gate) * up`; silu is rounded to the dtype, then the product is.
 
@@ -26,6 +27,4 @@ def swiglu(gate_up: torch.Tensor, *, backend: KernelBackend) -> torch.Tensor:
         from pilotfish.kernels.swiglu import triton
 
         return triton.swiglu(gate_up)
-    if backend.name == "native":
-        return native.swiglu(gate_up)
     return eager.swiglu(gate_up, invariant=backend.invariant)

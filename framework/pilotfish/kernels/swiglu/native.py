@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows
+from pilotfish.kernels.native.numbers import address_of, dtype_code, in_rows, record_fields
 from pilotfish.kernels.native.plan import Plan
 
 _COST = 4
@@ -18,14 +18,7 @@ _COST = 4
 class Arguments(Structure):
     """A `pf_swiglu`."""
 
-    _fields_ = (
-        ("gate_up", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("row_stride", c_int64),
-        ("dtype", c_int64),
-    )
+    _fields_ = record_fields(pointers="gate_up out", ints="rows width row_stride dtype")
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native import run
 from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
-from pilotfish.kernels.native.numbers import address_of, want_indices
+from pilotfish.kernels.native.numbers import address_of, record_fields, want_indices
 from pilotfish.kernels.native.plan import Plan
 
 
 class Arguments(Structure):
     """A `pf_take_rows`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("index", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("row_bytes", c_int64),
-    )
+    _fields_ = record_fields(pointers="x index out", ints="rows row_bytes")
 
 
 def take_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from pilotfish.config.hf_options import run_dtype
 from pilotfish.errors import ConfigError
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ArchConfig
+from pilotfish.protocols.optional import of_config
 from pilotfish.registry import Registry, Route
 from pilotfish.speculation.width import check_width
 from pilotfish.state import CacheParams, StateSpec
@@ -101,9 +102,9 @@ class UnifiedConfig:
                 f"width is the schedule {dict(options.width)!r}; wanted a number or 'adaptive': "
                 "whoever runs the steps makes the schedule"
             )
-        check_width(options, self.draft.max_width)
+        check_width(options, self.draft.max_draft_tokens)
         for part in (self.target, self.draft):
-            if getattr(part, "prefix_salt", lambda _: b"")(2**30):
+            if of_config(part).prefix_salt(2**30):
                 raise ConfigError(
                     "rotary positions of the target or the draft depend on the length of the text, "
                     "which a step does not know; use LLM(model, draft=...)"
@@ -112,7 +113,7 @@ class UnifiedConfig:
     @property
     def width(self) -> int:
         """Tokens drafted in a step."""
-        width, most = self.speculative_config.width, self.draft.max_width
+        width, most = self.speculative_config.width, self.draft.max_draft_tokens
         if isinstance(width, int):
             return width
         return _WIDTH if most is None else int(most)

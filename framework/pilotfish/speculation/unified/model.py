@@ -13,17 +13,21 @@ from typing import Any, ClassVar
 import attrs
 import torch
 
-from pilotfish.batch import RaggedBatch, RequestContext
+from pilotfish.batch import NO_DRAFT, RequestContext
 from pilotfish.config import PipelineConfig
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.device import current_device
+from pilotfish.models.inputs import initial_inputs
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ModelInputs, PipelineModel, ReturnLogits
+from pilotfish.protocols.optional import of_model
 from pilotfish.registry import Registry
 from pilotfish.sampling import Sampler
 from pilotfish.sampling.bitmask import apply_bitmask
-from pilotfish.speculation.acceptance import Accepted, VerifyRequest, acceptance_rule
-from pilotfish.speculation.proposer import DraftBatch, DraftRequest, Proposer, ProposerSetup
+from pilotfish.speculation.acceptance import Accepted
+from pilotfish.speculation.acceptance_rules import acceptance_rule
+from pilotfish.speculation.proposer import DraftRequest, Proposer, ProposerSetup
+from pilotfish.speculation.step import accept, draft
 from pilotfish.speculation.unified.config import UnifiedConfig
 from pilotfish.speculation.unified.inputs import UnifiedInputs, UnifiedOutputs
 from pilotfish.speculation.unified.step import DraftPages, Step
@@ -63,7 +67,7 @@ class UnifiedModel:
             device=self.device,
             return_logits=self.return_logits,
             return_hidden_states=config.draft.return_hidden_states,
-            hidden_state_boundaries=config.draft.taps,
+            aux_hidden_state_layers=config.draft.aux_hidden_state_layers,
         )
         self.draft: Proposer = route.speculator_model_class()(
             ProposerSetup(
@@ -95,7 +99,9 @@ class UnifiedModel:
     def load_model(self, weights: WeightSource, draft_weights: WeightSource) -> None:
         """Fills both. Raises WeightsError naming tensors that do not fit."""
         self.target.load_model(weights)
+        of_model(self.target).plan_pass()
         self.draft.load_model(draft_weights)
+        of_model(self.draft).plan_pass()
 
     def prepare_initial_token_inputs(
         self,
@@ -108,16 +114,14 @@ class UnifiedModel:
         if len(replica_batches) != 1:
             raise ValueError(f"got {len(replica_batches)} replica batches; wanted one replica")
         batch = replica_batches[0]
-        rows = [context.scheduled_tokens for context in batch]
         ends = [context.num_computed + context.num_scheduled for context in batch]
         following = [[*c.tokens[end : end + 1], -1][0] for c, end in zip(batch, ends, strict=True)]
-        ragged = RaggedBatch.pack(rows, self.device)
-        wanted = [return_n_logits] if isinstance(return_n_logits, int) else list(return_n_logits)
-        return self.inputs_class(
-            tokens=ragged.tokens,
-            input_row_offsets=ragged.input_row_offsets,
-            return_n_logits=torch.tensor(wanted, dtype=torch.int64),
-            kv_cache_inputs=kv_cache_inputs,
+        return initial_inputs(
+            self.inputs_class,
+            batch,
+            kv_cache_inputs,
+            return_n_logits,
+            device=self.device,
             following_tokens=torch.tensor(following, dtype=torch.int64, device=self.device),
             **fields,
         )
@@ -165,17 +169,16 @@ class UnifiedModel:
         logits = outputs.logits
         if model_inputs.token_bitmasks is not None:
             logits = apply_bitmask(logits, model_inputs.token_bitmasks)
-        accepted = self._accept(step, logits, model_inputs)
-        hidden = outputs.hidden_states
-        assert hidden is not None
-        counted = step.counted_rows(accepted)
-        proposals = self.draft.propose(
-            DraftBatch(
-                requests=[self._request(step, place, accepted) for place in range(len(step.rows))],
-                features=hidden[torch.tensor(counted, device=hidden.device)],
-                kv_inputs=DraftPages(kv, blocks).view,
-            )
+        accepted = self._accept(step, logits, outputs.logit_offsets.tolist()[1:])
+        found = draft(
+            self.draft,
+            [self._request(step, place, one) for place, one in enumerate(accepted)],
+            row_counts=kv.row_counts,
+            hidden_states=outputs.hidden_states,
+            kv_inputs=DraftPages(kv, blocks).view,
+            vocab_size=logits.shape[1],
         )
+        proposals = [proposal or NO_DRAFT for proposal in found]
         return UnifiedOutputs(
             num_accepted=tuple(one.num_accepted for one in accepted),
             tokens=tuple(one.tokens for one in accepted),
@@ -199,16 +202,16 @@ class UnifiedModel:
                 request_id=str(place),
                 tokens=[0] * length + rows,
                 num_computed=length,
-                num_scheduled=len(rows) + len(drafts),
-                draft_tokens=drafts,
+                num_scheduled=len(rows) + len(proposal.tokens),
+                draft=proposal,
             )
-            for place, (length, rows, drafts) in enumerate(
+            for place, (length, rows, proposal) in enumerate(
                 zip(kv.lengths, step.rows, step.drafts, strict=True)
             )
         ]
         counts = [
-            len(drafts) + 1 if wants else 0
-            for drafts, wants in zip(step.drafts, step.wants, strict=True)
+            len(proposal.tokens) + 1 if wants else 0
+            for proposal, wants in zip(step.drafts, step.wants, strict=True)
         ]
         return self.target_inputs(contexts, kv, counts, model_inputs)
 
@@ -225,39 +228,26 @@ class UnifiedModel:
             [contexts], kv_cache_inputs, return_n_logits
         )
 
-    def _accept(
-        self, step: Step, logits: torch.Tensor, model_inputs: UnifiedInputs
-    ) -> list[Accepted]:
+    def _accept(self, step: Step, logits: torch.Tensor, ends: Sequence[int]) -> list[Accepted]:
         """In the order of the requests; nothing for those that want no logits."""
         asked = [place for place, wants in enumerate(step.wants) if wants]
-        verify = [
-            VerifyRequest(
-                rows=[step.sampling_row(place, i) for i in range(len(step.drafts[place]) + 1)],
-                drafts=step.drafts[place],
-                probs=None if model_inputs.draft_probs is None else model_inputs.draft_probs[place],
-                thinks=step.thinks[place],
-            )
-            for place in asked
-        ]
-        decided = self._acceptance.decide(logits, verify) if asked else []
-        found = [Accepted(num_accepted=0, tokens=(), logprobs=())] * len(step.wants)
+        decided = accept(
+            self._acceptance,
+            logits,
+            [step.verify_request(place) for place in asked],
+            [ends[place] for place in asked],
+        )
+        found = [Accepted()] * len(step.wants)
         for place, one in zip(asked, decided, strict=True):
+            if one.error is not None:
+                raise one.error
             found[place] = one
         return found
 
-    def _request(self, step: Step, place: int, accepted: Sequence[Accepted]) -> DraftRequest:
-        one = accepted[place]
+    def _request(self, step: Step, place: int, one: Accepted) -> DraftRequest:
         if not one.tokens and step.following[place] < 0 and self.config.draft.lookahead:
             raise ValueError(
                 f"request {place} wants no logits and following_tokens is not given; wanted the "
                 "prompt's next token, which the draft's last row reads"
             )
-        num_new = len(step.rows[place]) + one.num_accepted
-        return DraftRequest(
-            request_id=str(place),
-            tokens=step.tokens_after(place, one),
-            num_before=step.lengths[place],
-            num_new=num_new,
-            width=self.config.width if one.tokens else 0,
-            sampling_row=lambda drafted: step.sampling_row(place, len(one.tokens) + len(drafted)),
-        )
+        return step.draft_request(place, one, self.config.width)

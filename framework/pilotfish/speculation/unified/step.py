@@ -13,9 +13,11 @@ from typing import Any, Self
 import attrs
 import torch
 
+from pilotfish.batch import Proposal
 from pilotfish.config import SamplingParams
 from pilotfish.sampling import SamplingRow
-from pilotfish.speculation.acceptance import Accepted
+from pilotfish.speculation.acceptance import Accepted, VerifyRequest
+from pilotfish.speculation.proposer import DraftRequest
 from pilotfish.speculation.unified.inputs import UnifiedInputs
 from pilotfish.state import KVCacheInputs
 
@@ -28,7 +30,7 @@ class Step:
     """
 
     rows: Sequence[list[int]]
-    drafts: Sequence[tuple[int, ...]]
+    drafts: Sequence[Proposal]
     following: Sequence[int]
     lengths: Sequence[int]
     wants: Sequence[bool]
@@ -42,10 +44,14 @@ class Step:
         offsets, tokens = inputs.input_row_offsets.tolist(), inputs.tokens.tolist()
         count = len(offsets) - 1
         wanted = inputs.return_n_logits.tolist()
-        drafts = [()] * count if inputs.draft_tokens is None else inputs.draft_tokens.tolist()
+        drafts = _listed(inputs.draft_tokens, (), count)
+        probs = [None] * count if inputs.draft_probs is None else list(inputs.draft_probs)
         return cls(
             rows=[tokens[a:b] for a, b in pairwise(offsets)],
-            drafts=[tuple(row) for row in drafts],
+            drafts=[
+                Proposal(tokens=tuple(row), probs=own)
+                for row, own in zip(drafts, probs, strict=True)
+            ],
             following=_listed(inputs.following_tokens, -1, count),
             lengths=kv.lengths,
             wants=[bool(n) for n in (wanted * count if len(wanted) == 1 else wanted)],
@@ -67,22 +73,29 @@ class Step:
         position = self.lengths[place] + len(self.rows[place]) + ahead
         return SamplingRow(params=self.params[place], seed=self.seeds[place], position=position)
 
-    def counted_rows(self, accepted: Sequence[Accepted]) -> list[int]:
-        """Rows of the verify pass that count."""
-        found: list[int] = []
-        first = 0
-        for rows, drafts, one in zip(self.rows, self.drafts, accepted, strict=True):
-            found.extend(range(first, first + len(rows) + one.num_accepted))
-            first += len(rows) + len(drafts)
-        return found
+    def verify_request(self, place: int) -> VerifyRequest:
+        """What is to be judged of a request."""
+        proposal = self.drafts[place]
+        return VerifyRequest(
+            rows=[self.sampling_row(place, i) for i in range(len(proposal.tokens) + 1)],
+            draft=proposal,
+            thinks=self.thinks[place],
+        )
 
-    def tokens_after(self, place: int, one: Accepted) -> list[int]:
-        """Everything that counts after the step, with the token that follows it.
+    def draft_request(self, place: int, one: Accepted, width: int) -> DraftRequest:
+        """What follows a request's rows that count, of which `one` accepted some.
 
         Tokens committed before are not known here and nobody reads them: zeros stand in.
         """
         following = list(one.tokens) or [self.following[place]]
-        return [0] * self.lengths[place] + self.rows[place] + following
+        return DraftRequest(
+            request_id=str(place),
+            tokens=[0] * self.lengths[place] + self.rows[place] + following,
+            num_before=self.lengths[place],
+            num_new=len(self.rows[place]) + one.num_accepted,
+            num_draft_tokens=width if one.tokens else 0,
+            sampling_row=lambda drafted: self.sampling_row(place, len(one.tokens) + len(drafted)),
+        )
 
 
 @attrs.frozen

@@ -14,7 +14,7 @@ import torch
 from pilotfish.testing.compare import want_same_bits
 from pilotfish.testing.outcome import NotApplicable, NotKnown
 from pilotfish.testing.session import Session
-from pilotfish.testing.subject import LONG, NUM_PAGES, PAGE_SIZE, Subject
+from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 LENGTHS = (1, PAGE_SIZE - 1, LONG, PAGE_SIZE, PAGE_SIZE + 1, 2 * PAGE_SIZE)
 """Around the page, and a long one in the middle."""
@@ -27,8 +27,7 @@ def batch_equals_singles(subject: Subject) -> None:
     for dtype in subject.dtypes:
         texts = {str(n): subject.tokens(n, seed) for seed, n in enumerate(LENGTHS)}
         session = subject.session(dtype)
-        for name, tokens in texts.items():
-            session.add(name, tokens)
+        session.add_all(texts)
         together = session.run({name: len(tokens) for name, tokens in texts.items()})
         for name, tokens in texts.items():
             where = f"{dtype}, the request of {name} tokens in a batch of {len(texts)}"
@@ -62,9 +61,7 @@ def chunks_equal_whole(subject: Subject) -> None:
 def _want_chunked(
     subject: Subject, dtype: str, tokens: list[int], chunks: list[int], whole: torch.Tensor
 ) -> None:
-    session = subject.session(dtype, num_pages=max(NUM_PAGES, len(tokens) // PAGE_SIZE + 1))
-    session.add("a", tokens)
-    rows = session.finish("a", chunks)
+    rows = subject.alone(tokens, dtype, chunks=chunks)
     want_same_bits(rows, whole, f"{dtype}, {len(tokens)} tokens in chunks of {chunks[0]}")
 
 
@@ -75,25 +72,11 @@ def mixtures_equal_singles(subject: Subject) -> None:
         alone = {name: subject.alone(tokens, dtype) for name, tokens in texts.items()}
         for number in range(NUM_SCHEDULES):
             session = subject.session(dtype, poison=number % 2 == 0)
-            got = _drawn_schedule(session, texts, random.Random(number))
+            session.add_all(texts)
+            got = session.finish_mixed(random.Random(number))
             for name in texts:
                 where = f"{dtype}, request {name} of drawn schedule {number}"
                 want_same_bits(got[name], alone[name], where)
-
-
-def _drawn_schedule(
-    session: Session, texts: dict[str, list[int]], drawn: random.Random
-) -> dict[str, torch.Tensor]:
-    """Every request's rows, computed in passes over a random few of them."""
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in texts}
-    for name, tokens in texts.items():
-        session.add(name, tokens)
-    while left := [name for name in texts if session.left(name)]:
-        chosen = drawn.sample(left, drawn.randint(1, len(left)))
-        counts = {name: drawn.choice((1, drawn.randint(1, session.left(name)))) for name in chosen}
-        for name, logits in session.run(counts).items():
-            rows[name].append(logits)
-    return {name: torch.cat(pieces) for name, pieces in rows.items()}
 
 
 def pages_do_not_matter(subject: Subject) -> None:
@@ -161,23 +144,20 @@ def next_inputs_equal_packed(subject: Subject) -> None:
     for dtype in subject.dtypes:
         texts = {name: subject.tokens(n + steps, n) for name, n in lengths.items()}
         packed = subject.session(dtype)
-        for name, tokens in texts.items():
-            packed.add(name, tokens, num_prompt=lengths[name])
+        packed.add_all(texts, lengths)
         packed.run(lengths)
         wanted = [packed.run(dict.fromkeys(texts, 1)) for _ in range(steps)]
         got = _followed(subject.session(dtype), texts, lengths, steps)
         for step, (rows, expected) in enumerate(zip(got, wanted, strict=True)):
-            want_same_bits(
-                rows, torch.cat(list(expected.values())), f"{dtype}, {step + 1} rows later"
-            )
+            together = torch.cat(list(expected.values()))
+            want_same_bits(rows, together, f"{dtype}, {step + 1} rows later")
 
 
 def _followed(
     session: Session, texts: dict[str, list[int]], lengths: dict[str, int], steps: int
 ) -> list[torch.Tensor]:
     """Logits of passes of one row, the inputs of each made from those before."""
-    for name, tokens in texts.items():
-        session.add(name, tokens, num_prompt=lengths[name])
+    session.add_all(texts, lengths)
     session.run(lengths)
     inputs = session.inputs(dict.fromkeys(texts, 1), ahead=steps - 1)
     found = [session.execute(inputs).logits.clone()]

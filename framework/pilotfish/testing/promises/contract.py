@@ -28,20 +28,10 @@ OF_DRAFTERS_CONFIGS = ("num_repeated_weights", "learns_across_requests", "get_ma
 def optional_members_are_spelt_right(subject: Subject) -> None:
     """No member of a plugin's classes is an optional one of the contract with its name misspelt."""
     prepared = subject.prepared(subject.dtype)
+    of_models = _all_of(PipelineModel, SpeculativeTarget, OptionalOfModel)
     kinds: list[tuple[Any, Iterable[str]]] = [
-        (
-            type(prepared.model.config),
-            (*_all_of(ArchConfig), *_all_of(OptionalOfConfig), *OF_CONFIGS),
-        ),
-        (
-            type(prepared.model),
-            (
-                *_all_of(PipelineModel),
-                *_all_of(SpeculativeTarget),
-                *_all_of(OptionalOfModel),
-                *vars(DecoderModel),
-            ),
-        ),
+        (type(prepared.model.config), (*_all_of(ArchConfig, OptionalOfConfig), *OF_CONFIGS)),
+        (type(prepared.model), (*of_models, *vars(DecoderModel))),
     ]
     if isinstance(prepared.model, DecoderModel):
         layers = {type(layer) for layer in prepared.model.network.layers_inside()}
@@ -55,11 +45,9 @@ def optional_members_are_spelt_right(subject: Subject) -> None:
             subject.dtype, draft=subject.draft, speculative=subject.speculative
         )
         assert drafted.draft is not None
-        known = (*_all_of(SpeculatorConfig), *OF_DRAFTERS_CONFIGS)
-        kinds += (
-            (type(drafted.draft.config), known),
-            (drafted.draft.model_class, _all_of(Proposer)),
-        )
+        of_configs = (*_all_of(SpeculatorConfig), *OF_DRAFTERS_CONFIGS)
+        kinds.append((type(drafted.draft.config), of_configs))
+        kinds.append((drafted.draft.model_class, _all_of(Proposer)))
     for kind, members in kinds:
         for written, meant in misspelt(kind, members):
             want(
@@ -69,5 +57,5 @@ def optional_members_are_spelt_right(subject: Subject) -> None:
             )
 
 
-def _all_of(contract: type) -> tuple[str, ...]:
-    return (*methods_of(contract), *attributes_of(contract))
+def _all_of(*contracts: type) -> list[str]:
+    return [name for one in contracts for name in (*methods_of(one), *attributes_of(one))]

@@ -33,12 +33,11 @@ def drafts_are_the_oracles(subject: Subject) -> None:
         for work in texts(subject, length, seed)
     ]
     llm = under_test(subject, "float32", max_batch_tokens=13)
-    with listeners.GreedyDrafts(llm) as heard:
+    with listeners.greedy_drafts(llm) as seen:
         llm.generate([work.prompt for work in works], [work.params for work in works])
-    if not any(drafted for _, _, drafted in heard.seen):
+    if not any(drafted for _, _, drafted in seen):
         raise NotKnown(NOTHING)
-    some = random.Random(0).sample(heard.seen, min(MOST, len(heard.seen)))
-    for tokens, width, drafted in some:
+    for tokens, width, drafted in random.Random(0).sample(seen, min(MOST, len(seen))):
         _want_like(oracle, tokens, width, drafted)
 
 

@@ -16,7 +16,7 @@ from pilotfish.speculation import BlockProposer, SequentialProposer
 from pilotfish.speculation.acceptance import VerifyRequest
 from pilotfish.testing import listeners
 from pilotfish.testing.drafted import NUM_TOKENS, echo, under_test
-from pilotfish.testing.outcome import want
+from pilotfish.testing.outcome import Broken, want
 from pilotfish.testing.subject import Subject
 
 NUM_SEEDS = 64
@@ -46,21 +46,24 @@ def residual_acceptance_keeps_the_law(subject: Subject) -> None:
         prompts.append(repeats.prompt)
         params.append(repeats.params)
     tally = Tally(with_noise=isinstance(llm.proposer, SequentialProposer | BlockProposer))
-    with listeners.Judged(tally.add) as judged:
+    with listeners.judged(tally.add):
         llm.generate(prompts, params)
-    want(judged.first is not None, "no draft was judged", "one at least")
+    if tally.first is None:
+        raise Broken("no draft was judged", "one at least")
     tally.want_drawn()
-    _want_committed_probs(judged)
+    _want_committed_probs(*tally.first)
 
 
 class Tally:
     """How often drafted tokens are what their laws make likely, and what falls into halves of V.
 
     with_noise: whether each is to be what the target's own noise draws, as the library's drivers
-    promise. Keeps no law: they are large.
+    promise. Keeps no law: they are large. first: the logits [R, V] and the request that were judged
+    first; None where none was.
     """
 
     def __init__(self, *, with_noise: bool) -> None:
+        self.first: tuple[torch.Tensor, VerifyRequest] | None = None
         self._with_noise = with_noise
         self._unlike: tuple[int, int] | None = None
         self._seen = set[tuple[int, int]]()
@@ -68,11 +71,15 @@ class Tally:
         self._gaps = torch.zeros(1 + NUM_HALVES, dtype=torch.float64)
         self._variances = torch.zeros(1 + NUM_HALVES, dtype=torch.float64)
 
-    def add(self, request: VerifyRequest) -> None:
+    def add(self, logits: torch.Tensor, request: VerifyRequest) -> None:
         """Counts a request's drafts; of each place in a text one, since its noise is the same."""
-        if request.probs is None:
+        if self.first is None:
+            self.first = logits.clone(), request
+        if request.draft.probs is None:
             return  # certain, and such a one has the law that it says
-        for token, probs, row in zip(request.drafts, request.probs, request.rows, strict=False):
+        for token, probs, row in zip(
+            request.drafts, request.draft.probs, request.rows, strict=False
+        ):
             if (row.seed, row.position) not in self._seen:
                 self._seen.add((row.seed, row.position))
                 self._add(token, probs.cpu(), row)
@@ -110,10 +117,8 @@ class Tally:
             )
 
 
-def _want_committed_probs(judged: listeners.Judged) -> None:
+def _want_committed_probs(logits: torch.Tensor, request: VerifyRequest) -> None:
     """With drafts drawn from any law the committed token has the target's."""
-    assert judged.first is not None
-    logits, request = judged.first
     full = Sampler().process_logits(logits, request.rows).double().softmax(-1)[0]
     few = torch.zeros_like(full)
     few[full.topk(min(MOST_LIKELY, len(full))).indices] = 1.0
@@ -121,6 +126,6 @@ def _want_committed_probs(judged: listeners.Judged) -> None:
     certain = torch.zeros_like(p)
     certain[int(p.argmax())] = 1.0
     for q in (p, p * (1 + ROUNDING), p.flip(0), few / few.sum(), certain):
-        probs = judged.committed_probs(p, q)
+        probs = listeners.committed_probs(logits, request, p, q)
         gap = float((probs - p).abs().max())
         want(gap <= NEAR, f"a committed token whose law is off by {gap:.2g}", f"at most {NEAR:.0e}")

@@ -6,6 +6,7 @@ Knows: prompts of text and images. Does not know: towers or pixels.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -17,8 +18,7 @@ from pilotfish.errors import RequestError
 from pilotfish.protocols import ImageFeatures
 from pilotfish.testing.compare import want_same_bits
 from pilotfish.testing.image_prompts import ImagePrompt
-from pilotfish.testing.outcome import want
-from pilotfish.testing.session import Session
+from pilotfish.testing.outcome import want, want_raised
 from pilotfish.testing.subject import PAGE_SIZE, Subject
 
 NUM_SCHEDULES = 6
@@ -30,9 +30,7 @@ def images_may_be_cut_anywhere(subject: Subject) -> None:
     for dtype in subject.dtypes:
         whole = _alone(subject, dtype, prompt)
         for size in (1, 2, 3, PAGE_SIZE, 7):
-            session = subject.session(dtype)
-            session.add("a", prompt.tokens, images=prompt.images)
-            rows = session.finish("a", [size] * len(prompt.tokens))
+            rows = _alone(subject, dtype, prompt, chunks=[size] * len(prompt.tokens))
             want_same_bits(rows, whole, f"{dtype}, chunks of {size}")
 
 
@@ -42,18 +40,13 @@ def images_do_not_meet(subject: Subject) -> None:
     for dtype in subject.dtypes:
         alone = {name: _alone(subject, dtype, prompt) for name, prompt in prompts.items()}
         for number in range(NUM_SCHEDULES):
-            session, drawn = subject.session(dtype), random.Random(number)
+            session = subject.session(dtype)
             for name, prompt in prompts.items():
                 session.add(name, prompt.tokens, images=prompt.images)
-            got: dict[str, list[torch.Tensor]] = {name: [] for name in prompts}
-            while left := [name for name in prompts if session.left(name)]:
-                chosen = drawn.sample(left, drawn.randint(1, len(left)))
-                rows = {name: drawn.randint(1, session.left(name)) for name in chosen}
-                for name, logits in session.run(rows).items():
-                    got[name].append(logits)
+            got = session.finish_mixed(random.Random(number))
             for name, wanted in alone.items():
                 where = f"{dtype}, request {name} of drawn schedule {number}"
-                want_same_bits(torch.cat(got[name]), wanted, where)
+                want_same_bits(got[name], wanted, where)
 
 
 def another_image_is_no_prefix_hit(subject: Subject) -> None:
@@ -94,10 +87,8 @@ def images_matter(subject: Subject) -> None:
 def images_are_refused_by_name(subject: Subject) -> None:
     """Images where none are served, and too many or too few, are refused; the others run."""
     greedy = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-    text, image = (
-        subject.tokens(5),
-        ImageFeatures(pixel_values=torch.zeros(4, 3, 1, 1), grid_thw=(1, 2, 2)),
-    )
+    text = subject.tokens(5)
+    image = ImageFeatures(pixel_values=torch.zeros(4, 3, 1, 1), grid_thw=(1, 2, 2))
     wrong: list[tuple[list[int], list[ImageFeatures]]] = [(text, [image])]
     if subject.image_processor is not None:
         placeholder = subject.image_processor.placeholder_token_id
@@ -115,17 +106,14 @@ def images_are_refused_by_name(subject: Subject) -> None:
             )
             for output in (outputs[0], outputs[2]):
                 want(output.token_ids == alone.token_ids, "another text beside it", "the same")
-            try:
+            with want_raised(RequestError, f"{len(images)} images were scored", "a RequestError"):
                 llm.score(prompts[1])
-            except RequestError:
-                continue
-            want(False, f"{len(images)} images were scored", "a RequestError")
 
 
-def _alone(subject: Subject, dtype: str, prompt: ImagePrompt) -> torch.Tensor:
-    session: Session = subject.session(dtype)
-    session.add("alone", prompt.tokens, images=prompt.images)
-    return session.finish("alone")
+def _alone(
+    subject: Subject, dtype: str, prompt: ImagePrompt, chunks: Sequence[int] = ()
+) -> torch.Tensor:
+    return subject.alone(prompt.tokens, dtype, images=prompt.images, chunks=chunks)
 
 
 def _as_place(subject: Subject, prompt: ImagePrompt, place: int, *, seed: int) -> PlacedImage:

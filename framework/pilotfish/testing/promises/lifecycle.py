@@ -12,9 +12,10 @@ import torch
 
 from pilotfish.config import SamplingParams
 from pilotfish.protocols import PipelineModel
+from pilotfish.state import PagedStateSpec
 from pilotfish.testing.compare import same_memory, want_same_answer, want_same_bits
 from pilotfish.testing.faults import PlantedError, RaiseAt
-from pilotfish.testing.outcome import NotApplicable, want
+from pilotfish.testing.outcome import NotApplicable, want, want_raised
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
@@ -31,14 +32,12 @@ def history_equals_committed(subject: Subject) -> None:
         texts = {"a": subject.tokens(LONG + 7), "b": subject.tokens(LONG, seed=1)}
         prompts = {"a": 5, "b": 2 * PAGE_SIZE}
         alone = {
-            name: subject.alone(tokens, dtype, num_prompt=prompts[name])
-            for name, tokens in texts.items()
+            name: subject.alone(texts[name], dtype, num_prompt=n) for name, n in prompts.items()
         }
         for number in range(NUM_HISTORIES):
             # Poisoning may itself tidy a cache up, and so hide a bug: every other time without.
             session = subject.session(dtype, poison=number % 2 == 0)
-            for name, tokens in texts.items():
-                session.add(name, tokens, num_prompt=prompts[name])
+            session.add_all(texts, prompts)
             session.run(prompts)
             drawn = random.Random(number)
             while any(session.left(name) for name in texts):
@@ -159,8 +158,7 @@ def _want_warm(
     want_same_bits(session.finish("wrong"), wanted[done:], f"{where}, a text that was rejected")
     session.drop("wrong")
     _evict(session, subject)
-    session.add("late", tokens, num_prompt=num_prompt, warm=True)
-    done = session.contexts["late"].num_computed
+    done = session.add("late", tokens, num_prompt=num_prompt, warm=True).num_computed
     want_same_bits(session.finish("late"), cold[done:], f"{where}, after evictions")
     session.state.check()
 
@@ -176,11 +174,8 @@ def _offer_and_reject(session: Session, tokens: list[int]) -> list[int]:
 
 
 def _blocks(session: Session) -> tuple[torch.Tensor, ...]:
-    found: list[torch.Tensor] = []
-    for spec in session.model.state:
-        if hasattr(spec, "bytes_per_token"):
-            found.extend(session.state.paged_cache(spec.name).blocks)
-    return tuple(found)
+    paged = [spec.name for spec in session.model.state if isinstance(spec, PagedStateSpec)]
+    return tuple(block for name in paged for block in session.state.paged_cache(name).blocks)
 
 
 def _published(session: Session) -> list[tuple[int, tuple[int, torch.Tensor]]]:
@@ -252,12 +247,10 @@ def scratch_is_never_read(subject: Subject) -> None:
 
 def exceptions_change_nothing(subject: Subject) -> None:
     """An exception anywhere in a pass leaves every length as it was; run again, no bit differs."""
-    dtype, tokens = subject.dtype, subject.tokens(LONG)
-    mate = subject.tokens(8, seed=1)
-    whole = {"a": subject.alone(tokens, dtype), "b": subject.alone(mate, dtype)}
+    dtype, texts = subject.dtype, {"a": subject.tokens(LONG), "b": subject.tokens(8, seed=1)}
+    whole = {name: subject.alone(tokens, dtype) for name, tokens in texts.items()}
     session = subject.session(dtype)
-    for name, text in {"a": tokens, "b": mate}.items():
-        session.add(name, text)
+    session.add_all(texts)
     session.run({"a": 9, "b": 3})
     rows = {"a": 6, "b": 2}
     inputs = session.inputs(rows)
@@ -266,19 +259,15 @@ def exceptions_change_nothing(subject: Subject) -> None:
     for part in range(7):
         at = part * (counter.count - 1) // 6
         inputs = session.inputs(rows)
-        try:
-            with RaiseAt(at):
-                session.execute(inputs)
-        except PlantedError:
-            pass
-        else:
-            want(False, f"operation {at}'s exception was swallowed", "it raised")
+        swallowed = f"operation {at}'s exception was swallowed"
+        with want_raised(PlantedError, swallowed, "it raised"), RaiseAt(at):
+            session.execute(inputs)
         session.state.check()
         lengths = [session.state.num_committed(name) for name in rows]
         want(lengths == [9, 3], f"lengths {lengths} after operation {at} raised", "[9, 3]")
-    got = {name: session.finish(name) for name in rows}
-    want_same_bits(got["a"], whole["a"][9:], f"{dtype}, after exceptions")
-    want_same_bits(got["b"], whole["b"][3:], f"{dtype}, after exceptions, a batch mate")
+    want_same_bits(session.finish("a"), whole["a"][9:], f"{dtype}, after exceptions")
+    where = f"{dtype}, after exceptions, a batch mate"
+    want_same_bits(session.finish("b"), whole["b"][3:], where)
 
 
 def declared_state_is_all(subject: Subject) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import attrs
@@ -17,8 +18,7 @@ from pilotfish.loading.prepared import Prepared
 from pilotfish.protocols import PipelineModel
 from pilotfish.testing.compare import want_finite, want_same_bits
 from pilotfish.testing.image_prompts import ImagePrompt
-from pilotfish.testing.outcome import Broken, NotKnown, want
-from pilotfish.testing.session import Session
+from pilotfish.testing.outcome import Broken, NotKnown, want, want_raised
 from pilotfish.testing.subject import LONG, Subject
 from pilotfish.weights import TensorInfo, WeightSource, open_checkpoint
 from pilotfish.weights.hf_config import PlainConfig
@@ -38,8 +38,6 @@ class EditedSource:
     source: WeightSource
     drop: str = ""
     put: Mapping[str, Callable[[torch.Tensor | None], torch.Tensor]] = attrs.field(factory=dict)
-
-    is_mapped = False
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -79,7 +77,7 @@ def weights_are_strict(subject: Subject) -> None:
     prepared = subject.prepared(subject.dtype)
     source, infos = prepared.weights, subject.infos(prepared)
     for name, info in infos.items():
-        if not _may_be_tied(info, prepared.vocab_size):
+        if info.shape[0] != prepared.vocab_size:  # a head that is not there is tied: no mistake
             # One of several spellings may be gone; then the module it belongs to is named.
             _want_named(prepared, EditedSource(source=source, drop=name), name, "missing")
     first = next(iter(infos))
@@ -104,11 +102,6 @@ def _module(name: str) -> str:
     return short.rsplit(".", 2)[0] if short.count(".") > 1 else short
 
 
-def _may_be_tied(info: TensorInfo, vocab_size: int) -> bool:
-    """A head that is not in the file is tied to the embedding: that is no mistake."""
-    return info.shape[0] == vocab_size
-
-
 def _want_named(prepared: Prepared, source: EditedSource, name: str, what: str) -> None:
     try:
         load_edited(prepared, source)
@@ -123,30 +116,28 @@ def _want_named(prepared: Prepared, source: EditedSource, name: str, what: str) 
 def every_tensor_counts(subject: Subject) -> None:
     """Every tensor of the checkpoint changes the logits when it is changed."""
     prepared = subject.prepared(subject.dtype)
-    _want_small(prepared)
+    size = sum(info.num_bytes for info in prepared.weights.infos.values())
+    if size > SMALL_BYTES:
+        raise NotKnown(f"the checkpoint has {size >> 20} MiB: too many to load once a tensor")
     # Many texts, of which most tensors need the first: an expert must be some token's choice.
     texts = [ImagePrompt(tokens=subject.tokens(LONG, seed)) for seed in range(NUM_TEXTS)]
     if subject.image_processor is not None:
         texts.insert(0, subject.image_prompt(num_images=2))
 
-    def logits_of(session: Session, text: ImagePrompt) -> torch.Tensor:
-        session.add("a", text.tokens, images=text.images)
-        return session.finish("a")
+    @cache
+    def before(number: int) -> torch.Tensor:
+        return subject.alone(texts[number].tokens, images=texts[number].images)
 
-    before: dict[int, torch.Tensor] = {}
     for name in subject.infos(prepared):
         source = EditedSource(source=prepared.weights, put={name: _disturbed})
         model = load_edited(prepared, source)
-        same = True
         for number, text in enumerate(texts):
-            if number not in before:
-                before[number] = logits_of(subject.session(), text)
-            got = logits_of(subject.session(model=model), text)
+            got = subject.alone(text.tokens, images=text.images, model=model)
             want_finite(got, f"with {name} disturbed")
-            same = same and torch.equal(got, before[number])
-            if not same:
+            if not torch.equal(got, before(number)):
                 break
-        want(not same, f"logits that do not depend on {name}", "every tensor used")
+        else:
+            want(False, f"logits that do not depend on {name}", "every tensor used")
 
 
 def _disturbed(tensor: torch.Tensor | None) -> torch.Tensor:
@@ -157,33 +148,24 @@ def _disturbed(tensor: torch.Tensor | None) -> torch.Tensor:
     return (tensor.float() * (1 + 0.5 * noise) + 0.1 * noise).to(tensor.dtype)
 
 
-def _want_small(prepared: Prepared) -> None:
-    size = sum(info.num_bytes for info in prepared.weights.infos.values())
-    if size > SMALL_BYTES:
-        raise NotKnown(f"the checkpoint has {size >> 20} MiB: too many to load once a tensor")
-
-
 def config_round_trips(subject: Subject) -> None:
     """A config is frozen, made alike from alike, only reads, and knows its state early."""
     before = open_checkpoint(subject.model, subject.registry).huggingface_config.to_dict()
     prepared = subject.prepared(subject.dtype)
     hf, pipeline = prepared.checkpoint.huggingface_config, prepared.pipeline_config
-    config_class = prepared.route.config_class()
+    config_class, infos = prepared.route.config_class(), prepared.weights.infos
     first = config_class.initialize(pipeline)
-    final = first.finalize(hf, prepared.weights.infos)
+    final = first.finalize(hf, infos)
     changed = {name for name, value in hf.to_dict().items() if before.get(name, ...) != value}
     want(not changed, f"{sorted(changed)} of the Hugging Face config changed", "it is only read")
-    again = config_class.initialize(pipeline).finalize(hf, prepared.weights.infos)
+    again = config_class.initialize(pipeline).finalize(hf, infos)
     want(again == final, f"{again}", f"{final}, made twice from the same")
-    twice = final.finalize(hf, prepared.weights.infos)
+    twice = final.finalize(hf, infos)
     want(twice == final, f"{twice}, finalized twice", f"{final}")
-    plain = attrs.evolve(
-        pipeline, model=attrs.evolve(pipeline.model, huggingface_config=PlainConfig(before))
-    )
+    plain = attrs.evolve(pipeline.model, huggingface_config=PlainConfig(before))
     try:
-        from_plain = config_class.initialize(plain).finalize(
-            PlainConfig(before), prepared.weights.infos
-        )
+        early = config_class.initialize(attrs.evolve(pipeline, model=plain))
+        from_plain = early.finalize(PlainConfig(before), infos)
     except Exception as error:  # a plugin may raise anything
         raise Broken(
             f"{type(error).__name__}: {error}, read from a plain dict",
@@ -193,8 +175,8 @@ def config_round_trips(subject: Subject) -> None:
     want(from_plain == final, f"{from_plain}, read from a plain dict", f"{final}")
     want(copy.deepcopy(final) == final, "a copy that is not equal", "an equal one")
     for name in ("get_state_specs", "get_max_seq_len", "get_kv_params"):
-        early, late = getattr(first, name)(), getattr(final, name)()
-        want(early == late, f"{name} {early} before weights are known", f"{late}, as after")
+        told, late = getattr(first, name)(), getattr(final, name)()
+        want(told == late, f"{name} {told} before weights are known", f"{late}, as after")
     names = [spec.name for spec in final.get_state_specs()]
     want(len({*names}) == len(names), f"state specs named {names}", "a name for each")
     want(tuple(prepared.model.state) == final.get_state_specs(), "another state", "the config's")
@@ -202,16 +184,11 @@ def config_round_trips(subject: Subject) -> None:
 
 
 def _want_frozen(config: Any) -> None:
-    name = (
-        next((f.name for f in attrs.fields(type(config))), None)
-        if attrs.has(type(config))
-        else next(iter(vars(config)), None)
-    )
-    try:
+    kind = type(config)
+    names = [field.name for field in attrs.fields(kind)] if attrs.has(kind) else vars(config)
+    name = next(iter(names), None)
+    with want_raised(AttributeError, f"{name} of {kind.__name__} was set", "a frozen config"):
         setattr(config, str(name), None)
-    except AttributeError:
-        return
-    want(False, f"{name} of {type(config).__name__} was set", "a frozen config")
 
 
 def parameters_are_known_early(subject: Subject) -> None:
@@ -228,7 +205,6 @@ def loading_twice_is_the_same(subject: Subject) -> None:
     tokens = subject.tokens(LONG)
     for dtype in subject.dtypes:
         wanted = subject.alone(tokens, dtype)
-        session = subject.session(dtype, model=subject.load(dtype))
-        session.add("a", tokens)
-        want_same_bits(session.finish("a"), wanted, f"{dtype}, another model")
+        other = subject.alone(tokens, dtype, model=subject.load(dtype))
+        want_same_bits(other, wanted, f"{dtype}, another model")
         want_same_bits(subject.alone(tokens, dtype), wanted, f"{dtype}, the first one again")

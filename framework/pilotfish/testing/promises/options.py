@@ -6,6 +6,7 @@ Knows: the oracle under other options. Does not know: what an option means.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ class _Rounds:
 
     def __init__(self, subject: Subject, tokens: Sequence[int]) -> None:
         self._tokens = tokens
-        self._theirs = {dtype: _eager(subject, tokens, dtype) for dtype in ("bfloat16", "float32")}
+        eager = partial(subject.oracle.eager, tokens)
+        self._theirs = {dtype: eager(dtype) for dtype in ("bfloat16", "float32")}
         self._ours = subject.alone(tokens, "bfloat16").cpu()
 
     def differ(self, changed: Subject) -> bool:
@@ -73,10 +75,9 @@ class _Rounds:
         Where it only sums in another order its bits change in float32 too: that is no option of
         the checkpoint's maths.
         """
-        now = _eager(changed, self._tokens, "bfloat16")
-        return not torch.equal(now, self._theirs["bfloat16"]) and torch.equal(
-            _eager(changed, self._tokens, "float32"), self._theirs["float32"]
-        )
+        eager = partial(changed.oracle.eager, self._tokens)
+        rounded = not torch.equal(eager("bfloat16"), self._theirs["bfloat16"])
+        return rounded and torch.equal(eager("float32"), self._theirs["float32"])
 
     def want_alike(
         self, changed: Subject, theirs: torch.Tensor, path: str, changes: Mapping[str, Any]
@@ -96,10 +97,6 @@ class _Rounds:
         )
         exact = changed.oracle.exact(self._tokens, "bfloat16")
         want_near(ours, exact, theirs, f"{changes}, logits in bfloat16")
-
-
-def _eager(subject: Subject, tokens: Sequence[int], dtype: str) -> torch.Tensor:
-    return subject.oracle.eager(tokens, dtype)
 
 
 def other_options(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:

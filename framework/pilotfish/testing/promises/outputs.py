@@ -5,7 +5,9 @@ Knows: the modes of `pilotfish.protocols`. Does not know: requests or sampling.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +24,7 @@ from pilotfish.protocols import (
     TensorRecord,
 )
 from pilotfish.testing.compare import want_same_bits
-from pilotfish.testing.outcome import NotKnown, want
+from pilotfish.testing.outcome import Broken, NotKnown, want, want_raised
 from pilotfish.testing.session import Session
 from pilotfish.testing.subject import Subject
 
@@ -60,12 +62,16 @@ def _want_offsets(outputs: ModelOutputs, wanted: list[int]) -> None:
     want(got == wanted, f"logit_offsets {got}", f"{wanted}")
 
 
+def _texts(subject: Subject) -> dict[str, list[int]]:
+    lengths = enumerate(LENGTHS.items())
+    return {name: subject.tokens(length, seed) for seed, (name, length) in lengths}
+
+
 def _batch(
     subject: Subject, dtype: str, model: PipelineModel | None, wanted: dict[str, int] | None
 ) -> ModelOutputs:
     session = subject.session(dtype, model=model)
-    for seed, (name, length) in enumerate(LENGTHS.items()):
-        session.add(name, subject.tokens(length, seed))
+    session.add_all(_texts(subject))
     return session.execute(session.inputs(LENGTHS, wanted))
 
 
@@ -73,7 +79,8 @@ def hidden_modes_agree(subject: Subject) -> None:
     """LAST, ALL, ALL_NORMALIZED and SELECTED tell of one stream."""
     for dtype in subject.dtypes:
         every = _hidden(subject, dtype, _HIDDEN.ALL)
-        want(_hidden_of(subject, dtype) is None, f"{dtype}, NONE: hidden states", "None")
+        none = _hidden_of(subject, dtype, _HIDDEN.NONE)
+        want(none is None, f"{dtype}, NONE: hidden states", "None")
         want_same_bits(_hidden(subject, dtype, _HIDDEN.LAST), every[LAST], f"{dtype}, LAST")
         _want_selected(subject, dtype, every)
         if "lm_head" in subject.capabilities:
@@ -85,7 +92,7 @@ def hidden_modes_agree(subject: Subject) -> None:
 
 def _want_selected(subject: Subject, dtype: str, every: torch.Tensor) -> None:
     last = subject.load(dtype).config.num_hidden_layers
-    if "taps" not in subject.capabilities:
+    if "aux_hidden_states" not in subject.capabilities:
         return
     asked = [last, 0, 1, 0]
     columns = _hidden(subject, dtype, _HIDDEN.SELECTED, asked).chunk(len(asked), dim=1)
@@ -101,17 +108,14 @@ def _want_selected(subject: Subject, dtype: str, every: torch.Tensor) -> None:
     want_same_bits(columns[0], every, f"{dtype}, boundary {last} against ALL")
     want_same_bits(columns[3], columns[1], f"{dtype}, boundary 0 asked for twice")
     for wrong in ([last + 1], [-1]):
-        try:
+        got, wanted = f"boundaries {wrong} were accepted", f"a ConfigError: there are 0 to {last}"
+        with want_raised(ConfigError, got, wanted):
             subject.load(dtype, hidden=_HIDDEN.SELECTED, boundaries=wrong)
-        except ConfigError:
-            continue
-        want(False, f"boundaries {wrong} were accepted", f"a ConfigError: there are 0 to {last}")
     if "embed" in subject.capabilities:
-        tokens = [t for seed, n in enumerate(LENGTHS.values()) for t in subject.tokens(n, seed)]
-        model = _target(subject, dtype)
-        device = subject.load(dtype).device
+        tokens = list(chain.from_iterable(_texts(subject).values()))
         with torch.inference_mode():
-            embedded = model.embed(torch.tensor(tokens, device=device))
+            ids = torch.tensor(tokens, device=every.device)
+            embedded = _target(subject, dtype).embed(ids)
         want_same_bits(columns[1], embedded, f"{dtype}, boundary 0 against embed")
 
 
@@ -119,7 +123,7 @@ def hidden_states_survive_chunks(subject: Subject) -> None:
     """Hidden states of all chunks of a prompt, joined, are those of one pass."""
     for dtype in subject.dtypes:
         for mode, boundaries in ((_HIDDEN.ALL, ()), (_HIDDEN.SELECTED, (1, 0))):
-            if mode is _HIDDEN.SELECTED and "taps" not in subject.capabilities:
+            if mode is _HIDDEN.SELECTED and "aux_hidden_states" not in subject.capabilities:
                 continue
             model = subject.load(dtype, hidden=mode, boundaries=boundaries)
             tokens, found = subject.tokens(13), []
@@ -139,40 +143,35 @@ def _chunk(session: Session, count: int) -> torch.Tensor:
 
 
 def _hidden(
-    subject: Subject, dtype: str, mode: ReturnHiddenStates, boundaries: list[int] | None = None
+    subject: Subject, dtype: str, mode: ReturnHiddenStates, boundaries: Sequence[int] = ()
 ) -> torch.Tensor:
     got = _hidden_of(subject, dtype, mode, boundaries)
-    want(got is not None, f"{dtype}, {mode}: no hidden states", "a tensor")
-    assert got is not None
+    if got is None:
+        raise Broken(f"{dtype}, {mode}: no hidden states", "a tensor")
     return got.clone()
 
 
 def _hidden_of(
-    subject: Subject,
-    dtype: str,
-    mode: ReturnHiddenStates = _HIDDEN.NONE,
-    boundaries: list[int] | None = None,
+    subject: Subject, dtype: str, mode: ReturnHiddenStates, boundaries: Sequence[int] = ()
 ) -> torch.Tensor | None:
-    model = subject.load(dtype, hidden=mode, boundaries=boundaries or [])
-    return _batch(subject, dtype, model, {"a": 0, "b": 0, "c": 0}).hidden_states
+    model = subject.load(dtype, hidden=mode, boundaries=boundaries)
+    return _batch(subject, dtype, model, dict.fromkeys(LENGTHS, 0)).hidden_states
 
 
 def _target(subject: Subject, dtype: str) -> SpeculativeTarget:
     model: Any = subject.load(dtype)
-    want(
-        isinstance(model, SpeculativeTarget),
+    if isinstance(model, SpeculativeTarget):
+        return model
+    raise Broken(
         f"{type(model).__name__} without embed and lm_head",
         f"both: the spec offers {sorted(subject.capabilities)}",
     )
-    target: SpeculativeTarget = model
-    return target
 
 
 def buffers_are_in_declared_order(subject: Subject) -> None:
     """`inputs.buffers` lists every tensor of the inputs once, in the order fields are declared."""
     session = subject.session()
-    for seed, (name, length) in enumerate(LENGTHS.items()):
-        session.add(name, subject.tokens(length, seed))
+    session.add_all(_texts(subject))
     first = session.inputs(LENGTHS)
     session.execute(first)
     session.commit(LENGTHS)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pilotfish.models.decoder_model import DecoderModel
-from pilotfish.protocols import ModelOutputs, PipelineModel, ReturnHiddenStates
+from pilotfish.protocols import ReturnHiddenStates
 from pilotfish.testing.compare import want_same_bits
 from pilotfish.testing.outcome import NotApplicable
-from pilotfish.testing.session import Session
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 PASSES: Sequence[Mapping[str, int]] = (
@@ -43,9 +42,13 @@ def _want_like_called(
     if not (isinstance(planned, DecoderModel) and isinstance(called, DecoderModel)):
         raise NotApplicable(f"{type(planned).__name__} is no DecoderModel, so nothing is planned")
     called.plans_passes = False
-    sessions = [_session(subject, dtype, model) for model in (planned, called)]
+    sessions = [subject.session(dtype, model=model) for model in (planned, called)]
+    for session in sessions:
+        session.add_all({name: subject.tokens(LONG, seed) for seed, name in enumerate("abc")})
     for rows in PASSES:
-        got, wanted = (_run(session, rows) for session in sessions)
+        got, wanted = (session.execute(session.inputs(rows)) for session in sessions)
+        for session in sessions:
+            session.commit(rows)
         where = f"{dtype}, a pass of {dict(rows)} rows"
         for place, boundary in enumerate(boundaries):
             assert got.hidden_states is not None
@@ -60,16 +63,3 @@ def _want_like_called(
         want_same_bits(got.logits, wanted.logits, f"{where}, planned, logits")
     if not planned.has_planned:
         raise NotApplicable(f"its layers are called one by one: {planned.why_called}")
-
-
-def _session(subject: Subject, dtype: str, model: PipelineModel) -> Session:
-    session = subject.session(dtype, model=model)
-    for seed, name in enumerate("abc"):
-        session.add(name, subject.tokens(LONG, seed))
-    return session
-
-
-def _run(session: Session, rows: Mapping[str, int]) -> ModelOutputs:
-    outputs = session.execute(session.inputs(rows))
-    session.commit(rows)
-    return outputs

@@ -5,12 +5,12 @@ Knows: `LLM`. Does not know: scheduling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from pilotfish.config import SamplingParams
 from pilotfish.errors import UserError
 from pilotfish.protocols import NO_LIMIT
-from pilotfish.testing.outcome import NotApplicable, want
+from pilotfish.testing.outcome import NotApplicable, want, want_raised
 from pilotfish.testing.subject import Subject
 
 CONTEXT = 24
@@ -35,9 +35,8 @@ def every_request_ends_once(subject: Subject) -> None:
         want(got == reasons, f"ends {got}", f"{reasons}")
         for output in outputs:
             named = bool(output.error) == (output.finish_reason == "error")
-            want(
-                named, f"the error {output.error!r} of request {output.index}", "one that says why"
-            )
+            told = f"the error {output.error!r} of request {output.index}"
+            want(named, told, "one that says why")
         want(len(outputs[3].token_ids) == 1, "an answer past the context", "one token")
         deltas = list(llm.stream(prompts[0], greedy))
         ends = [delta.finish_reason for delta in deltas if delta.finish_reason is not None]
@@ -45,24 +44,17 @@ def every_request_ends_once(subject: Subject) -> None:
         streamed = [token for delta in deltas for token in delta.token_ids]
         want(streamed == list(outputs[0].token_ids), f"streamed {streamed}", "the same tokens")
         for prompt in (prompts[1], prompts[4]):
-            _want_refused(
-                lambda prompt=prompt: llm.generate(prompt, greedy),  # type: ignore[misc]
-                f"a single prompt of {len(prompt)} tokens",
-            )
+            with _want_refused(f"a single prompt of {len(prompt)} tokens"):
+                llm.generate(prompt, greedy)
 
 
 def limits_are_refused(subject: Subject) -> None:
     """A context that the model cannot reach is refused before weights are read."""
     if subject.max_seq_len >= NO_LIMIT:
         raise NotApplicable("the model has no limit of its own")
-    _want_refused(
-        lambda: subject.prepared(subject.dtype, max_length=1 << 40), "max_length of 2**40"
-    )
+    with _want_refused("max_length of 2**40"):
+        subject.prepared(subject.dtype, max_length=1 << 40)
 
 
-def _want_refused(call: Callable[[], object], what: str) -> None:
-    try:
-        call()
-    except UserError:
-        return
-    want(False, f"{what} was accepted", "a UserError that says why")
+def _want_refused(what: str) -> AbstractContextManager[None]:
+    return want_raised(UserError, f"{what} was accepted", "a UserError that says why")

@@ -133,11 +133,8 @@ class _Greedy:
         ahead = (best[:, 0] - best[:, 1]) / (math.log(rows.shape[-1]) + SURE)
         sure = ahead.cummin(0).values
         count = int((sure >= COLDEST).sum())
-        return cls(
-            prompt=prompt,
-            text=text[:count],
-            temperature=float(sure[count - 1]) if count else 0.0,
-        )
+        temperature = float(sure[count - 1]) if count else 0.0
+        return cls(prompt=prompt, text=text[:count], temperature=temperature)
 
 
 def texts_are_naive_decodings(subject: Subject) -> None:
@@ -215,25 +212,26 @@ def limits_cut_the_same_text(subject: Subject) -> None:
         text = list(llm.generate([prompt], free, progress=False)[0].token_ids)
         for count in (1, 2, PAGE_SIZE + 1, ANSWER):
             short = attrs.evolve(free, max_tokens=count)
-            output = llm.generate([prompt], short, progress=False)[0]
-            _want_cut(output, text[:count], "length", f"max_tokens {count}")
+            _want_cut(llm, prompt, short, f"max_tokens {count}", (text[:count], "length"))
         for place in (0, 3, ANSWER):
-            ended = attrs.evolve(free, stop_token_ids=[text[place]])
-            output = llm.generate([prompt], ended, progress=False)[0]
-            _want_cut(output, text[: text.index(text[place]) + 1], "stop", f"stop id {place}")
+            ended, upto = attrs.evolve(free, stop_token_ids=[text[place]]), text.index(text[place])
+            _want_cut(llm, prompt, ended, f"stop id {place}", (text[: upto + 1], "stop"))
         late = attrs.evolve(free, stop_token_ids=[text[1]], min_tokens=5)
-        output = llm.generate([prompt], late, progress=False)[0]
-    # Chunks change no bits, so the naive answer may be computed in one pass a token.
-    logits_after = _from_scratch(subject, subject.dtype, prompt)
-    naive = naive_answer(logits_after, prompt, late)
-    _want_cut(output, naive.tokens, naive.reason, "an end token before min_tokens")
+        # Chunks change no bits, so the naive answer may be computed in one pass a token.
+        naive = naive_answer(_from_scratch(subject, subject.dtype, prompt), prompt, late)
+        where = "an end token before min_tokens"
+        _want_cut(llm, prompt, late, where, (naive.tokens, naive.reason))
     for room in (1, 5):
         with subject.llm(max_length=len(prompt) + room) as llm:
-            output = llm.generate([prompt], free, progress=False)[0]
-        _want_cut(output, text[:room], "length", f"a context with room for {room}")
+            where = f"a context with room for {room}"
+            _want_cut(llm, prompt, free, where, (text[:room], "length"))
 
 
-def _want_cut(output: RequestOutput, tokens: list[int], reason: str, where: str) -> None:
+def _want_cut(
+    llm: LLM, prompt: list[int], params: SamplingParams, where: str, wanted: tuple[list[int], str]
+) -> None:
+    (output,) = llm.generate([prompt], params, progress=False)
+    tokens, reason = wanted
     want(
         list(output.token_ids) == tokens and output.finish_reason == reason,
         f"{where}: {list(output.token_ids)}, {output.finish_reason}",
@@ -253,9 +251,5 @@ def _want_equal(got: Sequence[RequestOutput], wanted: Sequence[RequestOutput], w
 
 def _changed(params: SamplingParams) -> dict[str, Any]:
     """The options that are not the defaults."""
-    plain = SamplingParams()
-    return {
-        field.name: getattr(params, field.name)
-        for field in attrs.fields(SamplingParams)
-        if getattr(params, field.name) != getattr(plain, field.name)
-    }
+    given, usual = (attrs.asdict(one, recurse=False) for one in (params, SamplingParams()))
+    return {name: value for name, value in given.items() if value != usual[name]}

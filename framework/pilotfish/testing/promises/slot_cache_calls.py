@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import attrs
-
 from pilotfish.errors import StateError
 from pilotfish.protocols import PipelineModel
 from pilotfish.state import SlotCache, SlotStateSpec
@@ -21,6 +19,8 @@ SLOTS, PAGES, ROWS = 4, 8, 64
 """Of the smaller of two caches that are compared; the larger has twice as many of one of them."""
 TABLES = 1024
 """Bytes that no spec declares: lengths and places, say."""
+Make = Callable[..., SlotCache]
+"""Makes a cache of one spec, of SLOTS and PAGES unless it is told others."""
 ROUNDS = 3
 """Of requests that come and go: what is left of them grows with their number."""
 
@@ -29,20 +29,12 @@ def want_calls_and_memory(model: PipelineModel) -> None:
     """Raises Broken for the first cache that does not do what its calls or its spec say."""
     for spec in model.state:
         if isinstance(spec, SlotStateSpec):
-            for check in (_want_lengths, _want_refused, _want_boundaries, _want_no_rest):
-                check(_Made(model, spec))
-            _want_declared(_Made(model, spec))
-
-
-@attrs.frozen
-class _Made:
-    """Caches of one spec, as many as are asked for."""
-
-    model: PipelineModel
-    spec: SlotStateSpec
-
-    def cache(self, slots: int = SLOTS, pages: int = PAGES) -> SlotCache:
-        return self.model.make_cache(self.spec, max_slots=slots, num_pages=pages)
+            make = partial(model.make_cache, spec, max_slots=SLOTS, num_pages=PAGES)
+            _want_lengths(make())
+            _want_refused(make())
+            _want_boundaries(make(), spec)
+            _want_no_rest(make)
+            _want_declared(make, spec)
 
 
 def name_of(cache: SlotCache) -> str:
@@ -64,9 +56,8 @@ def _want_length(cache: SlotCache, request_id: str, length: int, when: str) -> N
     )
 
 
-def _want_lengths(made: _Made) -> None:
+def _want_lengths(cache: SlotCache) -> None:
     """`num_committed` counts the rows that were committed, and those only."""
-    cache = made.cache()
     cache.claim("a")
     _want_length(cache, "a", 0, "after a claim")
     cache.reserve("a", 3)
@@ -82,9 +73,8 @@ def _want_lengths(made: _Made) -> None:
     _want_length(cache, "a", 0, "after a release and a new claim")
 
 
-def _want_refused(made: _Made) -> None:
+def _want_refused(cache: SlotCache) -> None:
     """A second claim, and a release of what is not claimed, raise StateError and change nothing."""
-    cache = made.cache()
     for name, length in (("a", 2), ("b", 3)):
         cache.claim(name)
         _feed(cache, name, length)
@@ -106,9 +96,8 @@ def _want_state_error(cache: SlotCache, call: Callable[[], None], what: str) -> 
     want(False, f"{name_of(cache)}: {what} {said}", "a StateError, with nothing changed")
 
 
-def _want_boundaries(made: _Made) -> None:
+def _want_boundaries(cache: SlotCache, spec: SlotStateSpec) -> None:
     """What is kept can be restored at its length, and what is forgotten, or never was kept, not."""
-    cache, spec = made.cache(), made.spec
     _want_none_restorable(cache, "before anything was kept")
     cache.forget(0)
     cache.claim("a")
@@ -148,12 +137,12 @@ def _feed_page(cache: SlotCache, request_id: str, page: int) -> None:
     cache.commit(request_id, PAGE_SIZE)
 
 
-def _want_no_rest(made: _Made) -> None:
+def _want_no_rest(make: Make) -> None:
     """Requests that are gone hold nothing, whatever they were doing."""
     for ending in ("release", "clear"):
-        if ending == "clear" and not hasattr(made.cache(), "clear"):
+        if ending == "clear" and not hasattr(make(), "clear"):
             continue  # an optional member: the manager releases and forgets
-        cache = made.cache()
+        cache = make()
         _come_and_go(cache, ending, 0)
         before = held_by(cache)
         for number in range(1, ROUNDS):
@@ -192,25 +181,25 @@ def _come_and_go(cache: SlotCache, ending: str, number: int) -> None:
         cache.release(name)
 
 
-def _want_declared(made: _Made) -> None:
+def _want_declared(make: Make, spec: SlotStateSpec) -> None:
     """Twice the slots, kept pages or rows take no more memory than the spec says."""
-    spec, base = made.spec, _bytes_held(made)
+    base = _bytes_held(make)
     for what, shape, said, more in (
         (f"{SLOTS} requests", "slot_shape", SLOTS * spec.bytes_per_slot, {"slots": 2 * SLOTS}),
         (f"{PAGES} pages", "boundary_shape", PAGES * spec.bytes_per_boundary, {"pages": 2 * PAGES}),
         (f"{ROWS} uncommitted rows", "row_shape", ROWS * spec.bytes_per_row, {"rows": 2 * ROWS}),
     ):
-        held = _bytes_held(made, **more) - base
+        held = _bytes_held(make, **more) - base
         want(
             held <= said + said // 8 + TABLES,
-            f"{name_of(made.cache())} holds {held} bytes for {what}; {spec.name!r} declares {said}",
+            f"{name_of(make())} holds {held} bytes for {what}; {spec.name!r} declares {said}",
             f"what it holds in {shape} and dtype of its SlotStateSpec: plans of memory count that",
         )
 
 
-def _bytes_held(made: _Made, *, slots: int = SLOTS, pages: int = PAGES, rows: int = ROWS) -> int:
+def _bytes_held(make: Make, *, slots: int = SLOTS, pages: int = PAGES, rows: int = ROWS) -> int:
     """Of a cache at its fullest."""
-    cache = made.cache(slots, pages)
+    cache = make(max_slots=slots, num_pages=pages)
     for slot in range(slots):
         cache.claim(f"{slot}")
         _feed(cache, f"{slot}", ROWS)

@@ -142,8 +142,7 @@ def _want_skipped(subject: Subject, held: _Held) -> None:
     session, skips, counts = held.session, {"a": 3, "b": 1}, {"a": 2, "b": 4}
     texts = {name: subject.tokens(12, seed) for seed, name in enumerate(skips)}
     alone = {name: subject.alone(tokens) for name, tokens in texts.items()}
-    for name, tokens in texts.items():
-        session.add(name, tokens)
+    session.add_all(texts)
     session.run({"a": 5, "b": 2})
     first = session.execute(session.inputs(skips, ahead=5))
     after = _behind(session, skips, counts)

@@ -6,7 +6,6 @@ how drafts are verified.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -19,7 +18,6 @@ from pilotfish.testing.drafted import (
     WIDTH,
     Work,
     all_kinds,
-    answers,
     scripted,
     texts,
     under_test,
@@ -28,7 +26,7 @@ from pilotfish.testing.drafted import (
     want_same_answers,
 )
 from pilotfish.testing.listeners import Heard
-from pilotfish.testing.outcome import NotKnown, want
+from pilotfish.testing.outcome import NotKnown, want, want_raised
 from pilotfish.testing.subject import LONG, PAGE_SIZE, Subject
 
 DEPARTURES = 4
@@ -39,7 +37,7 @@ def no_drafter_changes_a_text(subject: Subject) -> None:
     """Right, wrong, random, silent, out of the vocabulary: tokens and log probabilities stay."""
     prompts, params = all_kinds(subject)
     for dtype in subject.dtypes:
-        plain = answers(subject.llm(dtype), prompts, params)
+        plain = subject.llm(dtype).generate(prompts, params)
         right = drafters.known_texts(
             [[*prompt, *out.token_ids] for prompt, out in zip(prompts, plain, strict=True)]
         )
@@ -55,7 +53,7 @@ def no_drafter_changes_a_text(subject: Subject) -> None:
         llm = scripted(subject, dtype, num_pages=40, max_batch_tokens=13, max_batch_size=3)
         for name, script in scripts.items():
             drafters.play(llm, script)
-            got = answers(llm, prompts, params)
+            got = llm.generate(prompts, params)
             want_same_answers(got, plain, f"in {dtype} with the drafter {name!r}")
 
 
@@ -79,36 +77,27 @@ def right_drafts_count_and_wrong_ones_do_not(subject: Subject) -> None:
 def a_failing_drafter_loses_nothing(subject: Subject) -> None:
     """A drafter that raises is heard; the next run gives the same text, and no page is lost."""
     prompts, params = all_kinds(subject)
-    plain = answers(subject.llm(), prompts, params)
+    plain = subject.llm().generate(prompts, params)
     for at in (1, 2, 5):
         llm = scripted(subject, subject.dtype)
-        calls = [0]
-
-        def script(request: Any, at: int = at, calls: list[int] = calls) -> Sequence[int]:
-            calls[0] += 1
-            return drafters.raises(request) if calls[0] == at else drafters.repeats(request)
-
-        drafters.play(llm, script)
-        raised = False
-        try:
+        drafters.play(llm, drafters.repeats)
+        listeners.fail_once(llm.proposer, at, after=False)
+        failed, where = drafters.DrafterFailedError, f"after an exception in draft call {at}"
+        with want_raised(failed, f"no exception from draft call {at}", "the drafter's own"):
             llm.generate(prompts, params)
-        except drafters.DrafterFailedError:
-            raised = True
-        want(raised, f"no exception from draft call {at}", "the drafter's own")
-        want_idle(llm, f"after an exception in draft call {at}")
-        again = answers(llm, prompts, params)
-        want_same_answers(again, plain, f"after an exception in draft call {at}")
+        want_idle(llm, where)
+        want_same_answers(llm.generate(prompts, params), plain, where)
 
 
 def the_draft_changes_no_text(subject: Subject) -> None:
     """With the drafter under test every text is that of plain decoding, with few pages too."""
     prompts, params = all_kinds(subject)
     for dtype in subject.dtypes:
-        plain = answers(subject.llm(dtype), prompts, params)
+        plain = subject.llm(dtype).generate(prompts, params)
         for options in ({}, {"num_pages": 24, "max_batch_tokens": 7, "max_batch_size": 3}):
             llm = under_test(subject, dtype, **options)
             proposals = listeners.Proposals(llm)
-            got = answers(llm, prompts, params)
+            got = llm.generate(prompts, params)
             want(bool(proposals.seen), f"{dtype}, {options}: {NOTHING}", "something")
             want_same_answers(got, plain, f"in {dtype} with the drafter, {options or 'much room'}")
             want_idle(llm, f"{dtype}, {options}")
@@ -125,7 +114,9 @@ def the_draft_is_what_was_asked_for(subject: Subject) -> None:
     llm.generate(prompts, params)
     prepared = subject.prepared(subject.dtype, draft=subject.draft, speculative=subject.speculative)
     spec, draft = prepared.route.speculator, prepared.draft
-    asked = proposals.asked | ({"taps"} if draft is not None and draft.config.taps else set())
+    asked = set(proposals.asked)
+    if draft is not None and draft.config.aux_hidden_state_layers:
+        asked.add("aux_hidden_states")
     if spec is not None and asked - spec.needs:
         want(
             False,
@@ -228,15 +219,14 @@ def a_draft_batch_equals_singles(subject: Subject) -> None:
 def an_exception_leaves_target_and_draft_equal(subject: Subject) -> None:
     """After an exception around a draft call the other requests go on, their texts unchanged."""
     prompts, params = all_kinds(subject)
-    plain = answers(subject.llm(), prompts, params)
+    plain = subject.llm().generate(prompts, params)
     for at in (1, 2, 3):
         for after in (False, True):
             llm = under_test(subject, subject.dtype)
             where = f"an exception {'after' if after else 'before'} draft call {at}"
             streams = [llm.stream(p, o) for p, o in zip(prompts, params, strict=True)]
             got: list[list[int]] = [list(next(stream).token_ids) for stream in streams]
-            proposer: Any = llm.proposer
-            proposer.propose = listeners.FaultyOnce(proposer, at, after).propose
+            listeners.fail_once(llm.proposer, at, after=after)
             broken = 0
             for number, stream in enumerate(streams):
                 try:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_STRING, _ARRAY, _U32, _U64 = 8, 9, 4, 10
 _NUMBERS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -42,7 +42,8 @@ _DEFAULT_ALIGNMENT = 32
 _FIRST_BYTES = 1 << 20
 """Of a file on the hub, asked for at first; a vocabulary of 150 thousand makes some 6 MB."""
 _POINTER_BYTES = 1024
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_LENGTH = struct.Struct("<Q")
+"""Of a text."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,12 +66,9 @@ class GGUFFile:
     whose tensors overlap.
     """
 
-    is_mapped = False  # blocks are unpacked as they are read
-
     def __init__(self, path: str | Path, remote: RemoteGGUF | None = None) -> None:
         self.path = Path(path)
         self._remote = remote
-        self.metadata: dict[str, Any]
         header = self._read_header() if remote is None else _remote_header(remote.file)
         self.metadata, self._places = header.parsed
         self._unread = header.unread
@@ -123,8 +121,7 @@ class GGUFFile:
     def load(self, name: str) -> torch.Tensor:
         """Reads and unpacks one tensor. Raises KeyError for an unknown name."""
         place = self._places[name]
-        data = self._window(place)
-        return dequantize(data, place.kind).view(place.info.shape)
+        return dequantize(self._window(place), place.kind).view(place.info.shape)
 
     def load_packed(self, name: str) -> PackedRows | None:
         """A quantized matrix as it lies in the mapped file; None for any other tensor.
@@ -224,16 +221,14 @@ class _Header:
             if kind is None:
                 self.unread[name] = TYPE_NAMES.get(kind_id, f"type {kind_id}")
                 continue
-            numbers = math.prod(shape)
             if name in places or (shape and shape[-1] % kind.size):
                 raise self._corrupt(f"tensor {name}, {kind.name} {list(shape)}, twice or misshapen")
-            num_bytes = numbers // kind.size * kind.num_bytes
+            num_bytes = math.prod(shape) // kind.size * kind.num_bytes
             if start + offset + num_bytes > self.size:
                 raise self._corrupt(
                     f"tensor {name} ends at byte {start + offset + num_bytes} of {self.size}"
                 )
-            label = kind.name if kind.unpack else kind.dtype
-            info = TensorInfo(shape, label, num_bytes)
+            info = TensorInfo(shape, kind.name if kind.unpack else kind.dtype, num_bytes)
             places[name] = _Place(offset=start + offset, kind=kind, info=info)
         places = dict(sorted(places.items(), key=lambda item: item[1].offset))
         end, before = 0, ""
@@ -275,7 +270,7 @@ class _Header:
     def _strings(self, count: int) -> list[str]:
         """Many strings, without a call for each: vocabularies have hundreds of thousands."""
         self._check_count(count, 8)
-        view, at, have, length_at = self.view, self.at, self.have, _U64.unpack_from
+        view, at, have, length_at = self.view, self.at, self.have, _LENGTH.unpack_from
         found: list[str] = []
         for _ in range(count):
             if at + 8 > have:
@@ -292,14 +287,10 @@ class _Header:
         return self._strings(1)[0]
 
     def _u32(self) -> int:
-        self._check_count(1, 4)
-        self.at += 4
-        return int(_U32.unpack_from(self.view, self.at - 4)[0])
+        return int(self._numbers(_U32, 1)[0])
 
     def _u64(self) -> int:
-        self._check_count(1, 8)
-        self.at += 8
-        return int(_U64.unpack_from(self.view, self.at - 8)[0])
+        return int(self._numbers(_U64, 1)[0])
 
     def _check_count(self, count: int, least_bytes: int) -> None:
         """Refuses a count that the rest of the file cannot hold, before anything is made for it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pilotfish.weights.formats.window import read_window
 from pilotfish.weights.json_file import read_json_object
 from pilotfish.weights.lfs import refuse_pointer
 from pilotfish.weights.names import shortened
-from pilotfish.weights.source import TensorInfo
+from pilotfish.weights.source import TensorInfo, WeightSource
 
 if TYPE_CHECKING:
     import torch
@@ -28,29 +28,26 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
+_KINDS = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
+"""The format's names -> torch's, and bytes of a number."""
+DTYPES = {kind: dtype for kind, (dtype, _) in _KINDS.items()}
 """The format's names -> torch's."""
-
-_ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4,
-    "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -62,13 +59,11 @@ class Place:
     info: TensorInfo
 
 
-class SafetensorsSource:
+class SafetensorsSource(WeightSource):
     """A WeightSource over safetensors files; reads the headers when made, tensors when asked.
 
     Raises CheckpointError naming the file when a header or a length is wrong.
     """
-
-    is_mapped = True
 
     def __init__(self, places: Mapping[str, tuple[Path, Place]]) -> None:
         self._places = dict(places)
@@ -112,9 +107,6 @@ class SafetensorsSource:
         if place.offset % dtype.itemsize:  # the format allows it; kernels want whole words
             data = data.clone()
         return data.view(dtype).view(place.info.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -237,13 +229,14 @@ def _place_of(file: object, name: str, entry: Any, start: int) -> Place:
         raise _corrupt(file, f"a bad entry for {name}") from error
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
         raise _corrupt(file, f"a shape or offsets of {name} that are no whole numbers")
-    if not isinstance(kind, str) or kind not in DTYPES:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise CheckpointError(
             f"{file}: tensor {name} has the type {kind!r}; read: {', '.join(DTYPES)}"
         )
-    if end - begin != math.prod(shape) * _ITEM_BYTES[kind]:
+    dtype, item_bytes = _KINDS[kind]
+    if end - begin != math.prod(shape) * item_bytes:
         raise _corrupt(file, f"{end - begin} bytes for {name}, {kind} {list(shape)}")
-    return Place(offset=start + begin, info=TensorInfo(shape, DTYPES[kind], end - begin))
+    return Place(offset=start + begin, info=TensorInfo(shape, dtype, end - begin))
 
 
 def _corrupt(file: object, what: str) -> CheckpointError:

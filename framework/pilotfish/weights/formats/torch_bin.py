@@ -6,7 +6,7 @@ Knows: torch.load with weights_only. Does not know: what the tensors are for.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from pilotfish.errors import CheckpointError
 from pilotfish.weights.anew import get_again
 from pilotfish.weights.formats.safetensors import read_weight_map
 from pilotfish.weights.lfs import refuse_pointers
-from pilotfish.weights.source import TensorInfo
+from pilotfish.weights.source import TensorInfo, WeightSource
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +23,14 @@ SINGLE_FILE = "pytorch_model.bin"
 INDEX_FILE = "pytorch_model.bin.index.json"
 
 
-class TorchBinSource:
+class TorchBinSource(WeightSource):
     """A WeightSource over torch files. The tensors are mapped from the file where it allows that.
 
     Raises CheckpointError naming the file when it is corrupt, or holds more than tensors by name.
+    is_torchs: as of a HubSource.
     """
 
-    is_mapped = False
+    is_torchs = True
 
     def __init__(self, paths: list[Path]) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
@@ -62,9 +63,6 @@ class TorchBinSource:
     def load(self, name: str) -> torch.Tensor:
         """A copy of one tensor. Raises KeyError for an unknown name."""
         return self._tensors[name].clone()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -55,37 +55,30 @@ def torch_infos(file: RemoteFile) -> Mapping[str, TensorInfo] | None:
     return found if fits else None
 
 
-class _Name(str):
-    """What stands for a global of the pickle."""
+def _tensor(kind: str, offset: int, size: tuple[int, ...], *_: Any) -> TensorInfo:
+    del offset
+    dtype, num_bytes = _DTYPES[kind]
+    return TensorInfo(tuple(size), dtype, math.prod(size) * num_bytes)
+
+
+_GLOBALS: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    **{("torch", kind): kind for kind in _DTYPES},
+}
+"""What stands for the globals of the pickle; a storage's kind is its name."""
 
 
 class _Unpickler(pickle.Unpickler):
     """Makes a TensorInfo of each tensor."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return _tensor
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return _parameter
-        if module == "torch" and name in _DTYPES:
-            return _Name(name)
-        raise pickle.UnpicklingError(f"{module}.{name}")
+        return _GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         """pid: ("storage", its kind, ...) -> the kind."""
         return pid[1]
-
-
-def _tensor(kind: _Name, offset: int, size: tuple[int, ...], *_: Any) -> TensorInfo:
-    del offset
-    dtype, num_bytes = _DTYPES[kind]
-    return TensorInfo(tuple(size), dtype, math.prod(size) * num_bytes)
-
-
-def _parameter(data: TensorInfo, *_: Any) -> TensorInfo:
-    return data
 
 
 class _RangeFile(io.RawIOBase):
@@ -108,9 +101,6 @@ class _RangeFile(io.RawIOBase):
         if start + offset < 0:
             raise ValueError(f"position {start + offset} of a file")
         self._at = start + offset
-        return self._at
-
-    def tell(self) -> int:
         return self._at
 
     def readinto(self, buffer: Any) -> int:

@@ -44,9 +44,7 @@ class RemoteFile:
 
         utils: Any = import_module("huggingface_hub.utils")
         headers = utils.build_hf_headers()
-        headers.update(
-            {"Range": f"bytes={begin}-{begin + count - 1}", "Accept-Encoding": "identity"}
-        )
+        headers |= {"Range": f"bytes={begin}-{begin + count - 1}", "Accept-Encoding": "identity"}
         url = hf_hub_url(self.repo, self.name, revision=self.commit)
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:

@@ -6,7 +6,7 @@ Knows: hub ids, the local cache, and what may go wrong. Does not know: what conf
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
@@ -18,12 +18,7 @@ import attrs
 from pilotfish.config.peer_attributes import NO_LIBRARY
 from pilotfish.errors import CheckpointError
 from pilotfish.weights.absent import NoWeightsError
-from pilotfish.weights.directory import (
-    INDEX_FILES,
-    main_file,
-    open_directory,
-    why_no_weights,
-)
+from pilotfish.weights.directory import INDEX_FILES, main_file, open_directory, why_no_weights
 from pilotfish.weights.formats.safetensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -63,6 +58,7 @@ _FIRST_BYTES = 100_000
 """Of a file, asked for at first: most headers are shorter."""
 _AT_ONCE = 8
 """Headers."""
+_LOOK_S = 0.1
 
 
 @attrs.frozen
@@ -139,22 +135,22 @@ class HubSnapshot:
         return True
 
 
-class HubSource:
+class HubSource(WeightSource):
     """A WeightSource over weights on the hub; the files are fetched when a tensor is read."""
 
     def __init__(self, snapshot: HubSnapshot) -> None:
         self._snapshot = snapshot
 
     @property
-    def is_mapped(self) -> bool:
-        """As of the files' own source."""
-        return self._main_file in _SAFETENSORS
+    def is_torchs(self) -> bool:
+        """Whether they are files of torch's old format."""
+        return self._main_file not in _SAFETENSORS
 
     @cached_property
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor, from a few bytes of the files; torch's old format is fetched whole."""
         name = self._main_file
-        if name not in _SAFETENSORS:
+        if self.is_torchs:
             of_torch = self._of_torch_files()
             return self._local.infos if of_torch is None else of_torch
         if name == SINGLE_FILE:
@@ -189,9 +185,6 @@ class HubSource:
         """As the file's own source, once it is here. Raises KeyError."""
         return self._local.load(name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.infos)
-
     @cached_property
     def _main_file(self) -> str:
         repo, files = self._snapshot.repo, self._snapshot.files()
@@ -211,18 +204,20 @@ class HubSource:
 
     @cached_property
     def _local(self) -> WeightSource:
-        name, wanted = self._main_file, [self._main_file]
-        if name in INDEX_FILES:
-            wanted += sorted(set(weight_map_in(self._snapshot.path / name).values()))
-        snapshot = self._snapshot
+        snapshot, wanted = self._snapshot, [self._main_file]
+        if self._main_file in INDEX_FILES:
+            wanted += sorted(set(weight_map_in(snapshot.path / self._main_file).values()))
         fetch(remote_commit(snapshot.repo, snapshot.commit), wanted, snapshot.commit)
-        return open_directory(self._snapshot.path)
+        return open_directory(snapshot.path)
 
 
 def _at_once(read: Callable[[S], T], files: list[S]) -> list[T]:
     """Of each file, in their order; the threads keep nobody waiting who leaves early."""
     with ThreadPool(_AT_ONCE) as pool:
-        return pool.map(read, files, chunksize=1)
+        found = pool.map_async(read, files, chunksize=1)
+        while not found.ready():  # Ctrl-C just before a wait without end would not end it
+            found.wait(_LOOK_S)
+        return found.get()
 
 
 def fetch_small_files(model: HubId) -> HubSnapshot:

@@ -33,9 +33,9 @@ def _along_rows(table: torch.Tensor, count: int) -> torch.Tensor:
     first = source.floor()
     found: torch.Tensor | None = None
     for step in range(-1, 3):
-        taps = (first.long() + step).clamp(0, size - 1)
+        near = (first.long() + step).clamp(0, size - 1)
         weights = _keys((source - first - step).abs()).to(table.dtype)
-        part = table.index_select(0, taps) * weights[:, None, None]
+        part = table.index_select(0, near) * weights[:, None, None]
         found = part if found is None else found.add_(part)
     assert found is not None
     return found

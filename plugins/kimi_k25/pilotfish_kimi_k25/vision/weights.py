@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 
 TOWER = "vision"
 """The attribute of the network that holds the tower."""
+_BLOCK, _LAYER = "encoder.blocks.{layer}", "layers.{layer}"
+_NAMES = {
+    f"{_LAYER}.norm1": (f"{_BLOCK}.norm0", f"{_LAYER}.norm1"),
+    f"{_LAYER}.norm2": (f"{_BLOCK}.norm1", f"{_LAYER}.norm2"),
+    f"{_LAYER}.out": (f"{_BLOCK}.wo", f"{_LAYER}.attn.proj"),
+    f"{_LAYER}.fc1": (f"{_BLOCK}.mlp.fc0", f"{_LAYER}.mlp.fc1"),
+    f"{_LAYER}.fc2": (f"{_BLOCK}.mlp.fc1", f"{_LAYER}.mlp.fc2"),
+    "norm": ("encoder.final_layernorm", "final_layernorm"),
+}
+"""Parts of the tower -> as they are published, as transformers has them."""
+_PROJECTOR = {"norm": ("pre_norm",), "fc1": ("proj.0", "in_proj"), "fc2": ("proj.2", "out_proj")}
+"""The same of the projector."""
 
 
 def vision_rules(config: VisionConfig) -> tuple[Rule, ...]:
@@ -30,45 +42,20 @@ def vision_rules(config: VisionConfig) -> tuple[Rule, ...]:
         _rule("positions.weight", "patch_embed.pos_emb.weight", dtype="float32"),
         _rule("positions.weight", "patch_embed.pos_emb.position_embeddings", dtype="float32"),
     ]
+    qkv = f"{_LAYER}.qkv"
+    turned = _half_split(config.num_heads)  # rotary pairs are neighbours in the published tensor
     for kind in ("weight", "bias"):
-        rules += _published_rules(config, kind)
-        rules += _transformers_rules(config, kind)
+        fused = Piece(f"{_BLOCK}.wqkv.{kind}", 3 * config.hidden_size, turned)
+        split = [Piece(f"{_LAYER}.attn.{name}_proj.{kind}", config.hidden_size) for name in "qkv"]
+        rules += [_rule(f"{qkv}.{kind}", fused), _rule(f"{qkv}.{kind}", *split)]
+        for part, names in _NAMES.items():
+            rules += [_rule(f"{part}.{kind}", f"{name}.{kind}") for name in names]
+        for part, layers in _PROJECTOR.items():
+            rules += [
+                Rule(f"{TOWER}.projector.{part}.{kind}", f"mm_projector.{name}.{kind}")
+                for name in layers
+            ]
     return tuple(rules)
-
-
-def _published_rules(config: VisionConfig, kind: str) -> list[Rule]:
-    """q, k and v in one tensor, whose rotary pairs are neighbours."""
-    block = "encoder.blocks.{layer}."
-    fused = Piece(f"{block}wqkv.{kind}", 3 * config.hidden_size, _half_split(config.num_heads))
-    return [
-        _rule(f"layers.{{layer}}.qkv.{kind}", fused),
-        _rule(f"layers.{{layer}}.norm1.{kind}", f"{block}norm0.{kind}"),
-        _rule(f"layers.{{layer}}.norm2.{kind}", f"{block}norm1.{kind}"),
-        _rule(f"layers.{{layer}}.out.{kind}", f"{block}wo.{kind}"),
-        _rule(f"layers.{{layer}}.fc1.{kind}", f"{block}mlp.fc0.{kind}"),
-        _rule(f"layers.{{layer}}.fc2.{kind}", f"{block}mlp.fc1.{kind}"),
-        _rule(f"norm.{kind}", f"encoder.final_layernorm.{kind}"),
-        _projector_rule(f"norm.{kind}", f"pre_norm.{kind}"),
-        _projector_rule(f"fc1.{kind}", f"proj.0.{kind}"),
-        _projector_rule(f"fc2.{kind}", f"proj.2.{kind}"),
-    ]
-
-
-def _transformers_rules(config: VisionConfig, kind: str) -> list[Rule]:
-    """q, k and v apart, already half-split."""
-    layer = "layers.{layer}."
-    split = [Piece(f"{layer}attn.{name}_proj.{kind}", config.hidden_size) for name in "qkv"]
-    return [
-        _rule(f"{layer}qkv.{kind}", *split),
-        _rule(f"{layer}norm1.{kind}", f"{layer}norm1.{kind}"),
-        _rule(f"{layer}norm2.{kind}", f"{layer}norm2.{kind}"),
-        _rule(f"{layer}out.{kind}", f"{layer}attn.proj.{kind}"),
-        _rule(f"{layer}fc1.{kind}", f"{layer}mlp.fc1.{kind}"),
-        _rule(f"{layer}fc2.{kind}", f"{layer}mlp.fc2.{kind}"),
-        _rule(f"norm.{kind}", f"final_layernorm.{kind}"),
-        _projector_rule(f"fc1.{kind}", f"in_proj.{kind}"),
-        _projector_rule(f"fc2.{kind}", f"out_proj.{kind}"),
-    ]
 
 
 def _rule(parameter: str, *pieces: str | Piece, dtype: str | None = None) -> Rule:
@@ -78,10 +65,6 @@ def _rule(parameter: str, *pieces: str | Piece, dtype: str | None = None) -> Rul
         [Piece(f"vision_tower.{piece.name}", piece.rows, piece.transform) for piece in named],
         dtype=dtype,
     )
-
-
-def _projector_rule(parameter: str, name: str) -> Rule:
-    return Rule(f"{TOWER}.projector.{parameter}", f"mm_projector.{name}")
 
 
 def _patch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

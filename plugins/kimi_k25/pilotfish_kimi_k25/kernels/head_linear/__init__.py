@@ -39,8 +39,5 @@ def head_linear(x: torch.Tensor, weight: torch.Tensor, *, backend: KernelBackend
         return triton.head_linear(x, weight)
     if is_native:
         return native.head_linear(x, weight)
-    return (
-        eager.head_linear_in_blocks(x, weight)
-        if backend.invariant
-        else eager.head_linear(x, weight)
-    )
+    multiply = eager.head_linear_in_blocks if backend.invariant else eager.head_linear
+    return multiply(x, weight)

@@ -5,12 +5,12 @@ Knows: its arguments' record in native.h. Does not know: threads or instruction 
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure
 
 import torch
 
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.native.numbers import dtype_code
+from pilotfish.kernels.native.numbers import dtype_code, record_fields
 from pilotfish.kernels.native.plan import Plan
 from pilotfish_kimi_k25.kernels.native import LIBRARY
 
@@ -18,19 +18,9 @@ from pilotfish_kimi_k25.kernels.native import LIBRARY
 class Arguments(Structure):
     """A `pf_head_linear`."""
 
-    _fields_ = (
-        ("x", c_void_p),
-        ("weight", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("heads", c_int64),
-        ("in_features", c_int64),
-        ("out_features", c_int64),
-        ("row_stride", c_int64),
-        ("head_stride", c_int64),
-        ("dtype", c_int64),
-        ("weight_dtype", c_int64),
-        ("copied", c_int64),
+    _fields_ = record_fields(
+        pointers="x weight out",
+        ints="rows heads in_features out_features row_stride head_stride dtype weight_dtype copied",
     )
 
 

@@ -2,7 +2,7 @@
 
 Knows: rows, pages and the latent's two parts. Does not know: how rows or weights were made.
 Letters: T packed tokens, T' rows with padding, N heads, C width of the latent, R its width with the
-turned part, P pages, S tokens in a page, J keys.
+turned part, P pages, S tokens in a page, J keys, H width of a made key or value.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.paged_attention import AttentionPlan
-from pilotfish_kimi_k25.kernels.mla_attention import eager, expanded
+from pilotfish.kernels.paged_attention import AttentionPlan, paged_attention
+from pilotfish_kimi_k25.kernels.head_linear import head_linear
+from pilotfish_kimi_k25.kernels.mla_attention.expanded import made_pages
 
 __all__ = ["HeadWeights", "attend_absorbed", "attend_expanded", "is_expanded_cheaper"]
 
@@ -26,11 +27,6 @@ class HeadWeights:
 
     up_key: torch.Tensor
     up_value: torch.Tensor
-
-    @property
-    def num_keys_or_values(self) -> int:
-        """Q + V, numbers that a head's key and value have beside the turned part."""
-        return self.up_key.shape[1] + self.up_value.shape[1]
 
 
 def attend_absorbed(
@@ -62,7 +58,8 @@ def attend_absorbed(
         from pilotfish_kimi_k25.kernels.mla_attention import triton
 
         return triton.attend(q, cache, plan, latent_width, scale)
-    return eager.attend(q, cache, plan, latent_width=latent_width, scale=scale, backend=backend)
+    # torch sums the turned part too: its flash kernel wants values as wide as keys.
+    return paged_attention(q, cache, plan, scale=scale, value_width=latent_width, backend=backend)
 
 
 def attend_expanded(
@@ -81,7 +78,22 @@ def attend_expanded(
     Rounds elsewhere than the absorbed form, so the two differ in their last bits. A row's bits
     depend on what they depend on there, on triton and native; on torch also on the number of keys.
     """
-    return expanded.attend(q, cache, plan, weights, scale=scale, backend=backend)
+    own_pages, own_plan = plan.cached(made_pages)
+    value_width, latent_width = weights.up_value.shape[1:]
+    key_width = q.shape[2]
+    width = max(key_width, value_width)
+    rows_JR = cache.index_select(0, own_pages).flatten(0, 1)
+    latent_JNC = rows_JR[:, None, :latent_width].expand(-1, q.shape[1], -1)
+    made = cache.new_zeros((len(own_pages), plan.page_size_tokens, 2, q.shape[1], width))
+    kv_J2NH = made.flatten(0, 1)
+    plain = weights.up_key.shape[1]
+    kv_J2NH[:, 0, :, :plain] = head_linear(latent_JNC, weights.up_key, backend=backend)
+    kv_J2NH[:, 0, :, plain:key_width] = rows_JR[:, None, latent_width:]
+    kv_J2NH[:, 1, :, :value_width] = head_linear(latent_JNC, weights.up_value, backend=backend)
+    if width > key_width:
+        q = torch.nn.functional.pad(q, (0, width - key_width))
+    out = paged_attention(q, made, own_plan, scale=scale, backend=backend)
+    return out[..., :value_width]
 
 
 def is_expanded_cheaper(plan: AttentionPlan, weights: HeadWeights, row_width: int) -> bool:
@@ -90,10 +102,9 @@ def is_expanded_cheaper(plan: AttentionPlan, weights: HeadWeights, row_width: in
     A head multiplies 2R numbers a row and key in the absorbed form, and C (Q + V) a row to get
     there and back; in the expanded one the widths of its key and value, and C (Q + V) a key.
     """
-    latent_width = weights.up_key.shape[2]
-    wide = max(weights.up_key.shape[1] + row_width - latent_width, weights.up_value.shape[1])
+    (_, key_width, latent_width), value_width = weights.up_key.shape, weights.up_value.shape[1]
+    wide = max(key_width + row_width - latent_width, value_width)
     pairs = sum(n * j for n, j in zip(plan.row_counts, plan.num_keys, strict=True))
-    made = latent_width * weights.num_keys_or_values
-    return 2 * wide * pairs + made * sum(plan.num_keys) < 2 * row_width * pairs + made * (
-        plan.num_rows
-    )
+    made = latent_width * (key_width + value_width)
+    expanded = 2 * wide * pairs + made * sum(plan.num_keys)
+    return expanded < 2 * row_width * pairs + made * plan.num_rows

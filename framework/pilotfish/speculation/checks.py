@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from pilotfish.batch import Proposal
 from pilotfish.config.checks import is_int
 from pilotfish.errors import PilotfishError
-from pilotfish.speculation import Proposal
 
 _MOST_SHOWN = 80
 _MOST_OFF = 1e-4

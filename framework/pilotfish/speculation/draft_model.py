@@ -1,0 +1,218 @@
+"""DraftNetwork and DraftModel: what drafts that read their target's hidden states have in common.
+
+Knows: loading, row padding, the start of a pass, what is borrowed of the target. Does not know: how
+blocks compute, which rows run, or how tokens are chosen (SequentialProposer, BlockProposer).
+Axis letters: B requests, T packed rows, T' rows with padding, R rows of logits, D draft width, V
+vocabulary of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+
+from pilotfish.errors import WeightsError
+from pilotfish.invariance.padding import RowPadding
+from pilotfish.invariance.probe_cache import ProbeCache
+from pilotfish.invariance.rows import padded
+from pilotfish.kernels import KernelBackend
+from pilotfish.layers.attention import Attention
+from pilotfish.layers.block import PreNormBlock
+from pilotfish.layers.embedding import Embedding
+from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.layer import Layer
+from pilotfish.layers.linear import Linear
+from pilotfish.layers.mlp import GatedMLP
+from pilotfish.layers.norm import RMSNorm
+from pilotfish.layers.rope import Rotary
+from pilotfish.models.loading import load_layers
+from pilotfish.speculation.draft_config import DRAFT_CACHE, DraftConfig
+from pilotfish.speculation.draft_vocabulary import DraftVocabulary, fitted
+from pilotfish.speculation.proposer import ProposerSetup
+from pilotfish.state import KVCacheInputs
+from pilotfish.weights import LoadPlan, TensorInfo, WeightRules, WeightSource, plan_load
+
+Planned = TypeVar("Planned")
+
+
+class DraftNetwork(Layer):
+    """Base: what stands around a draft's blocks, without what it borrows of its target.
+
+    backend: of all kernels; None: torch's. embed_tokens, lm_head, vocabulary: None where the draft
+    has none of its own. padding: of rows, so that a row's bits are its own; set when the weights
+    are known.
+    Parameters: embed_tokens.weight, lm_head.weight, vocabulary.offsets.
+    """
+
+    def __init__(self, config: DraftConfig, backend: KernelBackend | None = None) -> None:
+        self.backend = KernelBackend() if backend is None else backend
+        self.padding = RowPadding()
+        self.rotary = Rotary(config.rope)
+        self.embed_tokens: Embedding | None = None
+        self.lm_head: Linear | None = None
+        self.vocabulary: DraftVocabulary | None = None
+        self._passes: dict[Any, Any] = {}
+        if config.own_embedding:
+            self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        if config.has_head:
+            self.lm_head = Linear(
+                config.hidden_size, config.draft_vocab_size, keep_plain=config.has_tied_head
+            )
+        if config.has_head and config.has_offsets:
+            self.vocabulary = DraftVocabulary(config.draft_vocab_size, config.target_vocab_size)
+
+    def padded(self, rows: torch.Tensor) -> torch.Tensor:
+        """A copy of rows, [T, *] -> [T', *], zeros behind them: passes work in place."""
+        short = padded(rows.shape[0], self.padding.body) - rows.shape[0]
+        ends = (*(0, 0) * (rows.ndim - 1), 0, short)
+        return torch.nn.functional.pad(rows, ends) if short else rows.clone()
+
+    def start(
+        self,
+        kv: KVCacheInputs,
+        input_row_offsets: torch.Tensor,
+        started: Sequence[int] | None = None,
+    ) -> ForwardPass:
+        """The shared part of a pass; row i of request b stands at position cache_lengths[b] + i.
+
+        input_row_offsets: [B+1] int32. started: [B], tokens each request was started with, for
+        angles that depend on it.
+        """
+        device = input_row_offsets.device
+        return ForwardPass.start(
+            kv,
+            input_row_offsets,
+            backend=self.backend,
+            rotary=self.rotary,
+            row_multiple=self.padding.body,
+            attention_multiple=self.padding.attention,
+            prompt_lengths=None if started is None else torch.tensor(started, device=device),
+        )
+
+    def planned(self, key: object, make: Callable[[], Planned | Literal[False]]) -> Planned | None:
+        """A pass as native calls, planned when first asked for; None on another backend.
+
+        make: gives it, or False where the network computes in a way of its own.
+        """
+        if self.backend.name != "native":
+            return None
+        if key not in self._passes:
+            self._passes[key] = make()
+        found: Planned | None = self._passes[key] or None
+        return found
+
+
+def draft_block(
+    config: DraftConfig, layer: int, *, mlp_bias: bool = False, **attention: Any
+) -> PreNormBlock:
+    """A block of the draft's own sizes. attention: more arguments of `Attention`."""
+    width = config.hidden_size
+    return PreNormBlock(
+        RMSNorm(width, config.rms_norm_eps),
+        Attention(layer, *config.attention_sizes, **attention),
+        RMSNorm(width, config.rms_norm_eps),
+        GatedMLP(width, config.intermediate_size, bias=mlp_bias),
+    )
+
+
+class DraftModel:
+    """Base of a proposer, beside its driver; a subclass sets `network` and has `weight_rules`.
+
+    target: lends its embedding and its head where the draft has none of its own.
+    """
+
+    config_class: ClassVar[type[Any]]
+    config: DraftConfig
+    network: DraftNetwork
+    backend: KernelBackend
+    device: torch.device
+    dtype: torch.dtype
+    target: Any
+
+    def weight_rules(self) -> WeightRules:
+        """How a draft's file becomes the network's parameters."""
+        raise NotImplementedError
+
+    def take_setup(self, setup: ProposerSetup) -> dict[str, Any]:
+        """Keeps what it is made from. Returns arguments that every driver takes."""
+        speculative = setup.pipeline_config.speculative
+        self.config = setup.config
+        self.backend = setup.backend
+        self.dtype = getattr(torch, self.config.dtype)
+        self.target = setup.target
+        return {
+            "cache_name": DRAFT_CACHE,
+            "whose": setup.pipeline_config.whose_draft,
+            "device": torch.device(setup.device),
+            "max_positions": self.config.max_position,
+            "keeps_probs": speculative is not None and speculative.acceptance == "residual",
+        }
+
+    # Loading.
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every parameter with memory of its own, name -> shape; a tied one has none."""
+        ties = self.weight_rules().ties
+        shapes = self.network.parameter_shapes()
+        return {name: shape for name, shape in shapes.items() if name not in ties}
+
+    def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
+        """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
+        return plan_load(self.weight_rules(), infos, self.network.parameter_shapes())
+
+    def load_model(self, weights: WeightSource | None) -> None:
+        """Fills every parameter, and finds to how many rows passes are padded on this machine.
+
+        Where no number of rows keeps their bits, rows are not padded: no text depends on it.
+        Raises WeightsError naming missing, extra and misshapen tensors before any is read.
+        """
+        if weights is None:
+            raise WeightsError(
+                f"the method {self.config.format_class.method} got no weights; wanted the draft's"
+            )
+        network = self.network
+        plan = self.plan_load(weights.infos)
+        # With matrices of its own, while there are no others.
+        network.padding = RowPadding.probe(
+            network,
+            network.lm_head,
+            backend=self.backend,
+            dtype=self.dtype,
+            known=ProbeCache(),
+        )
+        load_layers(network, plan, weights, self.dtype, backend=self.backend, device=self.device)
+        for name in weights.infos:
+            if network.vocabulary is not None and name.removeprefix("model.") == "t2d":
+                network.vocabulary.check_mask(weights.load(name))
+        network.rotary.to(self.device)
+
+    # Running.
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: [T] int64 -> [T, D]."""
+        own = self.network.embed_tokens
+        if own is not None:  # what only the target's padding has is some row of it
+            return own(tokens.clamp(max=self.config.vocab_size - 1))
+        rows: torch.Tensor = self.target.embed(tokens)
+        return rows
+
+    def head(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: [R, D], as the head reads them -> [R, its vocabulary] float32."""
+        own, count = self.network.lm_head, rows.shape[0]
+        if own is None:
+            logits: torch.Tensor = self.target.lm_head(rows)
+            return logits
+        short = padded(count, self.network.padding.head) - count
+        return own(torch.nn.functional.pad(rows, (0, 0, 0, short)), self.backend).float()[:count]
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: [R, D], as the head reads them -> [R, V] float32."""
+        return self.over_target(self.head(rows))
+
+    def over_target(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits: [R, the head's vocabulary] -> [R, V], -inf where the draft has no token."""
+        if self.network.vocabulary is not None:
+            logits = self.network.vocabulary(logits)
+        return fitted(logits, self.config.target_vocab_size)
