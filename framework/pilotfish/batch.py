@@ -80,7 +80,7 @@ NO_DRAFT = Proposal()
 
 @attrs.define(kw_only=True, eq=False)
 class RequestContext:
-    """What a model must know of one request to run its next rows.
+    """What a model must know of one request to run its next rows. The engine's are of a subclass.
 
     request_id: unique among live requests.
     tokens: prompt and committed answer so far.

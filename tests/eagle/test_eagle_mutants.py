@@ -195,15 +195,15 @@ def hidden_first_in_attention(patch: Patch) -> None:
 
 def fc_on_every_row(patch: Patch) -> None:
     """What the pass before returned goes through fc again."""
-    hidden_of = EagleModel._hidden
+    beside = EagleModel._beside
 
     def wrong(self: EagleModel, rows: DraftRows) -> torch.Tensor:
-        hidden = hidden_of(self, rows)
+        hidden = beside(self, rows)
         if rows.prev_hidden_states is None:
             return hidden
         return self.network.combine(hidden.repeat(1, len(self.config.aux_hidden_state_layers)))
 
-    patch.setattr(EagleModel, "_hidden", wrong)
+    patch.setattr(EagleModel, "_beside", wrong)
 
 
 def interleaved_rope(patch: Patch) -> None:

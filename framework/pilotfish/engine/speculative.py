@@ -17,7 +17,7 @@ from pilotfish.engine.step_result import StepResult
 from pilotfish.protocols import ModelOutputs
 from pilotfish.speculation import DraftRequest, Proposal, Proposer, WidthPolicy
 from pilotfish.speculation.acceptance import Acceptance
-from pilotfish.speculation.step import accept, draft
+from pilotfish.speculation.step import propose, verify
 from pilotfish.state import StateManager
 
 
@@ -48,8 +48,8 @@ class Speculation:
 
         logits: [R, V] float32, of the whole pass. ends: after the last row of each request.
         """
-        verify = list(map(Request.verify_request, requests))
-        accepted = accept(self.acceptance, logits, verify, ends)
+        asked = list(map(Request.verify_request, requests))
+        accepted = verify(self.acceptance, logits, asked, ends)
         for request, result, one in zip(requests, results, accepted, strict=True):
             result.take(request.draft, one)
 
@@ -81,7 +81,7 @@ class Speculation:
         for request, result in zip(requests, results, strict=True):
             asked.append(self._request(request, result, width))
             row_counts.append(request.num_scheduled)
-        proposals = draft(
+        proposals = propose(
             self.proposer,
             asked,
             row_counts=row_counts,

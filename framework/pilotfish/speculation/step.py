@@ -3,8 +3,8 @@
 Knows: how the rows of a pass belong to requests. Does not know: rules, drafters or engines.
 Axis letters: B requests, T packed rows, R rows of logits, V vocabulary, F feature width.
 
-The target runs the rows that count for certain and those of the draft; `accept` says which tokens
-follow; `draft` hands the rows that count to the drafter and asks for more. Everything is computed
+The target runs the rows that count for certain and those of the draft; `verify` says which tokens
+follow; `propose` hands the rows that count to the drafter and asks for more. Everything is computed
 before any of it is committed: an exception anywhere leaves target and draft at the length they had.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pilotfish.state import KVCacheInputs
 
 
-def accept(
+def verify(
     rule: Acceptance,
     logits: torch.Tensor,
     requests: Sequence[VerifyRequest],
@@ -45,7 +45,7 @@ def accept(
     return rule.decide(logits, requests)
 
 
-def draft(
+def propose(
     proposer: Proposer,
     requests: Sequence[DraftRequest | None],
     *,

@@ -59,15 +59,17 @@ class StateManager:
         self._slot_caches = SlotCaches(slot_caches)
         self._has_slots = self._slot_caches.has_caches
         self._requests: dict[str, RequestBlocks] = {}
-        from pilotfish.state.paged import make_paged_caches
+        self._paged_caches: dict[str, PagedCache] = {}
+        if paged_caches:
+            from pilotfish.state.paged import make_paged_caches
 
-        self._paged_caches = make_paged_caches(
-            paged_caches,
-            num_pages=num_pages,
-            page_size_tokens=page_size_tokens,
-            device=device,
-            poison=poison,
-        )
+            self._paged_caches = make_paged_caches(
+                paged_caches,
+                num_pages=num_pages,
+                page_size_tokens=page_size_tokens,
+                device=device,
+                poison=poison,
+            )
         self._poisoned = tuple(self._paged_caches.values()) if poison else ()
 
     # What there is

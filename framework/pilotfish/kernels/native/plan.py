@@ -62,6 +62,11 @@ class Plan:
         self._marks: list[int] = []
 
     @property
+    def num_calls(self) -> int:
+        """Calls planned so far."""
+        return len(self._calls)
+
+    @property
     def num_torch_steps(self) -> int:
         """Steps planned so far that are no native calls."""
         return sum(len(steps) for steps in self._steps.values())

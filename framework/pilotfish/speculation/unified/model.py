@@ -27,7 +27,7 @@ from pilotfish.sampling.bitmask import apply_bitmask
 from pilotfish.speculation.acceptance import Accepted
 from pilotfish.speculation.acceptance_rules import acceptance_rule
 from pilotfish.speculation.proposer import DraftRequest, Proposer, ProposerSetup
-from pilotfish.speculation.step import accept, draft
+from pilotfish.speculation.step import propose, verify
 from pilotfish.speculation.unified.config import UnifiedConfig
 from pilotfish.speculation.unified.inputs import UnifiedInputs, UnifiedOutputs
 from pilotfish.speculation.unified.step import DraftPages, Step
@@ -170,7 +170,7 @@ class UnifiedModel:
         if model_inputs.token_bitmasks is not None:
             logits = apply_bitmask(logits, model_inputs.token_bitmasks)
         accepted = self._accept(step, logits, outputs.logit_offsets.tolist()[1:])
-        found = draft(
+        found = propose(
             self.draft,
             [self._request(step, place, one) for place, one in enumerate(accepted)],
             row_counts=kv.row_counts,
@@ -231,7 +231,7 @@ class UnifiedModel:
     def _accept(self, step: Step, logits: torch.Tensor, ends: Sequence[int]) -> list[Accepted]:
         """In the order of the requests; nothing for those that want no logits."""
         asked = [place for place, wants in enumerate(step.wants) if wants]
-        decided = accept(
+        decided = verify(
             self._acceptance,
             logits,
             [step.verify_request(place) for place in asked],
