@@ -170,7 +170,7 @@ OPTIONS = {
         "preprocessor_config.json",
         {
             "max_patches": 99,
-            "size": {"max_height": 7, "max_draft_tokens": 7},
+            "size": {"max_height": 7, "max_width": 7},
             "patch_size": 4,
             "merge_size": 2,
             "image_mean": [0.1, 0.2, 0.3],
@@ -216,7 +216,7 @@ def test_without_a_file_the_published_options_hold(tmp_path: Path) -> None:
         ({"patch_size": 16}, "patch_size = 16 and the tower 14"),
         ({"merge_kernel_size": 4}, "merge_kernel_size = 4"),
         ({"merge_size": 1}, "merge_size = 1"),
-        ({"size": {"max_height": 3, "max_draft_tokens": 4}}, "wanted equal sides"),
+        ({"size": {"max_height": 3, "max_width": 4}}, "wanted equal sides"),
         ({"image_mean": [0.5, 0.5]}, "image_mean = \\[0.5, 0.5\\]"),
         ({"image_std": "half"}, "image_std = 'half'"),
         ({"image_std": [0.5, 0, 0.5]}, "wanted three numbers > 0"),

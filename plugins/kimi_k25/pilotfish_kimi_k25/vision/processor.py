@@ -270,7 +270,7 @@ def _options_in(directory: Path) -> Mapping[str, Any]:
 def _side_in(options: Mapping[str, Any]) -> int:
     """Patches of the longest side, from `size`."""
     size = {} if options.get("size") is None else options["size"]
-    known = ("max_height", "max_draft_tokens")
+    known = ("max_height", "max_width")
     given = isinstance(size, Mapping) and all(
         name in known or value is None for name, value in size.items()
     )
