@@ -70,6 +70,7 @@ test-fast: setup
 NEWEST := $(CURDIR)/$(VENV)/newest-triton
 test-all: setup
 	$(PIP) --quiet --no-deps --constraint constraints.txt dflash ziglang
+	$(PIP) --quiet --constraint constraints.txt "pilotfish[ray]"
 	$(BIN)/python -m pytest $(WORKERS) -m "" -rs --histories 2000
 	$(PIP) --quiet --no-deps --upgrade --target $(NEWEST) triton
 	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest $(WORKERS) -k "kernels or triton"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pairs
 import ratios
 import request_life
+import split_block
 
 from pilotfish.plugins import load_registry
 
@@ -33,6 +34,7 @@ PICTURES: Mapping[str, Callable[[], str]] = {
     "chat": chat,
     "life-of-a-request": request_life.draw,
     "plugins": lambda: pairs.draw(pairs.of_the_house(load_registry({}))),
+    "ranks": split_block.draw,
 }
 
 

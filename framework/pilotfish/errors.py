@@ -57,3 +57,13 @@ class OutOfPagesError(StateError):
 
 class OutOfSlotsError(StateError):
     """Every slot of a cache has an owner; the scheduler never runs more requests than slots."""
+
+
+class WorkerEnd(SystemExit):
+    """Ends a process that served as a rank under torchrun, when rank 0's has ended; code 0."""
+
+
+class RankError(PilotfishError):
+    """A rank of a model on several devices died, hung or raised: the message names it. The model
+    is of no more use; make another one.
+    """

@@ -101,7 +101,8 @@ def test_a_model_by_their_names(folder: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"tensor_parallel_size": 2}, "LLM got tensor_parallel_size=2: several devices are not"),
+        ({"pipeline_parallel_size": 2}, "LLM got pipeline_parallel_size=2: replicas and pipelines"),
+        ({"tensor_parallel_size": 2}, "the model says nothing of how ranks share it"),
         ({"trust_remote_code": True}, "code in a checkpoint is never run"),
         ({"gpu_memory_utilization": 0.9}, "the plan takes what fits"),
         ({"seed": 1}, "a seed belongs to a request"),

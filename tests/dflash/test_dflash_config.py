@@ -97,6 +97,7 @@ def test_every_format_is_read(pair: Pair, case: str) -> None:
         num_layers=layer["num_hidden_layers"],
         row_shape=(2, layer["num_key_value_heads"], layer["head_dim"]),
         dtype="float32",
+        heads_axis=1,
     )
 
 

@@ -27,6 +27,7 @@ PAGES: Mapping[str, tuple[str, ...]] = {
         "pilotfish.multimodal",
         "pilotfish.invariance",
         "pilotfish.kernels",
+        "pilotfish.parallel",
     ),
     "api-plugins.md": (
         "pilotfish.hookspecs",

@@ -165,6 +165,15 @@ def test_the_installed_example_gives_the_tokens_of_transformers(
         assert len(set(expected)) > 4, "a text of one token would prove nothing"
 
 
+def test_the_installed_example_runs_on_two_ranks_unchanged(
+    environment: Environment, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path, use_qkv_bias=True)
+    shared = environment.generate(tmp_path, "--tensor-parallel", "2", "--max-batch-tokens", "16")
+    alone = environment.generate(tmp_path, "--reduction-slices", "2")
+    assert [one["token_ids"] for one in shared] == [one["token_ids"] for one in alone]
+
+
 def test_the_environment_runs_the_wheels_and_not_the_working_tree(
     environment: Environment,
 ) -> None:
@@ -193,8 +202,9 @@ def test_the_examples_own_tests_are_the_conformance_kit(environment: Environment
     assert counts is not None, done.stdout
     num_passed, num_skipped = map(int, counts.groups())
     assert num_passed + num_skipped == len(promises_for(with_drafter=False))
-    # Of images and of caches without pages, which it has not; and of plans, without the library.
-    assert num_skipped == 5 + (library() is None)
+    # Of images and of caches without pages, which it has not; of plans and ranks, without the
+    # library.
+    assert num_skipped == 5 + 2 * (library() is None)
 
 
 def refused(environment: Environment, model: Path) -> str:

@@ -81,7 +81,11 @@ def test_what_it_asks_of_the_engine() -> None:
     assert three.return_hidden_states is ReturnHiddenStates.SELECTED
     (spec,) = three.get_state_specs()
     assert spec == PagedStateSpec(
-        name="draft", num_layers=1, row_shape=(2, 1, 20), dtype="bfloat16"
+        name="draft",
+        num_layers=1,
+        row_shape=(2, 1, 20),
+        dtype="bfloat16",
+        heads_axis=1,
     )
     assert three.get_kv_params().spec == spec
     assert [one.num_scratch_rows(width) for width in (0, 1, 2, 5)] == [0, 0, 1, 4]

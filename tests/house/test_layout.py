@@ -23,7 +23,7 @@ PACKAGES = [next(folder.glob("pilotfish_*")) for folder in PLUGINS]
 FLOORS = (
     {"errors", "lazy", "nearest", "contracts", "platform", "records", "batch", "warn"},
     {"config"},
-    {"kernels", "state", "sampling", "weights"},
+    {"kernels", "state", "sampling", "weights", "parallel"},
     {"protocols"},
     {"layers"},
     {"invariance"},
@@ -31,7 +31,7 @@ FLOORS = (
     {"plugin_specs", "registry", "plugins", "hookspecs"},
     {"speculation"},
     {"tokenization", "multimodal"},
-    {"loading"},
+    {"loading", "ranks"},
     {"engine"},
     {"testing", "cli", "bench"},
 )

@@ -38,6 +38,9 @@ OLD_WORDS = {
 }
 """As names of Python, not as words of prose; and what is said in their place."""
 
+EMPTY_PHRASES = ("As the base.", "Knows no speed")
+"""Of docstrings: they tell a reader nothing."""
+
 
 def old_words(source: str) -> Iterator[tuple[int, str]]:
     """Line and name of each name of the list."""
@@ -59,3 +62,18 @@ def test_no_name_is_one_of_the_old() -> None:
 def test_an_old_word_is_seen_as_a_name_and_not_in_prose() -> None:
     source = 'def f(laws):\n    """The laws of the draft."""\n    return laws.sight  # a law\n'
     assert list(old_words(source)) == [(1, "laws"), (3, "laws"), (3, "sight")]
+
+
+def empty_phrases(source: str) -> list[str]:
+    return [one for one in EMPTY_PHRASES if f'"""{one}' in source or f" {one}" in source]
+
+
+def test_no_docstring_says_nothing() -> None:
+    found = [
+        (str(path.relative_to(ROOT)), phrase)
+        for folder in ("framework", "plugins")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for phrase in empty_phrases(path.read_text())
+    ]
+    assert found == []
+    assert empty_phrases('def f():\n    """As the base."""\n') == ["As the base."]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,28 @@ def test_packed_weights_are_planned_packed(
     experts = 8 * 3 * 64 * 32
     packed_bytes = experts // 2 + experts // 32 * 2 + 8 * 3 * 8  # two int32 of each shape
     assert large - small == experts * 2 - packed_bytes
+
+
+def test_a_config_alone_that_says_so_is_planned_with_packed_experts(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the byte as the files' headers say, but for the vision tower: it tells of none."""
+    found: list[dict[str, int]] = []
+    for number, path in enumerate(pair):
+        alone = tmp_path / str(number)
+        alone.mkdir()
+        (alone / "config.json").write_text((path / "config.json").read_text())
+        options = ("--json", "--device", "cpu", "--dtype", "bfloat16")
+        assert main(["inspect", str(alone), *options]) == 2
+        kinds = json.loads(capsys.readouterr().out)["memory"]["weight_kinds_bytes"]["model"]
+        of_files = inspect(capsys, path, "--dtype", "bfloat16")
+        whole = Counter(of_files["memory"]["weight_kinds_bytes"]["model"])
+        whole.subtract(kinds)
+        found.append({kind: count for kind, count in whole.items() if count})
+        assert ("int4" in kinds) == (number == 0)
+    tower = sum(
+        2 * tensor.numel()
+        for name, tensor in tensors_of(pair[0]).items()
+        if "vision" in name or "projector" in name
+    )
+    assert found == [{"bfloat16": tower}] * 2

@@ -21,7 +21,7 @@ from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.loading.prepared import Prepared
 from pilotfish.protocols import NO_LIMIT
 from pilotfish.state import MemoryPlan, SlotStateSpec
-from pilotfish.state.memory import CPU_STATE_BYTES, MOST_EMPTY_PAGES
+from pilotfish.state.page_choice import CPU_STATE_BYTES, MOST_EMPTY_PAGES
 from pilotfish.testing import save_tiny
 
 LONGEST = 100_000

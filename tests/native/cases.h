@@ -133,6 +133,24 @@ static void case_swiglu(Case& c) {
   });
 }
 
+static void case_sum_slices(Case& c) {
+  for_each_dtype([&](int64_t dtype, size_t size) {
+    for (int64_t slices : {1, 3, 8}) {
+      pf_sum_slices a = {};
+      a.rows = 3, a.width = 277, a.slices = slices, a.row_stride = slices * 277 + 5;
+      a.out_dtype = a.bias_dtype = dtype;
+      a.terms = (const float*)c.numbers(PF_FLOAT32, 3 * a.row_stride, -9.0f, 9.0f);
+      a.bias = c.numbers(dtype, 277);
+      a.out = c.nothing(3 * 277 * size);
+      c.run("sum_slices", a);
+      c.result(a.out, 3 * 277 * size);
+      a.bias = nullptr;
+      c.run("sum_slices", a);
+      c.result(a.out, 3 * 277 * size);
+    }
+  });
+}
+
 static void case_take_rows(Case& c) {
   pf_take_rows a = {};
   a.rows = 9, a.row_bytes = 37;
@@ -439,6 +457,7 @@ static const NamedCase CASES[] = {
     {"elementwise", case_elementwise},
     {"softmax", case_softmax},
     {"swiglu", case_swiglu},
+    {"sum_slices", case_sum_slices},
     {"take_rows", case_take_rows},
     {"linear_floats", case_linear_floats},
     {"linear_blocks", case_linear_blocks},

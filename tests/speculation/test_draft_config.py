@@ -91,7 +91,11 @@ def test_two_names_make_a_config() -> None:
     assert config.return_hidden_states is ReturnHiddenStates.SELECTED
     [spec] = config.get_state_specs()
     assert spec == PagedStateSpec(
-        name="draft", num_layers=2, row_shape=(2, 2, 12), dtype="bfloat16"
+        name="draft",
+        num_layers=2,
+        row_shape=(2, 2, 12),
+        dtype="bfloat16",
+        heads_axis=1,
     )
     assert [config.num_scratch_rows(width) for width in (0, 1, 5)] == [0, 0, 4]
     assert (config.get_max_seq_len(), config.prefix_salt(3)) == (128, b"")

@@ -18,7 +18,8 @@ from pilotfish.state import (
     SlotStateSpec,
     activation_bytes,
 )
-from pilotfish.state.memory import CPU_STATE_BYTES
+from pilotfish.state.memory import OtherRanks
+from pilotfish.state.page_choice import CPU_STATE_BYTES
 
 KV = KVCacheParams(num_layers=2, num_kv_heads=4, head_dim=64, dtype="bfloat16").spec
 BYTES_PER_TOKEN = 2 * 2 * 4 * 64 * 2
@@ -231,6 +232,56 @@ def test_activations_are_rows_times_widths_and_three_copies_of_logits() -> None:
         max_batch_tokens=10, widths=(3, 4), itemsize=2, vocab_size=50, max_logit_rows=2
     )
     assert counted == 10 * 7 * 2 + 3 * 2 * 50 * 4
+
+
+# Several ranks on one machine
+
+OTHERS = OtherRanks(count=3, weights=50 << 20, fixed=2 << 20, page_bytes=16 * BYTES_PER_TOKEN)
+
+
+def test_other_ranks_take_their_memory_too() -> None:
+    alone, made = plan(), plan(others=OTHERS)
+    assert (alone.num_ranks, made.num_ranks) == (1, 4)
+    assert made.num_pages == alone.num_pages
+    assert made.total == alone.total == alone.all_ranks
+    assert made.all_ranks == made.total + 3 * ((52 << 20) + made.num_pages * OTHERS.page_bytes)
+    data = made.to_json()
+    assert (data["num_ranks"], data["all_ranks_bytes"]) == (4, made.all_ranks)
+    first, second, *_ = str(made).splitlines()
+    assert first == "memory on cpu, 4 ranks together: 288.5 MiB of 8 GiB available"
+    assert second == "  of the first rank, which takes the most: 108.9 MiB"
+
+
+def test_pages_are_as_many_as_all_ranks_hold() -> None:
+    """Unasked they take half of what is left, 2 GiB at most, of all ranks together."""
+    wide = {"max_seq_len": 20_000, "max_batch_size": 100}
+    for available in (GIB, 64 * GIB):
+        alone, made = (
+            plan(available=available, **wide),
+            plan(available=available, others=OTHERS, **wide),
+        )
+        assert made.page_bytes == 4 * alone.page_bytes
+        left = available - (101 << 20) - 3 * (52 << 20)
+        assert made.num_pages == min(left // 2, CPU_STATE_BYTES) // made.page_bytes
+    bytes_of_each = CacheConfig(memory_bytes=10 << 20)
+    assert plan(cache=bytes_of_each, others=OTHERS).num_pages == (
+        plan(cache=bytes_of_each).num_pages
+    )
+
+
+def test_all_ranks_that_do_not_fit_are_refused_together() -> None:
+    enough = plan(others=OTHERS, cache=CacheConfig(num_pages=100)).all_ranks
+    options = {"others": OTHERS, "cache": CacheConfig(num_pages=100)}
+    fitting(available=enough, **options)
+    with pytest.raises(
+        CapacityError, match=r"on cpu, 4 ranks together and .* on the first: w"
+    ) as e:
+        fitting(available=enough - 1, **options)
+    assert "lower num_pages (now 100; 99 would fit)" in str(e.value)
+    with pytest.raises(CapacityError, match="the weights alone do not fit"):
+        fitting(available=200 << 20, others=OTHERS)
+    longest = plan(available=400 << 20, max_seq_len=10**6, others=OTHERS).longest_that_fits
+    assert not plan(available=400 << 20, max_seq_len=longest, others=OTHERS).missing
 
 
 def test_available_bytes_of_this_machine() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import torch
 
+from pilotfish.parallel.collectives import all_gather
 from support.planted_bugs import (
     BIASED,
     BUGS,
@@ -372,3 +373,25 @@ BUGS.append(
         ),
     )
 )
+
+
+@bug(
+    0,
+    "sums over ranks are added in the order of ranks",
+    "any number of ranks gives the same bits",
+    "pilotfish.layers.row_parallel:all_reduce",
+    is_native=True,
+)
+def _(real: Any) -> Any:
+    def in_order(group: Any, terms: Any, num_slices: int) -> Any:
+        own = terms[0]
+        for term in terms[1:]:
+            own = own + term
+        if group.is_alone:
+            return own
+        first, *others = all_gather(group, own)
+        for other in others:
+            first = first + other
+        return first
+
+    return in_order

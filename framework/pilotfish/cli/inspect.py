@@ -10,9 +10,18 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import add_model, add_model_flags, engine_options, with_flags
+from pilotfish.cli.inspect_ranks import describe_ranks, lines_of_ranks
+from pilotfish.cli.options import (
+    PARALLEL,
+    add_model,
+    add_model_flags,
+    engine_options,
+    with_flags,
+)
+from pilotfish.cli.parser import add_flag
+from pilotfish.config.parallel import ParallelConfig
 from pilotfish.config.speculative import MOST
-from pilotfish.errors import CheckpointError, RequestError
+from pilotfish.errors import CheckpointError, ConfigError, RequestError
 
 if TYPE_CHECKING:
     from pilotfish.loading.draft import PreparedDraft
@@ -21,8 +30,8 @@ if TYPE_CHECKING:
 
 
 _FROM_THE_CONFIG = (
-    "none; what follows is from the config alone, in one dtype, without what only the files tell: "
-    "packed weights, a vision tower"
+    "none; what follows is from the config alone, in one dtype but for INT4 experts that it names, "
+    "without what only the files tell: other packed weights, a vision tower"
 )
 
 
@@ -36,20 +45,32 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
             "pilotfish inspect demo",
             "pilotfish inspect organisation/name --max-length 8192 --max-batch-size 4",
             "pilotfish inspect MODEL --draft DRAFT --speculative METHOD --json",
+            "pilotfish inspect MODEL --tensor-parallel 8 --bandwidth 3350 --link 450",
         ),
     )
     add_model(parser)
     parser.add_argument("--json", action="store_true", help="one object")
     add_model_flags(parser)
+    group = parser.add_argument_group("floors", "The least time that a pass can take.")
+    speed: dict[str, Any] = {"type": float, "metavar": "GB/S"}
+    add_flag(group, "--bandwidth", "of the memory of a rank's device (default: no floors)", **speed)
+    add_flag(group, "--link", "into a rank from the others (default: no floors)", **speed)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    from pilotfish.loading.prepare import prepare_from_options
-
-    prepared = prepare_from_options(args.model, must_fit=False, **engine_options(args))
+    for name in ("bandwidth", "link"):
+        given = getattr(args, name)
+        if given is not None and not 0 < given < float("inf"):
+            raise ConfigError(f"--{name} is {given}; wanted GB/s, above 0")
+    prepared = prepare(args)
+    if args.bandwidth is None and args.link is not None:
+        raise ConfigError("--link was given without --bandwidth; wanted both, or none")
+    if args.bandwidth is not None and args.link is None and prepared.memory_plan.num_ranks > 1:
+        raise ConfigError("--bandwidth was given without --link; several ranks want both, or none")
     facts = describe(prepared)
+    facts["ranks"] = describe_ranks(prepared, args.bandwidth, args.link)
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -59,13 +80,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def prepare(args: argparse.Namespace) -> Prepared:
+    """All that is decided of a run with these flags."""
+    from pilotfish.loading.prepare import prepare_from_options
+
+    options = engine_options(args)
+    parallel = ParallelConfig(**{name: options.pop(name) for name in PARALLEL if name in options})
+    return prepare_from_options(args.model, must_fit=False, parallel=parallel, **options)
+
+
 def _show(facts: dict[str, Any], prepared: Prepared) -> None:
     for name, value in facts.items():
-        if name not in ("memory", "warnings") and value is not None:
+        if name not in ("memory", "ranks", "warnings") and value is not None:
             print(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
     for warning in facts["warnings"]:
         print(f"warning: {warning}")
     print(with_flags(str(prepared.memory_plan)))
+    if facts["ranks"] is not None:
+        print("\n".join(lines_of_ranks(facts["ranks"])))
 
 
 def describe(prepared: Prepared) -> dict[str, Any]:

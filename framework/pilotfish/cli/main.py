@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from pilotfish.cli.interrupts import import_whole
 from pilotfish.cli.parser import Parser, UsageError, with_variables
-from pilotfish.errors import UserError
+from pilotfish.errors import RankError, UserError, WorkerEnd
 from pilotfish.nearest import did_you_mean
 from pilotfish.platform import openmp
 from pilotfish.warn import PilotfishWarning
@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = import_module(f"pilotfish.cli.{args.verb}").run(args)
         sys.stdout.flush()
     except BaseException as error:
-        if isinstance(error, SystemExit) and args is None:  # argparse after --help and --version
+        if isinstance(error, SystemExit) and (args is None or isinstance(error, WorkerEnd)):
+            # of argparse after --help and --version, or of a rank that torchrun started
             return error.code if isinstance(error.code, int) else DONE
         return _code_of(error, args)
     return code
@@ -102,20 +103,32 @@ def _code_of(error: BaseException, args: argparse.Namespace | None) -> int:
         line = " ".join(str(error).split())
         _say(f"error: {with_variables(with_flags(line), args)}")
         return USERS
+    if _said_of_system(error):
+        return USERS
+    if isinstance(error, RankError):
+        for note in getattr(error, "__notes__", ()):  # the other process's traceback
+            _say(f"of another rank: {note}")
+        _say(f"error: {error}")
+        return OURS
+    with _whatever_stderr_does():
+        traceback.print_exception(error)
+    _say("this is a bug in Pilotfish or in a plugin; please report it with the lines above")
+    return OURS
+
+
+def _said_of_system(error: BaseException) -> bool:
+    """Whether it is the machine's fault, which is said then."""
     if isinstance(error, OSError) and error.errno in _OUTPUT_ERRORS:
         _say(f"error: cannot write the output: {error.strerror}")
         _drop(sys.stdout)
-        return USERS
+        return True
     if _lacks_temporary_folder(error):
         _say(
             "error: no folder for temporary files can be written, which transformers' import asks "
             "for; make room in /tmp, or set TMPDIR to a folder that can be written"
         )
-        return USERS
-    with _whatever_stderr_does():
-        traceback.print_exception(error)
-    _say("this is a bug in Pilotfish or in a plugin; please report it with the lines above")
-    return OURS
+        return True
+    return False
 
 
 def _say(line: str) -> None:

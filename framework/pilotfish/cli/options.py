@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pilotfish.cli.parser import add_flag, flag_of
+from pilotfish.config.parallel import DISTRIBUTED
 from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 BACKENDS = ("auto", "native", "torch", "triton")
+PARALLEL = ("tensor_parallel", "expert_parallel", "reduction_slices", "rank_timeout", "distributed")
 ACCEPTANCES = ("coupled", "residual", "relaxed", "synthetic")
 
 
@@ -44,9 +46,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         known=("invariant", "portable", "fastest"),
         default="invariant",
     )
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    add_parallel_flags(parser)
     memory = parser.add_argument_group("memory")
     add = partial(add_flag, memory, variable=True)
-    whole: dict[str, Any] = {"type": int, "metavar": "N"}
     add("--max-length", "tokens of a context (default: the model's own, or what fits)", **whole)
     add("--max-batch-size", "requests run at once (default: 16, or what fits)", **whole)
     add("--max-batch-tokens", "rows of one pass (default: 512)", **whole)
@@ -58,6 +61,31 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         known=DTYPES[1:],
     )
     add_flag(memory, "--no-prefix-caching", "compute every prompt anew", action="store_true")
+
+
+def add_parallel_flags(parser: argparse.ArgumentParser) -> None:
+    """On how many ranks a model runs."""
+    add = partial(add_flag, parser.add_argument_group("several ranks"), variable=True)
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    add("--tensor-parallel", "processes that share every layer (default: 1)", **whole)
+    add("--expert-parallel", "of those, that share the experts (default: all)", **whole)
+    add(
+        "--reduction-slices",
+        "same slices, same text on any ranks that divide them (default: --tensor-parallel)",
+        **whole,
+    )
+    add(
+        "--rank-timeout",
+        "seconds until a rank that does not answer is given up (default: 60)",
+        type=float,
+        metavar="SECONDS",
+    )
+    add(
+        "--distributed",
+        f"what starts them: {', '.join(DISTRIBUTED)} (default: auto)",
+        known=DISTRIBUTED,
+        metavar="WHAT",
+    )
 
 
 def add_place_flags(add: Callable[..., None]) -> None:
@@ -282,10 +310,11 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "speculative": speculative_config(args),
         "cache": CacheConfig(**_given(cache)),
         **_given({name: getattr(args, name) for name in (*names, "max_batch_tokens")}),
+        **_given({name: getattr(args, name) for name in PARALLEL}),
     }
 
 
-_SIZES = ("max_length", "max_batch_size", "max_batch_tokens", "num_pages")
+_SIZES = ("max_length", "max_batch_size", "max_batch_tokens", "num_pages", *PARALLEL)
 _IN_PYTHON = {
     "pass token ids": "give prompt_token_ids in a line of --input-file",
     "as chat_template": "with --chat-template",

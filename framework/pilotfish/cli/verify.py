@@ -62,6 +62,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default=[],
     )
     add_place_flags(add)
+    add(
+        "--tensor-parallel",
+        "ranks that share it in the promise about ranks (default: 2, and 4)",
+        type=int,
+        metavar="N",
+    )
     group = parser.add_argument_group("what is printed")
     group.add_argument("--json", action="store_true", help="one object a promise")
     group.add_argument(
@@ -153,6 +159,7 @@ def _subjects(args: argparse.Namespace) -> Iterator[list[Subject]]:
         raise UserError("wanted MODEL or --architecture NAME, one of the two")
     where: dict[str, Any] = {"device": args.device, "backend": args.backend}
     where |= {"draft": args.draft, "speculative": speculative_config(args)}
+    where["num_ranks"] = args.tensor_parallel
     if args.draft is not None and args.speculative is None:
         raise ConfigError("--draft was given without a method; wanted --speculative METHOD too")
     registry = load_registry()

@@ -2,6 +2,7 @@
 
 from pilotfish.config.cache import CacheConfig
 from pilotfish.config.model import ModelConfig
+from pilotfish.config.parallel import ParallelConfig
 from pilotfish.config.pipeline import PipelineConfig
 from pilotfish.config.runtime import RuntimeConfig
 from pilotfish.config.sampling import SamplingParams
@@ -10,6 +11,7 @@ from pilotfish.config.speculative import SpeculativeConfig
 __all__ = [
     "CacheConfig",
     "ModelConfig",
+    "ParallelConfig",
     "PipelineConfig",
     "RuntimeConfig",
     "SamplingParams",

@@ -23,7 +23,7 @@ class CacheConfig:
         file is run in float32 because nobody asked for a dtype.
     page_size_tokens: tokens in a page, a power of two up to 128.
     num_pages: pages in the pool; None lets the memory plan choose.
-    memory_bytes: bytes that all state may take; None lets the memory plan choose.
+    memory_bytes: bytes that all state may take on a rank; None lets the memory plan choose.
     prefix_caching: whether full pages are shared between requests with equal beginnings.
     image_bytes: bytes of image embeddings that are kept for later passes and requests; 0 keeps
         none. Read by models that serve images only.

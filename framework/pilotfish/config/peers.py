@@ -110,7 +110,8 @@ SAMPLING: Mapping[str, Answer] = {
 }
 
 _ADAPTERS = "adapters are not served yet; merge it into the weights"
-_DEVICES = "several devices are not served yet; wanted one, device='cuda:0' for instance"
+_REPLICAS = "replicas and pipelines are not served; ranks share one model: wanted tensor_parallel=N"
+_OF_DRAFTS = "a drafter runs on the first rank; tensor_parallel splits the target"
 
 LOADING: Mapping[str, Answer] = {
     "max_model_len": Answer("max_length"),
@@ -124,9 +125,11 @@ LOADING: Mapping[str, Answer] = {
     "enable_prefix_caching": _only(
         True, None, says="wanted cache=CacheConfig(prefix_caching=False), to share nothing"
     ),
-    "tensor_parallel_size": _only(1, None, says=_DEVICES),
-    "pipeline_parallel_size": _only(1, None, says=_DEVICES),
-    "data_parallel_size": _only(1, None, says=_DEVICES),
+    "tensor_parallel_size": Answer("tensor_parallel"),
+    "tp_size": Answer("tensor_parallel"),
+    "enable_expert_parallel": _any("experts are spread over all ranks; see expert_parallel"),
+    "pipeline_parallel_size": _only(1, None, says=_REPLICAS),
+    "data_parallel_size": _only(1, None, says=_REPLICAS),
     "trust_remote_code": _only(
         False, None, says="code in a checkpoint is never run; architectures come as plugins"
     ),
@@ -174,7 +177,7 @@ SPECULATION: Mapping[str, Answer] = {
     "assistant_model": _refused(_DRAFTS),
     "prompt_lookup_max": _refused("the text's last 5 tokens are looked up, else fewer, to 2"),
     "prompt_lookup_min": _refused("the text's last 5 tokens are looked up, else fewer, to 2"),
-    "draft_tensor_parallel_size": _only(1, None, says=_DEVICES),
+    "draft_tensor_parallel_size": _only(1, None, says=_OF_DRAFTS),
 }
 
 CACHE: Mapping[str, Answer] = {

@@ -6,6 +6,7 @@ import attrs
 
 from pilotfish.config.cache import CacheConfig
 from pilotfish.config.model import ModelConfig
+from pilotfish.config.parallel import ParallelConfig
 from pilotfish.config.runtime import RuntimeConfig
 from pilotfish.config.speculative import SpeculativeConfig
 
@@ -19,6 +20,7 @@ class PipelineConfig:
     cache: CacheConfig = attrs.field(factory=CacheConfig)
     runtime: RuntimeConfig = attrs.field(factory=RuntimeConfig)
     speculative: SpeculativeConfig | None = None
+    parallel: ParallelConfig = attrs.field(factory=ParallelConfig)
 
     @property
     def whose_draft(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -17,11 +18,13 @@ import torch
 
 from pilotfish.config import (
     CacheConfig,
+    ParallelConfig,
     PipelineConfig,
     SamplingParams,
     SpeculativeConfig,
 )
 from pilotfish.config.generation import sampling_of
+from pilotfish.config.parallel import Distributed
 from pilotfish.config.peer_attributes import AnswersAsLLM
 from pilotfish.config.peers import CALL, LOADING, answers_peers
 from pilotfish.config.runtime import Arithmetic, BackendName
@@ -47,6 +50,7 @@ from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.multimodal.admission import ImageAdmission
 from pilotfish.platform.memory import available_bytes
 from pilotfish.plugins import load_registry
+from pilotfish.ranks.launch import launcher_of
 from pilotfish.registry import Registry
 from pilotfish.speculation import Proposer
 from pilotfish.state import MemoryPlan, StateManager
@@ -71,6 +75,9 @@ class LLM(AnswersAsLLM):
         where a call gives no params; "none" does without.
     cache: see CacheConfig. max_length: limit on the context in tokens; None takes the model's own,
         or what fits the memory; max_batch_size: None takes 16, or what fits. A warning says so.
+    tensor_parallel, expert_parallel, reduction_slices, rank_timeout, distributed: see
+        ParallelConfig. Of the processes of torchrun, all but rank 0's serve here until that one
+        ends, and then raise WorkerEnd, a SystemExit.
     registry: the plugins; None discovers the installed ones.
     before_weights: called with the LLM before weights are fetched and read, when `check`,
         `chat_prompt` and `default_sampling_params` can be asked; what it raises ends the load.
@@ -98,6 +105,11 @@ class LLM(AnswersAsLLM):
         arithmetic: Arithmetic = "invariant",
         max_length: int | None = None,
         backend: BackendName = "auto",
+        tensor_parallel: int = 1,
+        expert_parallel: int | None = None,
+        reduction_slices: int | None = None,
+        rank_timeout: float = 60.0,
+        distributed: Distributed = "auto",
         generation_config: Literal["auto", "none"] = "auto",
         registry: Registry | None = None,
         before_weights: Callable[[LLM], object] | None = None,
@@ -108,21 +120,30 @@ class LLM(AnswersAsLLM):
                 f"generation_config is {generation_config!r}; wanted 'auto' (the checkpoint's "
                 "defaults of sampling) or 'none'"
             )
-        registry = registry if registry is not None else load_registry()
-        prepared = prepare_from_options(
-            str(model),
-            registry=registry,
-            draft=draft,
-            speculative=speculative,
-            cache=cache,
-            max_length=max_length,
-            dtype=dtype,
-            device=device,
-            backend=backend,
-            arithmetic=arithmetic,
-            max_batch_size=max_batch_size,
-            max_batch_tokens=max_batch_tokens,
+        parallel = ParallelConfig(
+            tensor_parallel=tensor_parallel,
+            expert_parallel=expert_parallel,
+            reduction_slices=reduction_slices,
+            rank_timeout=rank_timeout,
+            distributed=distributed,
         )
+        launcher = launcher_of(parallel)
+        options: dict[str, Any] = {
+            "model": str(model),
+            "registry": registry,
+            "draft": draft,
+            "speculative": speculative,
+            "cache": cache,
+            "max_length": max_length,
+            "dtype": dtype,
+            "device": device,
+            "backend": backend,
+            "arithmetic": arithmetic,
+            "max_batch_size": max_batch_size,
+            "max_batch_tokens": max_batch_tokens,
+        }
+        registry = registry if registry is not None else load_registry()
+        prepared = prepare_from_options(**{**options, "registry": registry}, parallel=parallel)
         self.pipeline_config: PipelineConfig = prepared.pipeline_config
         self.memory_plan: MemoryPlan = prepared.memory_plan
         if self.memory_plan.note:
@@ -152,14 +173,27 @@ class LLM(AnswersAsLLM):
         self._device = str(prepared.device)
         if before_weights is not None:
             before_weights(self)
-        with LoadingBar(*prepared.sources) as bar:
-            self._state: StateManager | None = prepared.load(bar.counted)
-            self.proposer: Proposer | None = prepared.load_proposer(registry, bar.counted)
+        at_end = None
+        with (
+            LoadingBar(*prepared.sources, bytes_read=prepared.share.bytes_read) as bar,
+            ExitStack() as undo,
+        ):
+            self._state: StateManager | None
+            if parallel.num_ranks > 1:
+                from pilotfish.ranks.driver import load_on_ranks
+
+                whole, self._state, ranks = load_on_ranks(prepared, options, bar.counted, launcher)
+                at_end = undo.callback(ranks.close)
+            else:
+                whole, self._state = prepared, prepared.load(bar.counted)
+            self.proposer: Proposer | None = whole.load_proposer(registry, bar.counted)
+            undo.pop_all()
         if arithmetic != "fastest":
             warn_of(prepared)
-        engine = make_engine(prepared, self._state, self.proposer)
+        engine = make_engine(whole, self._state, self.proposer)
         # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
-        self._turns = Turns(engine, may_fork=prepared.backend.name == "native")
+        may_fork = prepared.backend.name == "native"
+        self._turns = Turns(engine, may_fork=may_fork, at_end=at_end)
         self._async_turns = AsyncTurns(self._turns)
         self._asking = Asking(self._admission, self._turns, self._defaults)
         self.load_s = perf_counter() - start

@@ -23,15 +23,25 @@ class LoadingBar:
     """Counts the bytes of weights that are read, on stderr, and leaves nothing behind.
 
     sources: those that will be read. A context manager. shown: as of Progress.
+    bytes_read: of each tensor of the first source, for a rank that reads a part of it; None: all.
     """
 
-    def __init__(self, *sources: WeightSource, shown: bool | None = None) -> None:
-        self._sources = sources
+    def __init__(
+        self,
+        *sources: WeightSource,
+        bytes_read: Mapping[str, int] | None = None,
+        shown: bool | None = None,
+    ) -> None:
+        self._sizes = [
+            (one, {name: info.num_bytes for name, info in one.infos.items()}) for one in sources
+        ]
+        if bytes_read is not None:
+            self._sizes[0][1].update({name: bytes_read.get(name, 0) for name in self._sizes[0][1]})
         self._shown = shown
         self._bar: Any = None
 
     def __enter__(self) -> Self:
-        total = sum(info.num_bytes for one in self._sources for info in one.infos.values())
+        total = sum(sum(sizes.values()) for _, sizes in self._sizes)
         self._bar = open_bar(
             self._shown, total=total, desc="loading", unit="B", unit_scale=True, unit_divisor=1000
         )
@@ -48,15 +58,21 @@ class LoadingBar:
 
     def counted(self, source: WeightSource) -> WeightSource:
         """The source, watched while it is read."""
-        return source if self._bar is None else _Counted(source, self._bar)
+        if self._bar is None:
+            return source
+        return _Counted(source, self._bar, next(s for one, s in self._sizes if one is source))
 
 
 class _Counted:
-    """A WeightSource, and a PackedSource, that counts what it hands over."""
+    """A WeightSource, and a PackedSource, that counts what it hands over.
 
-    def __init__(self, source: WeightSource, bar: Any) -> None:
+    sizes: bytes of each tensor.
+    """
+
+    def __init__(self, source: WeightSource, bar: Any, sizes: Mapping[str, int]) -> None:
         self._source = source
         self._bar = bar
+        self._sizes = sizes
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -64,14 +80,14 @@ class _Counted:
 
     def load(self, name: str) -> torch.Tensor:
         tensor = self._source.load(name)
-        self._bar.update(self._source.infos[name].num_bytes)
+        self._bar.update(self._sizes[name])
         return tensor
 
     def load_packed(self, name: str) -> PackedRows | None:
         source = self._source
         rows = source.load_packed(name) if isinstance(source, PackedSource) else None
         if rows is not None:
-            self._bar.update(source.infos[name].num_bytes)
+            self._bar.update(self._sizes[name])
         return rows
 
     def __iter__(self) -> Iterator[str]:

@@ -43,11 +43,14 @@ class Turns:
     go of, or closes, waits for the end of that pass; what it asks to run raises StateError.
 
     may_fork: whether a pass of several threads runs in a fork of the process too; torch's waits
-        there for ever.
+        there for ever. at_end: called when the engine is let go of.
     """
 
-    def __init__(self, engine: Engine, *, may_fork: bool) -> None:
+    def __init__(
+        self, engine: Engine, *, may_fork: bool, at_end: Callable[[], object] | None = None
+    ) -> None:
         self._engine: Engine | None = engine
+        self._at_end = at_end
         self._lock = RLock()
         self._holder: int | None = None
         self._last_holder: int | None = None
@@ -250,6 +253,8 @@ class Turns:
             _warn_of_release(engine)
         finally:
             self._engine = None
+            if self._at_end is not None:
+                self._at_end()
         del engine
         return_freed_memory()
 

@@ -23,6 +23,8 @@ from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.moe import Experts
 from pilotfish.layers.router import Router
+from pilotfish.layers.row_parallel import RowParallelLinear
+from pilotfish.layers.vocab_parallel import VocabParallelHead
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +44,7 @@ class RowPadding:
     def probe(
         cls,
         network: Layer,
-        head: Linear | None,
+        head: Layer | None,
         *,
         backend: KernelBackend,
         dtype: torch.dtype,
@@ -75,9 +77,16 @@ def products_of(layer: Layer, dtype: torch.dtype) -> Iterator[Product]:
             yield from map(Product.of, layer.linear_weights())
         else:
             yield from _products_of_experts(layer)
+    elif isinstance(layer, RowParallelLinear):
+        if hasattr(layer, "partials"):
+            yield from map(Product.of, layer.partials)
+        else:
+            yield Product.of_floats((layer.out_features, layer.slice_width), dtype)
+    elif isinstance(layer, VocabParallelHead) and hasattr(layer, "part"):
+        yield Product.of(layer.part)
     elif isinstance(layer, Linear):
-        shapes = layer.parameter_shapes()
-        if hasattr(layer, "packed"):
+        shapes = {name: layer.held_shape(name) for name in layer.parameter_shapes()}
+        if "packed" in vars(layer):
             yield Product.of(layer.packed)
         elif "weight" not in shapes:  # of another form, which is seen when it is loaded
             return

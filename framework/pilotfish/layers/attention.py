@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.elementwise.native import plan_clip
 from pilotfish.kernels.kv_write import write_kv
@@ -23,6 +24,9 @@ from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.pass_plan import PassPlan, has_plan
+from pilotfish.layers.row_parallel import RowParallelLinear
+from pilotfish.layers.splitting import may_split, not_split
+from pilotfish.parallel.group import Group, Groups
 
 
 class PagedAttentionLayer(Layer):
@@ -32,6 +36,35 @@ class PagedAttentionLayer(Layer):
     """
 
     head_shape: tuple[int, int, int]
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Refuses more than one rank: a subclass that can be split says how."""
+        if groups.tensor.size > 1:
+            raise not_split(self, name, "it has no `shard` of its own")
+        super().shard(groups, name)
+
+
+def heads_of_rank(
+    group: Group, num_heads: int, num_kv_heads: int, name: str
+) -> tuple[range, range]:
+    """The query heads of a rank and the kv heads that they meet.
+
+    kv heads are split, or, where there are fewer than ranks, one is repeated on several. Raises
+    ConfigError where the ranks do not share heads evenly, saying which numbers of ranks would.
+    """
+    size = group.size
+    if num_heads % size or (num_kv_heads % size and size % num_kv_heads):
+        fits = [
+            n
+            for n in range(1, num_heads + 1)
+            if num_heads % n == 0 and (num_kv_heads % n == 0 or n % num_kv_heads == 0)
+        ]
+        raise ConfigError(
+            f"{name.removesuffix('.')}: {num_heads} query and {num_kv_heads} kv heads over {size} "
+            f"ranks; wanted tensor_parallel one of {', '.join(map(str, fits))}"
+        )
+    first, end = (rank * num_kv_heads // size for rank in (group.rank, group.rank + 1))
+    return group.share(num_heads), range(first, max(first + 1, end))
 
 
 class HeadNorm(Layer):
@@ -104,12 +137,7 @@ class Attention(PagedAttentionLayer):
         interleaved: bool = False,
     ) -> None:
         self.layer = layer
-        self.num_heads = num_heads
-        self.head_shape = (num_heads, num_kv_heads, head_dim)
-        self.num_turning = num_heads + num_kv_heads
-        self.heads_shape = (-1, num_heads + 2 * num_kv_heads, head_dim)
-        self.kv_shape = (-1, 2, num_kv_heads, head_dim)
-        self.out_width = num_heads * head_dim
+        self._have_heads(num_heads, num_kv_heads, head_dim)
         self.scale = head_dim**-0.5 if scale is None else scale
         self.window = window
         self.mode: Mode = mode
@@ -117,10 +145,41 @@ class Attention(PagedAttentionLayer):
         self.clip = clip
         self.interleaved = interleaved
         self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=qkv_bias)
-        self.out = Linear(self.out_width, width, bias=out_bias)
+        self.out: Linear | RowParallelLinear = Linear(self.out_width, width, bias=out_bias)
         self.head_norm: HeadNorm | None = None
         if head_norm_eps is not None:
             self.head_norm = HeadNorm(num_heads, num_kv_heads, head_dim, head_norm_eps)
+
+    def _have_heads(self, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+        self.num_heads = num_heads
+        self.head_shape = (num_heads, num_kv_heads, head_dim)
+        self.num_turning = num_heads + num_kv_heads
+        self.heads_shape = (-1, num_heads + 2 * num_kv_heads, head_dim)
+        self.kv_shape = (-1, 2, num_kv_heads, head_dim)
+        self.out_width = num_heads * head_dim
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Leaves this rank some of the heads, and cuts the columns of `out`."""
+        (num_heads, num_kv_heads, head_dim), group = self.head_shape, groups.tensor
+        parts = {"qkv": Linear, "out": Linear, "head_norm": HeadNorm}
+        if not may_split(self, Attention, parts, group, name):
+            return
+        heads, kv_heads = heads_of_rank(group, num_heads, num_kv_heads, name)
+        assert isinstance(self.out, Linear)
+        self.out = RowParallelLinear(self.out, groups, f"{name}out")
+        self.qkv.keep_rows(
+            *(
+                range((before + held.start) * head_dim, (before + held.stop) * head_dim)
+                for before, held in (
+                    (0, heads),
+                    (num_heads, kv_heads),
+                    (num_heads + num_kv_heads, kv_heads),
+                )
+            )
+        )
+        self._have_heads(len(heads), len(kv_heads), head_dim)
+        if self.head_norm is not None:
+            self.head_norm.counts = (len(heads), len(kv_heads))
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> [T, D]. Writes this pass's keys and values into the layer's pages."""
@@ -175,7 +234,7 @@ class Attention(PagedAttentionLayer):
                 head_width=head_dim,
                 interleaved=self.interleaved,
             )
-        cache = run.cache(self.layer)
+        cache = run.cache(self.layer, 2 * self.head_shape[1] * head_dim)
         plan_write_kv(
             plan,
             qkv.columns(self.num_heads * head_dim),

@@ -27,6 +27,7 @@ class Embedding(Layer):
 
     takes_stored = True
     weight: torch.Tensor | None
+    _table: torch.Tensor | LinearWeight
 
     def __init__(
         self,
@@ -43,17 +44,12 @@ class Embedding(Layer):
     def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
         """Keeps the table."""
         del backend
-        weight = tensors["weight"]
-        self.weight = weight.plain if isinstance(weight, StoredRows) else weight
-        if self.weight is None:
-            self._table: LinearWeight = prepare_blocks(weight.parts, dtype=weight.dtype)
+        self._table = _table_of(tensors["weight"])
+        self.weight = None if isinstance(self._table, LinearWeight) else self._table
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [T] int64 -> a new [T, D] in the run's dtype."""
-        if self.weight is None:
-            rows = lookup_rows(self._table, tokens, self._table.dtype)
-        else:
-            rows = self.weight.index_select(0, tokens)
+        rows = self.rows(tokens)
         if self.multiplier == 1.0:
             return rows
         factor = self.multiplier
@@ -61,11 +57,26 @@ class Embedding(Layer):
             factor = torch.tensor(factor, dtype=torch.float32).to(rows.dtype).item()
         return rows.mul_(factor)
 
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: [T] int64 -> a new [T, D], what the table says of each."""
+        table = self._table
+        if isinstance(table, LinearWeight):
+            return lookup_rows(table, tokens, table.dtype)
+        return table.index_select(0, tokens)
+
     def plan(self, run: PassPlan, tokens: Pointer, out: Buffer) -> Buffer:
         """As `__call__`, without a multiplier; tokens: [T] int64, all of them in the table."""
         assert self.multiplier == 1.0, self.multiplier
-        if self.weight is None:
-            table = self._table
-        else:
-            table = prepare_linear(self.weight, backend=run.backend)
+        table = self._table
+        if not isinstance(table, LinearWeight):
+            table = prepare_linear(table, backend=run.backend)
         return plan_lookup_rows(run.plan, tokens, table, out)
+
+
+def _table_of(weight: torch.Tensor | StoredRows) -> torch.Tensor | LinearWeight:
+    """Rows of the run's dtype; or of another form, as the file has them."""
+    plain = weight.plain if isinstance(weight, StoredRows) else weight
+    if plain is not None:
+        return plain
+    assert isinstance(weight, StoredRows)
+    return prepare_blocks(weight.parts, dtype=weight.dtype)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pilotfish.errors import PluginError
 from pilotfish.kernels import KernelBackend
+from pilotfish.parallel.shard import Shard
 
 if TYPE_CHECKING:
     import torch
 
+    from pilotfish.parallel.group import Groups
     from pilotfish.weights import StoredRows
 
 Shape = tuple[int, ...]
@@ -74,6 +76,34 @@ class Layer(Written):
             found.update(child.parameter_shapes(f"{prefix}{name}."))
         return found
 
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Leaves this rank its part of the layers inside; called once, before tensors arrive.
+
+        By default a layer keeps its own tensors whole and computes the same rows on every rank, and
+        the layers inside it are asked: whatever they keep, they take and give whole rows.
+        groups: the ranks of the model. name: the path to this layer, for messages: "layers.3.mlp.".
+        Raises ConfigError naming a layer that cannot be split so.
+        """
+        for child_name, child in self._children():
+            child.shard(groups, f"{name}{child_name}.")
+
+    def keep(self, name: str, shard: Shard) -> None:
+        """Says that of the declared tensor called `name` this rank gets a part."""
+        assert name in self._declared(), name
+        self.__dict__.setdefault("_kept_shards", {})[name] = shard
+
+    def shards(self, prefix: str = "") -> dict[str, Shard]:
+        """What this rank gets of every tensor, here and inside, that it does not get whole."""
+        found = {prefix + name: shard for name, shard in self._shards().items()}
+        for name, child in self._children():
+            found.update(child.shards(f"{prefix}{name}."))
+        return found
+
+    def held_shape(self, name: str) -> Shape:
+        """Of what this rank gets of the declared tensor called `name`."""
+        whole, shard = self._declared()[name], self._shards().get(name)
+        return whole if shard is None else shard.shape(whole)
+
     def assign(self, name: str, tensor: torch.Tensor | StoredRows, backend: KernelBackend) -> None:
         """Hands the tensor called `name` to the layer that declared it. Raises KeyError if none."""
         head, _, rest = name.partition(".")
@@ -101,12 +131,19 @@ class Layer(Written):
 
     def layers_inside(self) -> Iterator[Layer]:
         """This layer and every layer inside it."""
-        yield self
-        for _, child in self._children():
-            yield from child.layers_inside()
+        return (layer for _, layer in self.named_layers())
+
+    def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """The same, each with the path to it, which its tensors' names begin with."""
+        yield prefix, self
+        for name, child in self._children():
+            yield from child.named_layers(f"{prefix}{name}.")
 
     def _declared(self) -> dict[str, Shape]:
         return self.__dict__.setdefault("_declared_shapes", {})  # type: ignore[no-any-return]
+
+    def _shards(self) -> dict[str, Shard]:
+        return self.__dict__.get("_kept_shards", {})  # type: ignore[no-any-return]
 
     def _owner(self, name: str) -> Layer:
         """The layer that declared the tensor called `name`."""
@@ -123,7 +160,7 @@ class Layer(Written):
         shapes = self._declared()
         if name not in shapes:
             raise KeyError(f"{type(self).__name__} wants {sorted(shapes)}, got {name!r}")
-        assert tuple(tensor.shape) == shapes[name], (name, tensor.shape, shapes[name])
+        assert tuple(tensor.shape) == self.held_shape(name), (name, tensor.shape)
         waiting: dict[str, Any] = self.__dict__.setdefault("_waiting", {})
         waiting[name] = tensor
         if len(waiting) == len(shapes):

@@ -17,6 +17,7 @@ from pilotfish.kernels.linear.planned import plan_linear
 from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.pass_plan import PassPlan
+from pilotfish.parallel.shard import Shard
 from pilotfish.weights import StoredRows
 
 
@@ -34,18 +35,27 @@ class Linear(Layer):
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool = False, keep_plain: bool = False
     ) -> None:
+        self.in_features, self.out_features = in_features, out_features
         self.keep_plain = keep_plain
         self.declare("weight", (out_features, in_features))
         if bias:
             self.declare("bias", (out_features,))
 
+    def keep_rows(self, *ranges: range) -> None:
+        """Leaves this rank some of the outputs, in the order of the ranges."""
+        self.out_features = sum(map(len, ranges))
+        for name in self._declared():
+            self.keep(name, Shard.rows(*ranges))
+
     def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
         """Packs the weight: `packed` is what `linear` reads."""
+        self.packed = self._pack(tensors, backend)
+
+    def _pack(self, tensors: dict[str, Any], backend: KernelBackend) -> LinearWeight:
         weight, bias = tensors["weight"], tensors.get("bias")
         if isinstance(weight, StoredRows):
-            self.packed = prepare_blocks(weight.parts, bias, dtype=weight.dtype)
-        else:
-            self.packed = prepare_linear(weight, bias, backend=backend, keep_plain=self.keep_plain)
+            return prepare_blocks(weight.parts, bias, dtype=weight.dtype)
+        return prepare_linear(weight, bias, backend=backend, keep_plain=self.keep_plain)
 
     def __call__(
         self, x: torch.Tensor, backend: KernelBackend, out_dtype: torch.dtype | None = None
@@ -60,5 +70,5 @@ class Linear(Layer):
 
     def plan(self, run: PassPlan, x: Buffer, out: Buffer | None = None) -> Buffer:
         """As `__call__`; out: where the rows go, of any dtype; None makes a buffer of x's."""
-        out = out or Buffer(x.rows, self.packed.out_features, x.dtype)
+        out = out or Buffer(x.rows, self.out_features, x.dtype)
         return plan_linear(run.plan, x, self.packed, out)

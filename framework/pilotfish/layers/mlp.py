@@ -14,6 +14,9 @@ from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.pass_plan import PassPlan
+from pilotfish.layers.row_parallel import RowParallelLinear
+from pilotfish.layers.splitting import why_whole
+from pilotfish.parallel.group import Groups
 
 
 class GatedMLP(Layer):
@@ -21,7 +24,19 @@ class GatedMLP(Layer):
 
     def __init__(self, width: int, intermediate_size: int, *, bias: bool = False) -> None:
         self.gate_up = Linear(width, 2 * intermediate_size, bias=bias)
-        self.down = Linear(intermediate_size, width, bias=bias)
+        self.down: Linear | RowParallelLinear = Linear(intermediate_size, width, bias=bias)
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Leaves this rank some of the I columns; a subclass of another sum stays whole."""
+        gate_up, down = self.gate_up, self.down
+        if why_whole(self, GatedMLP, {"gate_up": Linear, "down": Linear}):
+            super().shard(groups, name)
+            return
+        assert isinstance(down, Linear)
+        inner = down.in_features
+        self.down = RowParallelLinear(down, groups, f"{name}down")
+        own = groups.tensor.share(inner)
+        gate_up.keep_rows(own, range(inner + own.start, inner + own.stop))
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> [T, D]."""

@@ -32,6 +32,11 @@ from pilotfish.layers.layer import Layer, Shape
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.pass_plan import PassPlan, has_plan
 from pilotfish.layers.router import Router, Routing
+from pilotfish.layers.splitting import is_plain, not_split
+from pilotfish.parallel.collectives import all_gather
+from pilotfish.parallel.group import Group, Groups
+from pilotfish.parallel.shard import Shard
+from pilotfish.parallel.traffic import Collective, PassRows
 from pilotfish.weights import StoredRows
 
 
@@ -59,6 +64,7 @@ class Experts(Layer):
     "{e}.gate_up_shape" [2, 2] (what the file says of them, not kept), likewise down.
     They arrive one expert at a time, so that no layer lies in memory twice; none stays mapped: so
     many parts of a file cannot.
+    own: the experts whose weights this rank has.
     """
 
     gate_up: GroupedWeight
@@ -74,6 +80,7 @@ class Experts(Layer):
         format: ExpertFormat = PLAIN,
     ) -> None:
         self.num_experts = num_experts
+        self.own = range(num_experts)
         self.dtype = dtype
         self._parts = {
             "gate_up": (2 * expert_width, width, format.gate_up),
@@ -109,12 +116,19 @@ class Experts(Layer):
             tensor, scale = (self._waiting_pairs.pop(one) for one in pair)
         if part not in self._builders:
             self._builders[part] = GroupedWeightBuilder(
-                self.num_experts, rows, columns, dtype=self.dtype, backend=backend
+                len(self.own), rows, columns, dtype=self.dtype, backend=backend
             )
         builder = self._builders[part]
-        builder.add(int(expert), tensor, scale)
+        builder.add(int(expert) - self.own.start, tensor, scale)
         if builder.is_complete:
             setattr(self, part, self._builders.pop(part).finish())
+
+    def keep_experts(self, own: range) -> None:
+        """Leaves this rank some of the experts."""
+        self.own, nothing = own, Shard.rows()
+        for name in self._declared():
+            if int(name.partition(".")[0]) not in own:
+                self.keep(name, nothing)
 
     def linear_weights(self) -> list[LinearWeight]:
         """One weight of each shape and form that rows are multiplied with on torch."""
@@ -130,6 +144,39 @@ class Experts(Layer):
         gate_up = plan_grouped_linear(run.plan, x, self.gate_up, groups, gather=True)
         inner = plan_swiglu(run.plan, gate_up)
         return plan_grouped_linear(run.plan, inner, self.down, groups, gather=False)
+
+
+class SpreadExperts(Experts):
+    """Experts that the ranks of a group share: each runs its own, and all get every row's results.
+
+    Every rank sorts the same rows, so it knows what the others send.
+    """
+
+    plan = None  # type: ignore[assignment]
+    group: Group
+
+    @classmethod
+    def of(cls, whole: Experts, group: Group) -> SpreadExperts:
+        """In the place of experts that were given no tensors."""
+        made = cls.__new__(cls)
+        vars(made).update(vars(whole))
+        made.group = group
+        made.keep_experts(group.share(whole.num_experts))
+        return made
+
+    def __call__(self, x: torch.Tensor, groups: RowGroups, backend: KernelBackend) -> torch.Tensor:
+        """As `Experts`: [R, D], the same on every rank."""
+        if groups.blocks is not None:
+            raise ConfigError("experts over several ranks run on native or torch kernels")
+        counts = [
+            len(groups.rows_within(self.group.share_of(rank, self.num_experts)))
+            for rank in range(self.group.size)
+        ]
+        own = x.new_zeros((max(counts), x.shape[1]))
+        if counts[self.group.rank]:
+            own[: counts[self.group.rank]] = super().__call__(x, groups.within(self.own), backend)
+        parts = zip(all_gather(self.group, own), counts, strict=True)
+        return torch.cat([part[:count] for part, count in parts])
 
 
 class MixtureOfExperts(Layer):
@@ -158,6 +205,23 @@ class MixtureOfExperts(Layer):
         self.experts = Experts(width, expert_width, routing.num_experts, dtype=dtype, format=format)
         self.shared = GatedMLP(width, shared_width) if shared_width else None
 
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Leaves this rank some of the experts, whole; router and sums are every rank's own."""
+        super().shard(groups, name)
+        experts, group = self.experts, groups.expert
+        if group.is_alone:
+            return
+        if not is_plain(experts, Experts):
+            raise not_split(experts, f"{name}experts", "they are not the library's")
+        if experts.num_experts % group.size:
+            size = groups.tensor.size
+            fits = [n for n in range(1, size + 1) if size % n == experts.num_experts % n == 0]
+            raise ConfigError(
+                f"{name}experts: {experts.num_experts} experts over {group.size} ranks; with "
+                f"tensor_parallel={size} wanted expert_parallel one of {', '.join(map(str, fits))}"
+            )
+        self.experts = SpreadExperts.of(experts, group)
+
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> a new [T, D]; padding rows of the pass go to no routed expert."""
         backend = run.backend
@@ -170,6 +234,18 @@ class MixtureOfExperts(Layer):
         return combine_rows(
             routed, groups.places, weights, shared, num_rows=x.shape[0], backend=backend
         )
+
+    def collectives(self, run: PassRows) -> tuple[Collective, ...]:
+        """Every rank's results go to all, as many rows as the fullest rank has: between equally
+        many on all ranks and as many as one rank's experts can get.
+        """
+        if not isinstance(self.experts, SpreadExperts):
+            return ()
+        size, chosen = self.experts.group.size, self.router.routing.num_chosen
+        fewest = -(-run.rows * chosen // size)
+        most = run.rows * min(chosen, len(self.experts.own))
+        row = self.router.in_features * run.itemsize
+        return (Collective("all_gather", size, fewest * row, most * row),)
 
     def plan(self, run: PassPlan, x: Buffer) -> Buffer:
         """As `__call__`."""

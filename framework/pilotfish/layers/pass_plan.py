@@ -101,6 +101,8 @@ class PassPlan:
         self.current: list[ForwardPass] = []
         self._given: dict[str, AddressOf] = {}
         self._unless: dict[str, IsBetter] = {}
+        self._row_widths: dict[int, int] = {}
+        self._checked: tuple[torch.Tensor, ...] = ()
         self.write_slots = self._rows_of_pass("write_slots", torch.int64)
         self.attention = self.given("attention", lambda run: pass_address(run.plan))
         if rotary is not None and has_plan(rotary) and not rotary.by_length:
@@ -141,14 +143,33 @@ class PassPlan:
         unless = self._unless.values()
         return not unless or not any(is_better(current) for is_better in unless)
 
-    def cache(self, layer: int) -> Pointer:
-        """Where a layer's pages lie."""
+    def cache(self, layer: int, row_width: int) -> Pointer:
+        """Where a layer's pages lie. row_width: numbers of a token's row in them."""
+        self._row_widths[layer] = row_width
         return self.given(f"cache.{layer}", lambda run: run.caches[layer].data_ptr())
+
+    def _check_caches(self, caches: tuple[torch.Tensor, ...]) -> None:
+        """Raises ValueError for pages with rows of another width than was planned: a planned call
+        would write past them. Looked at once for one state's pages.
+        """
+        if caches is self._checked:
+            return
+        for layer, wanted in self._row_widths.items():
+            got = caches[layer].shape[2:].numel()
+            if got != wanted:
+                raise ValueError(
+                    f"the pages of layer {layer} have rows of {got} numbers; wanted {wanted}, as "
+                    "its attention was planned: where ranks share a model every layer that keeps "
+                    "keys and values must be split, or none"
+                )
+        self._checked = caches
 
     def run(
         self, calls: PlannedCalls, current: ForwardPass, others: Mapping[str, int] | None = None
     ) -> None:
         """Runs the finished calls in a pass, after `begin`; others: addresses beside the pass's."""
+        if self._row_widths:
+            self._check_caches(current.caches)
         addresses = dict(others or {})
         for name in calls.pointers:
             if name not in addresses:
@@ -192,7 +213,7 @@ class PassPlan:
         if has_plan(layer):
             planned: Buffer = layer.plan(self, x, out)
             return planned
-        into = out or Buffer(x.rows, layer.packed.out_features, x.dtype)
+        into = out or Buffer(x.rows, layer.out_features, x.dtype)
         self._step(lambda rows: (layer(rows, self.backend, into.dtype),), (x,), (into,))
         return into
 

@@ -6,7 +6,7 @@ the parts are allocated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,18 @@ import attrs
 
 from pilotfish.config import PipelineConfig, RuntimeConfig
 from pilotfish.loading.draft import PreparedDraft
+from pilotfish.loading.share import Share
 from pilotfish.platform.memory import available_bytes
 from pilotfish.protocols import NO_LIMIT, ArchConfig
 from pilotfish.protocols.optional import of_config
 from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes
-from pilotfish.state.memory import would_fit
+from pilotfish.state.memory import (
+    OtherRanks,
+    bytes_of_pages,
+    bytes_of_slots,
+    logit_bytes,
+    would_fit,
+)
 from pilotfish.state.specs import DTYPE_BYTES
 from pilotfish.weights import TensorInfo, stays_stored
 from pilotfish.weights.footprint import weight_kinds
@@ -32,20 +39,22 @@ NOTE = "to fit the memory"
 UNLIMITED_TOKENS = 1 << 20
 """The longest context, unasked, of a model that has no limit of its own."""
 
+PROCESS_BYTES = 280 << 20
+"""What a worker takes beside its share, torch and this package imported: 262 MiB of its own were
+measured, with a tiny model. This process has taken as much already."""
+
 
 def plan_memory(
     pipeline_config: PipelineConfig,
     config: ArchConfig,
-    infos: Mapping[str, TensorInfo],
+    share: Share,
     vocab_size: int,
     draft: PreparedDraft | None,
     *,
-    staying: Collection[str] = (),
     lowers_batch: bool = False,
 ) -> MemoryPlan:
-    """The plan. config: complete. infos: of the tensors that the model reads.
+    """The plan. config: complete. share: the first rank's, of the model.
 
-    staying: names of those that are used as they lie in the file; others take the run's dtype.
     lowers_batch: nobody asked for this batch size, so fewer requests may run at once.
 
     Where it does not fit, and the user gave no `max_length`, it is the plan of the longest context
@@ -53,9 +62,7 @@ def plan_memory(
     a model without a limit are those that pages hold which are taken unasked.
     Raises CapacityError where the user's bytes hold no page.
     """
-    plan_of = partial(
-        _plan_of, pipeline_config, config, infos, draft, vocab_size=vocab_size, staying=staying
-    )
+    plan_of = partial(_plan_of, pipeline_config, config, share, draft, vocab_size=vocab_size)
     length, batch = config.get_max_seq_len(), pipeline_config.runtime.max_batch_size
     if length >= NO_LIMIT:
         length = min(length, UNLIMITED_TOKENS)
@@ -142,11 +149,10 @@ def _note(asked: MemoryPlan, found: MemoryPlan) -> str:
 def _plan_of(
     pipeline_config: PipelineConfig,
     config: ArchConfig,
-    infos: Mapping[str, TensorInfo],
+    share: Share,
     draft: PreparedDraft | None,
     *,
     vocab_size: int,
-    staying: Collection[str],
     max_batch_size: int,
     max_seq_len: int,
     max_batch_tokens: int | None = None,
@@ -157,35 +163,71 @@ def _plan_of(
         pipeline_config.runtime, max_batch_size=max_batch_size, max_batch_tokens=rows
     )
     pipeline_config = attrs.evolve(pipeline_config, runtime=runtime)
-    specs = tuple(config.get_state_specs())
-    uncommitted = sum(spec.bytes_per_row for spec in specs if isinstance(spec, SlotStateSpec))
-    itemsize = DTYPE_BYTES[runtime.dtype]
-    kinds = {"model": weight_kinds(infos, runtime.dtype, staying.__contains__)}
+    specs, kinds = share.specs, {"model": share.weight_kinds}
+    drafted_rows = 0
     if draft is not None:
         specs += tuple(draft.config.get_state_specs())
+        drafted_rows = draft.num_logit_rows(max_batch_size, rows)
         if draft.weights is not None:
             kinds["draft"] = _draft_kinds(draft, draft.weights.infos, runtime)
+    widths = _widths(pipeline_config.model.huggingface_config, share)
+    pass_bytes = _pass_bytes(runtime, share, widths, vocab_size)
+    images = _image_bytes(pipeline_config, config)
     return MemoryPlan.make(
         weights={name: sum(of_model.values()) for name, of_model in kinds.items()},
         weight_kinds=kinds,
         specs=specs,
         cache=pipeline_config.cache,
-        max_batch_size=runtime.max_batch_size,
+        max_batch_size=max_batch_size,
         max_seq_len=max_seq_len,
         scratch_tokens=0 if draft is None else draft.policy.most + draft.num_scratch_rows,
-        activations=uncommitted * runtime.max_batch_tokens
-        + _feature_bytes(pipeline_config, draft) * runtime.max_batch_tokens
-        + activation_bytes(
-            max_batch_tokens=runtime.max_batch_tokens,
-            widths=_widths(pipeline_config.model.huggingface_config),
-            itemsize=itemsize,
-            vocab_size=vocab_size,
-            max_logit_rows=max(runtime.max_batch_tokens, runtime.max_batch_size)
-            + (0 if draft is None else draft.num_logit_rows(max_batch_size, rows)),
-        ),
+        activations=pass_bytes
+        + _feature_bytes(pipeline_config, draft) * rows
+        + logit_bytes(drafted_rows, vocab_size),
         available=available_bytes(runtime.device),
         device=runtime.device,
-        images=_image_bytes(pipeline_config, config),
+        images=images,
+        others=_others(pipeline_config, share, widths, vocab_size, sum(images.values())),
+    )
+
+
+def _pass_bytes(
+    runtime: RuntimeConfig, share: Share, widths: Iterable[int], vocab_size: int
+) -> int:
+    """What a pass takes on a rank that makes logits of so many ids, without a drafter."""
+    rows = runtime.max_batch_tokens
+    uncommitted = sum(spec.bytes_per_row for spec in share.specs if isinstance(spec, SlotStateSpec))
+    return (
+        uncommitted * rows
+        + share.exchanged_bytes(rows)
+        + activation_bytes(
+            max_batch_tokens=rows,
+            widths=tuple(widths),
+            itemsize=DTYPE_BYTES[runtime.dtype],
+            vocab_size=vocab_size,
+            max_logit_rows=max(rows, runtime.max_batch_size),
+        )
+    )
+
+
+def _others(
+    pipeline_config: PipelineConfig,
+    share: Share,
+    widths: Iterable[int],
+    vocab_size: int,
+    image_bytes: int,
+) -> OtherRanks:
+    """What the other ranks take: all but the sampler's and the drafter's part, and themselves."""
+    runtime, size = pipeline_config.runtime, pipeline_config.parallel.num_ranks
+    if size == 1:
+        return OtherRanks()
+    slots = bytes_of_slots(share.specs, runtime.max_batch_size)
+    pass_bytes = _pass_bytes(runtime, share, widths, -(-vocab_size // size))
+    return OtherRanks(
+        count=size - 1,
+        weights=sum(share.weight_kinds.values()) - share.mapped_whole,
+        fixed=PROCESS_BYTES + pass_bytes + sum(slots.values()) + image_bytes,
+        page_bytes=sum(bytes_of_pages(share.specs, pipeline_config.cache).values()),
     )
 
 
@@ -221,12 +263,19 @@ def _feature_bytes(pipeline_config: PipelineConfig, draft: PreparedDraft | None)
     return 2 * len(aux_hidden_state_layers) * width * DTYPE_BYTES[pipeline_config.runtime.dtype]
 
 
-def _widths(huggingface_config: Any) -> tuple[int, ...]:
+def _widths(huggingface_config: Any, share: Share) -> tuple[int, ...]:
     """Widths of what lives at once in the widest layer, from what most configs say."""
     hf = getattr(huggingface_config, "text_config", None) or huggingface_config
     hidden = int(getattr(hf, "hidden_size", 0) or 0)
     inner = int(getattr(hf, "intermediate_size", 0) or 4 * hidden)
     # A token's rows once for each of its experts: in, out, and in float32 for the sum.
-    experts = int(getattr(hf, "num_experts_per_tok", 0) or 0)
+    chosen = int(getattr(hf, "num_experts_per_tok", 0) or 0)
     expert = int(getattr(hf, "moe_intermediate_size", 0) or inner)
-    return (hidden,) * 6 + (inner,) * 3 + (experts * hidden,) * 5 + (experts * expert,) * 3
+    own = share.experts_of_row(chosen)
+    return (
+        (hidden,) * 6
+        + (share.inner_width(inner),) * 3
+        + (own * hidden,) * 2
+        + (chosen * hidden,) * 3
+        + (own * expert,) * 3
+    )

@@ -14,6 +14,7 @@ import attrs
 from pilotfish.config import (
     CacheConfig,
     ModelConfig,
+    ParallelConfig,
     PipelineConfig,
     RuntimeConfig,
     SpeculativeConfig,
@@ -25,7 +26,9 @@ from pilotfish.loading.hardware import check_cache_dtype, choose_backend, choose
 from pilotfish.loading.planning import plan_memory
 from pilotfish.loading.prepared import Prepared
 from pilotfish.loading.routing import read_draft, read_speculative, route_of
+from pilotfish.loading.share import Share
 from pilotfish.loading.thinking import with_thinking_tokens
+from pilotfish.parallel.group import Groups
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ArchConfig, ImageProcessor, ReturnLogits
 from pilotfish.protocols.checks import check_target
@@ -48,6 +51,8 @@ def prepare_from_options(
     max_length: int | None = None,
     max_batch_size: int | None = None,
     must_fit: bool = True,
+    parallel: ParallelConfig | None = None,
+    groups: Groups | None = None,
     **runtime: Any,
 ) -> Prepared:
     """As `prepare`, with the arguments of `LLM`. runtime: other fields of RuntimeConfig."""
@@ -63,6 +68,8 @@ def prepare_from_options(
         max_length=max_length,
         lowers_batch=max_batch_size is None,
         must_fit=must_fit,
+        parallel=parallel,
+        groups=groups,
     )
 
 
@@ -77,12 +84,16 @@ def prepare(
     max_length: int | None = None,
     lowers_batch: bool = False,
     must_fit: bool = True,
+    parallel: ParallelConfig | None = None,
+    groups: Groups | None = None,
 ) -> Prepared:
     """Opens the checkpoint, routes it, plans load and memory and makes the model; reads no weights.
 
     lowers_batch: nobody asked for `runtime.max_batch_size`: fewer requests may run at once, so that
     the model fits. must_fit: False makes a plan that cannot be, to be shown: of more memory than
     there is, or of a config whose weights are not there (`Prepared.absent` says why).
+    parallel: on how many ranks. groups: this process's place among them; None: the first rank's,
+    not connected.
     Raises CheckpointError, RouteError, ConfigError, WeightsError for tensors that do not fit the
     architecture, or CapacityError when there is too little memory.
     """
@@ -99,7 +110,13 @@ def prepare(
         options = with_thinking_tokens(options, checkpoint)
     weights = _weights(checkpoint)
     runtime = runtime or RuntimeConfig()
+    parallel = parallel or ParallelConfig()
     device = choose_device(runtime)
+    if parallel.num_ranks > 1 and device.type != "cpu":
+        raise ConfigError(
+            f"tensor_parallel is {parallel.num_ranks} on {device}; wanted device='cpu': ranks run "
+            "on processors, and on a GPU there is one"
+        )
     backend = choose_backend(runtime, device)
     cache = cache or CacheConfig()
     dtype = runtime.dtype
@@ -112,9 +129,18 @@ def prepare(
         cache=cache,
         runtime=attrs.evolve(runtime, dtype=dtype, device=str(device), backend=backend.name),
         speculative=options,
+        parallel=parallel,
     )
     maker = _Maker(
-        checkpoint, weights, draft_checkpoint, route, registry, backend, device, must_fit
+        checkpoint=checkpoint,
+        weights=weights,
+        draft_checkpoint=draft_checkpoint,
+        route=route,
+        registry=registry,
+        backend=backend,
+        device=device,
+        must_fit=must_fit,
+        groups=groups or Groups.of_rank(0, parallel),
     )
     prepared = maker.make(pipeline_config, lowers_batch=lowers_batch)
     plan = prepared.memory_plan
@@ -130,7 +156,7 @@ def prepare(
     return attrs.evolve(maker.make(smaller), memory_plan=plan)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class _Maker:
     """What one checkpoint's runs have in common, whatever their sizes."""
 
@@ -142,6 +168,7 @@ class _Maker:
     backend: KernelBackend
     device: torch.device
     must_fit: bool
+    groups: Groups
 
     def make(self, pipeline_config: PipelineConfig, *, lowers_batch: bool = False) -> Prepared:
         """The configs, the model without weights, and both plans; the memory need not suffice."""
@@ -177,18 +204,30 @@ class _Maker:
             **hidden,
         )
         more = of_model(model)
+        if not self.groups.is_trivial:
+            more.shard(self.groups)
+        dtype = pipeline_config.runtime.dtype
+        plan: object
         if absent is not None:
-            shapes, dtype = model.parameter_shapes(), pipeline_config.runtime.dtype
-            weights = AbsentWeights(absent, shapes, dtype)
-            infos = weights.infos
+            weights = AbsentWeights(absent, model.parameter_shapes(), dtype)
+            infos, plan = weights.infos, weights.plan
         else:
-            more.plan_load(infos)
+            plan = more.plan_load(infos)
             infos = more.without_ignored(infos)
+        share = Share.of(
+            model,
+            self.groups,
+            plan=plan,
+            infos=infos,
+            staying=() if absent else more.staying(infos),
+            dtype=dtype,
+        )
         prepared = Prepared(
             checkpoint=self.checkpoint,
             route=route,
             pipeline_config=pipeline_config,
             model=model,
+            share=share,
             backend=self.backend,
             device=self.device,
             weights=weights,
@@ -197,10 +236,9 @@ class _Maker:
             memory_plan=plan_memory(
                 pipeline_config,
                 config,
-                infos,
+                share,
                 vocab_size,
                 draft,
-                staying=more.staying({} if absent else infos),
                 lowers_batch=lowers_batch,
             ),
             image_processor=self._image_processor(config, vocab_size),

@@ -14,6 +14,8 @@ from pilotfish.config import PipelineConfig
 from pilotfish.errors import CheckpointError
 from pilotfish.kernels import KernelBackend
 from pilotfish.loading.draft import PreparedDraft
+from pilotfish.loading.share import Share
+from pilotfish.parallel.group import Groups
 from pilotfish.protocols import ImageProcessor, PipelineModel
 from pilotfish.protocols.optional import of_config, of_model
 from pilotfish.registry import Registry, Route
@@ -42,14 +44,15 @@ class Prepared:
     """Everything that is decided before weights are read. Made by `prepare`.
 
     pipeline_config: the options with every "auto" resolved. model: without weights; its config is
-    complete. weights: the checkpoint's tensors, unread. vocab_size: ids that the model knows.
-    image_processor: None for text only.
+    complete. share: what this rank has of it. weights: the checkpoint's tensors, unread.
+    vocab_size: ids that the model knows. image_processor: None for text only.
     """
 
     checkpoint: Checkpoint
     route: Route
     pipeline_config: PipelineConfig
     model: PipelineModel
+    share: Share
     backend: KernelBackend
     device: torch.device
     weights: WeightSource
@@ -57,6 +60,11 @@ class Prepared:
     vocab_size: int
     memory_plan: MemoryPlan
     image_processor: ImageProcessor | None = None
+
+    @property
+    def groups(self) -> Groups:
+        """The ranks that share the model."""
+        return self.share.groups
 
     @property
     def dtype(self) -> str:

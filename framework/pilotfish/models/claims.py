@@ -20,6 +20,7 @@ from pilotfish.layers.layer import KeepsBits, Written
 from pilotfish.models.decoder import Decoder
 from pilotfish.models.native_pass import NativePass
 from pilotfish.models.shallow import shallow
+from pilotfish.parallel.group import Groups
 
 
 class Claims(Written):
@@ -29,6 +30,7 @@ class Claims(Written):
     device: torch.device
     dtype: torch.dtype
     network: Decoder
+    groups: Groups
 
     keeps_bits: ClassVar[KeepsBits] = False
     """What the author of a class says, of a model, a network or a layer alike. True: what the
@@ -102,10 +104,12 @@ class Claims(Written):
             return PassProbe()
         is_portable = all(part.is_portable for part in parts)
         is_watched = self.backend.portable and not is_portable
-        made = shallow(self, is_loaded=self._is_loaded)
+        # Parts of several ranks answer together only: whole ones are made in their place.
+        made = shallow(self, is_loaded=self._is_loaded and self.groups.tensor.is_alone)
         if made is None:
             names = ", ".join(part.name for part in parts)
-            return PassProbe(unlike=f"{names} can be tried with the weights only")
+            where = "the weights" if self.groups.tensor.is_alone else "the weights of one device"
+            return PassProbe(unlike=f"{names} can be tried with {where} only")
         few, vocab_size = made
         if not silent and not is_watched and is_all_native(few):
             return PassProbe()

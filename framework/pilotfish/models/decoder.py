@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 import attrs
 import torch
 
+from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.elementwise import tanh
 from pilotfish.kernels.rms_norm import add_scaled
@@ -21,6 +22,9 @@ from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.norm import Norm
 from pilotfish.layers.rope import Rotary
+from pilotfish.layers.splitting import is_plain
+from pilotfish.layers.vocab_parallel import VocabParallelEmbedding, VocabParallelHead
+from pilotfish.parallel.group import Groups
 
 
 @attrs.frozen
@@ -83,6 +87,20 @@ class Decoder(Layer):
         self.logits_scaling = logits_scaling
         self.logits_cap = logits_cap
         self.dtypes_given: set[torch.dtype] | None = None
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Splits the layers, and the vocabulary where embedding and head are the library's."""
+        super().shard(groups, name)
+        embedding, head, group = self.embed_tokens, self.lm_head, groups.tensor
+        if group.is_alone or not (is_plain(embedding, Embedding) and is_plain(head, Linear)):
+            return
+        if embedding.vocab_size < group.size:
+            raise ConfigError(
+                f"{embedding.vocab_size} token ids over {group.size} ranks; wanted tensor_parallel "
+                f"of at most {embedding.vocab_size}"
+            )
+        self.embed_tokens = VocabParallelEmbedding(embedding, group)
+        self.lm_head = VocabParallelHead(head, groups)
 
     def run(
         self, rows: torch.Tensor, run: ForwardPass, boundaries: Collection[int] = ()

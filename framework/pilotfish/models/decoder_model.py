@@ -21,12 +21,15 @@ from pilotfish.invariance.own_parts import functions_in_place
 from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.invariance.rows import padded, wanted_rows
 from pilotfish.kernels import KernelBackend
+from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.forward_pass import ForwardPass
+from pilotfish.layers.splitting import not_split
 from pilotfish.models.claims import Claims
 from pilotfish.models.decoder import Decoder, Residual
 from pilotfish.models.inputs import DecoderInputs, initial_inputs, next_inputs
 from pilotfish.models.loading import load_layers
 from pilotfish.models.native_pass import NativePass, why_called
+from pilotfish.parallel.group import Groups
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import (
     KVCacheInputs,
@@ -46,6 +49,7 @@ from pilotfish.weights import (
     tensors_read,
     without_ignored,
 )
+from pilotfish.weights.shards import check_shards
 
 _HIDDEN = ReturnHiddenStates
 _Laid: TypeAlias = tuple[ReturnHiddenStates, tuple[int, ...], torch.dtype, object]
@@ -86,6 +90,7 @@ class DecoderModel(Claims):
         self.aux_hidden_state_layers = tuple(aux_hidden_state_layers)
         self._check_boundaries()
         self.network = self.build_network()
+        self.groups = Groups()
         self._planned_load: tuple[Mapping[str, TensorInfo], LoadPlan] | None = None
         self._native_passes: dict[_Laid, NativePass | Literal[False]] = {}
 
@@ -107,11 +112,26 @@ class DecoderModel(Claims):
 
     # Loading.
 
+    def shard(self, groups: Groups) -> None:
+        """Leaves this rank its part of the network; once, before `load_model`.
+
+        Raises ConfigError naming the layer that cannot be split so.
+        """
+        if groups.is_trivial:
+            return
+        layers = list(self.network.layers_inside())
+        by_heads = any(getattr(spec, "heads_axis", None) is not None for spec in self.state)
+        knows = any(isinstance(layer, PagedAttentionLayer) for layer in layers)
+        if by_heads and not knows and not groups.tensor.is_alone:
+            raise not_split(self.network, "the network", "no layer is a PagedAttentionLayer")
+        self.network.shard(groups)
+        self.groups = groups
+
     @property
     def state(self) -> tuple[StateSpec, ...]:
         """The caches this model needs."""
         specs: tuple[StateSpec, ...] = self.config.get_state_specs()
-        return specs
+        return tuple(spec.of_rank(self.groups.tensor.size) for spec in specs)
 
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every parameter with memory of its own, name -> shape; a tied one has none."""
@@ -132,7 +152,9 @@ class DecoderModel(Claims):
         return frozenset(name for name in read if stays_stored(infos[name], self.config.dtype))
 
     def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
-        """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
+        """Which tensors fill which parameter. Raises WeightsError naming what does not fit, and
+        ConfigError for a tensor that cannot be cut where ranks or slices want it.
+        """
         if self._planned_load is None or self._planned_load[0] is not infos:
             shapes = self.network.parameter_shapes()
             try:
@@ -145,6 +167,8 @@ class DecoderModel(Claims):
                     f"{error}; {', '.join(functions)} is a function, in which no parameter is "
                     "found: wanted a Layer in its place"
                 ) from None
+            keeps = self.network.may_stay if self.backend.name == "native" else None
+            check_shards(self._planned_load[1], infos, self.network.shards(), keeps)
         return self._planned_load[1]
 
     def load_model(self, weights: WeightSource, known: ProbeCache | None = None) -> None:
@@ -163,6 +187,7 @@ class DecoderModel(Claims):
             self.dtype,
             backend=self.backend,
             device=self.device,
+            shards=self.network.shards(),
         )
         self._planned_load = None
         if self.network.rotary is not None:
@@ -352,7 +377,7 @@ class DecoderModel(Claims):
         """The head on some rows of the pass: [R, V] float32."""
         count = len(indices)
         if not count:
-            vocab = self.network.lm_head.packed.out_features
+            vocab = self.network.lm_head.out_features
             return torch.empty(0, vocab, dtype=torch.float32, device=self.device)
         filled = indices + [indices[-1]] * (-count % self.padding.head)
         if len(filled) != state.x.shape[0] or indices[-1] != count - 1:

@@ -128,7 +128,7 @@ class NativePass:
         if residual is not None:
             residual = plan_take_rows(run.plan, residual, _INDEX, self._logit_rows)
         normed, _ = run.add_norm(network.norm, x, residual, network.residual_multiplier)
-        self._vocab_size = network.lm_head.packed.out_features
+        self._vocab_size = network.lm_head.out_features
         self._logits: Buffer | None = None
         out = Buffer(self._logit_rows, self._vocab_size, torch.float32, "logits")
         if not has_plan(network.lm_head):

@@ -18,6 +18,7 @@ from pilotfish.invariance.own_parts import own_part
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
+from pilotfish.parallel.group import Groups
 from pilotfish.protocols import ReturnHiddenStates, ReturnLogits
 
 FEW_TOKENS = 64
@@ -35,6 +36,8 @@ def shallow(model: Any, *, is_loaded: bool) -> tuple[Any, int] | None:
     """
     few = copy.copy(model)
     few.network = network = copy.copy(model.network) if is_loaded else model.build_network()
+    if not is_loaded:  # a whole one, whatever ranks have of the model's
+        few.groups = Groups()
     few.return_logits = ReturnLogits.VARIABLE
     few.return_hidden_states, few.aux_hidden_state_layers = ReturnHiddenStates.NONE, ()
     few._native_passes = {}

@@ -10,7 +10,10 @@ from inspect import getattr_static
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from pilotfish.errors import ConfigError
+
 if TYPE_CHECKING:
+    from pilotfish.parallel.group import Groups
     from pilotfish.protocols.images import ImageMemory
     from pilotfish.weights import TensorInfo, WeightRules
 
@@ -52,6 +55,13 @@ class OptionalOfModel:
     def weight_rules(self) -> WeightRules:
         """How a checkpoint's tensors become its parameters."""
         raise NotImplementedError
+
+    def shard(self, groups: Groups) -> None:
+        """Leaves one of several ranks its part, once, before weights are planned."""
+        raise ConfigError(
+            "the model says nothing of how ranks share it; wanted tensor_parallel=1 and "
+            "reduction_slices=1, or a DecoderModel"
+        )
 
     def plan_load(self, infos: Mapping[str, TensorInfo]) -> Any:
         """Raises as `load_model` does, from the headers alone: before weights are fetched."""

@@ -5,7 +5,7 @@ Knows: bytes. Does not know: how the bytes are used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,16 +13,8 @@ import attrs
 
 from pilotfish.config.cache import CacheConfig
 from pilotfish.errors import CapacityError
+from pilotfish.state.page_choice import DEVICE_SHARE, SET_BY, PageChoice, unasked_bytes
 from pilotfish.state.specs import PagedStateSpec, SlotStateSpec, StateSpec
-
-CPU_STATE_BYTES = 2 << 30
-"""On a CPU the pages take no more unasked: other programs live in that memory too."""
-CPU_SHARE = 0.5
-DEVICE_SHARE = 0.9
-"""Shares of what is left after weights and activations that pages may take unasked."""
-MOST_EMPTY_PAGES = 1 << 20
-"""Of pages that take no memory in any cache there are no more, unless one context has more."""
-SET_BY = "set by "
 
 
 def activation_bytes(
@@ -37,9 +29,54 @@ def activation_bytes(
 
     widths: of the tensors of max_batch_tokens rows and `itemsize` bytes a number that live at the
         same time in the widest layer (stream, residual, qkv, gate and up, ...).
-    max_logit_rows: rows of logits at once; each is float32 and copied twice by the sampler.
+    max_logit_rows: rows of logits at once.
     """
-    return max_batch_tokens * sum(widths) * itemsize + 3 * 4 * max_logit_rows * vocab_size
+    return max_batch_tokens * sum(widths) * itemsize + logit_bytes(max_logit_rows, vocab_size)
+
+
+def logit_bytes(num_rows: int, vocab_size: int) -> int:
+    """Bytes of so many rows of logits at once; each is float32 and copied twice by the sampler."""
+    return 3 * 4 * num_rows * vocab_size
+
+
+def bytes_of_pages(specs: Iterable[StateSpec], cache: CacheConfig) -> dict[str, int]:
+    """Bytes of one page in each paged cache, and of what slot caches keep at its end."""
+    specs = tuple(specs)
+    found = {
+        spec.name: spec.bytes_per_token * cache.page_size_tokens
+        for spec in specs
+        if isinstance(spec, PagedStateSpec)
+    }
+    if cache.prefix_caching:
+        found |= {
+            f"{spec.name} at page ends": spec.bytes_per_boundary
+            for spec in specs
+            if isinstance(spec, SlotStateSpec) and spec.bytes_per_boundary
+        }
+    return found
+
+
+def bytes_of_slots(specs: Iterable[StateSpec], max_batch_size: int) -> dict[str, int]:
+    """Bytes of each slot cache, all requests."""
+    slotted = (spec for spec in specs if isinstance(spec, SlotStateSpec))
+    return {spec.name: spec.bytes_per_slot * max_batch_size for spec in slotted}
+
+
+@attrs.frozen(kw_only=True)
+class OtherRanks:
+    """The ranks beside the first one, whose memory is this machine's too.
+
+    count: how many. weights: bytes of those of each, but for what all ranks map of one file;
+    fixed: of all else of each that is no page, its process among it. page_bytes: of a page on each.
+    """
+
+    count: int = 0
+    weights: int = 0
+    fixed: int = 0
+    page_bytes: int = 0
+
+
+ALONE = OtherRanks()
 
 
 def _plain_repr(sizes: Mapping[str, Any]) -> str:
@@ -50,11 +87,15 @@ def _plain_repr(sizes: Mapping[str, Any]) -> str:
 class MemoryPlan:
     """Bytes of every part, and the number of pages that follows.
 
+    Of several ranks it is the first one's plan: the others hold as much or less of the model, and
+    no drafter. They have as many pages, for all ranks run the same pages of the same requests.
+
     weights: bytes of each model's weights, by role; weight_kinds: the same by form, "q4_1" and
         the like, where that is known.
     paged_caches: bytes of one page in each paged cache, and of what slot caches keep at its end.
     slots: bytes of each slot cache, all requests.
     images: bytes of what images take, by part; empty for text only.
+    others: what the other ranks take beside it.
     activations: bytes of a pass. available: bytes that could be taken when the plan was made.
     num_pages, page_size_tokens: the page pool. max_seq_len: the longest context asked for.
     scratch_tokens: rows that a request needs beyond it within a step.
@@ -77,6 +118,7 @@ class MemoryPlan:
     scratch_tokens: int = 0
     images: Mapping[str, int] = attrs.field(factory=dict, repr=_plain_repr)
     weight_kinds: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict, repr=_plain_repr)
+    others: OtherRanks = ALONE
     note: str = ""
     smaller: tuple[str, ...] | None = None
 
@@ -95,6 +137,7 @@ class MemoryPlan:
         scratch_tokens: int = 0,
         images: Mapping[str, int] | None = None,
         weight_kinds: Mapping[str, Mapping[str, int]] | None = None,
+        others: OtherRanks = ALONE,
     ) -> MemoryPlan:
         """Chooses num_pages: the user's number, else what the user's bytes hold, else enough.
 
@@ -107,22 +150,15 @@ class MemoryPlan:
         no page.
         """
         size = cache.page_size_tokens
-        paged = [spec for spec in specs if isinstance(spec, PagedStateSpec)]
-        slotted = [spec for spec in specs if isinstance(spec, SlotStateSpec)]
-        paged_caches = {spec.name: spec.bytes_per_token * size for spec in paged}
-        if cache.prefix_caching:
-            paged_caches |= {
-                f"{spec.name} at page ends": spec.bytes_per_boundary
-                for spec in slotted
-                if spec.bytes_per_boundary
-            }
-        slots = {spec.name: spec.bytes_per_slot * max_batch_size for spec in slotted}
-        choice = _PageChoice(
+        paged_caches, slots = bytes_of_pages(specs, cache), bytes_of_slots(specs, max_batch_size)
+        page_bytes, slot_bytes = sum(paged_caches.values()), sum(slots.values())
+        fixed = sum(weights.values()) + activations + sum((images or {}).values()) + slot_bytes
+        choice = PageChoice(
             cache=cache,
-            page_bytes=sum(paged_caches.values()),
-            slot_bytes=sum(slots.values()),
-            fixed_bytes=sum(weights.values()) + activations + sum((images or {}).values()),
-            available=available,
+            page_bytes=page_bytes,
+            slot_bytes=slot_bytes,
+            all_page_bytes=page_bytes + others.count * others.page_bytes,
+            left=available - fixed - others.count * (others.weights + others.fixed),
             device=device,
             pages_per_context=-(-(max_seq_len + scratch_tokens) // size),
             max_batch_size=max_batch_size,
@@ -143,6 +179,7 @@ class MemoryPlan:
             scratch_tokens=scratch_tokens,
             images=MappingProxyType(dict(images or {})),
             weight_kinds=MappingProxyType(dict(weight_kinds or {})),
+            others=others,
         )
 
     @property
@@ -153,15 +190,37 @@ class MemoryPlan:
         )
 
     @property
+    def num_ranks(self) -> int:
+        """Processes that the model lies on."""
+        return 1 + self.others.count
+
+    @property
     def total(self) -> int:
-        """Bytes in all."""
+        """Bytes of the first rank in all."""
         parts = (self.weights, self.state, self.images)
         return self.activations + sum(sum(part.values()) for part in parts)
 
     @property
+    def all_ranks(self) -> int:
+        """Bytes of all ranks together."""
+        others = self.others
+        each = others.weights + others.fixed + others.page_bytes * self.num_pages
+        return self.total + others.count * each
+
+    @property
     def missing(self) -> int:
         """Bytes that are needed and not available; 0 where it fits."""
-        return max(0, self.total - self.available)
+        return max(0, self.all_ranks - self.available)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, on all ranks together."""
+        return sum(self.paged_caches.values()) + self.others.count * self.others.page_bytes
+
+    @property
+    def left(self) -> int:
+        """Bytes that pages may take: what is available beside all else."""
+        return self.available - (self.all_ranks - self.page_bytes * self.num_pages)
 
     @property
     def longest_that_fits(self) -> int:
@@ -169,21 +228,18 @@ class MemoryPlan:
 
         A tenth of what is left is left alone: other programs live in that memory too.
         """
-        page_bytes = sum(self.paged_caches.values())
-        if not page_bytes:
+        if not self.page_bytes:
             return 0 if self.missing else self.max_seq_len
-        left = self.available - (self.total - page_bytes * self.num_pages)
-        pages = int(max(0, left) * DEVICE_SHARE) // page_bytes
+        pages = int(max(0, self.left) * DEVICE_SHARE) // self.page_bytes
         one = -(-(self.max_seq_len + self.scratch_tokens) // self.page_size_tokens)
         return max(0, min(pages, one) * self.page_size_tokens - self.scratch_tokens)
 
     @property
     def unasked_tokens(self) -> int:
         """Of one context, what the pages hold that the user set, or else are taken unasked."""
-        page_bytes, pages = sum(self.paged_caches.values()), self.num_pages
-        if page_bytes and not self.reason.startswith(SET_BY):
-            left = self.available - (self.total - page_bytes * pages)
-            pages = unasked_bytes(left, self.device) // page_bytes
+        pages = self.num_pages
+        if self.page_bytes and not self.reason.startswith(SET_BY):
+            pages = unasked_bytes(self.left, self.device) // self.page_bytes
         longest = pages * self.page_size_tokens - self.scratch_tokens
         return max(1, min(self.max_seq_len, longest))
 
@@ -204,6 +260,8 @@ class MemoryPlan:
             "device": self.device,
             "available_bytes": self.available,
             "total_bytes": self.total,
+            "num_ranks": self.num_ranks,
+            "all_ranks_bytes": self.all_ranks,
             "missing_bytes": self.missing,
             "weights_bytes": dict(self.weights),
             "weight_kinds_bytes": {name: dict(kinds) for name, kinds in self.weight_kinds.items()},
@@ -221,18 +279,22 @@ class MemoryPlan:
         }
 
     def __str__(self) -> str:
-        short = f": {_size(self.missing)} are missing" if self.missing else ""
+        short = f": {size_in_words(self.missing)} are missing" if self.missing else ""
         lines = [
-            f"memory on {self.device}: {_size(self.total)} of {_size(self.available)} available"
-            f"{short}"
+            f"memory on {self.device}{self._of_ranks()}: {size_in_words(self.all_ranks)} of "
+            f"{size_in_words(self.available)} available{short}"
         ]
+        if self.others.count:
+            lines.append(f"  of the first rank, which takes the most: {size_in_words(self.total)}")
         lines += [
-            f"  weights ({name}): {_size(count)}{self._by_kind(name)}"
+            f"  weights ({name}): {size_in_words(count)}{self._by_kind(name)}"
             for name, count in self.weights.items()
         ]
-        lines += [f"  state ({name}): {_size(count)}" for name, count in self.state.items()]
-        lines += [f"  images ({name}): {_size(count)}" for name, count in self.images.items()]
-        lines.append(f"  activations: {_size(self.activations)}")
+        lines += [f"  state ({name}): {size_in_words(count)}" for name, count in self.state.items()]
+        lines += [
+            f"  images ({name}): {size_in_words(count)}" for name, count in self.images.items()
+        ]
+        lines.append(f"  activations: {size_in_words(self.activations)}")
         lines.append(
             f"  {self.num_pages} pages of {self.page_size_tokens} tokens hold "
             f"{self.max_cached_tokens} tokens ({self.reason})"
@@ -245,9 +307,12 @@ class MemoryPlan:
         lines += [f"  it does not fit: {self._advice()}"] * bool(self.missing)
         return "\n".join(lines)
 
+    def _of_ranks(self) -> str:
+        return f", {self.num_ranks} ranks together" if self.others.count else ""
+
     def _by_kind(self, name: str) -> str:
         kinds = self.weight_kinds.get(name, {})
-        listed = ", ".join(f"{kind} {_size(count)}" for kind, count in kinds.items())
+        listed = ", ".join(f"{kind} {size_in_words(count)}" for kind, count in kinds.items())
         return f" ({listed})" if listed else ""
 
     def refuse_unfit(self) -> None:
@@ -260,14 +325,15 @@ class MemoryPlan:
         parts |= {f"state ({name})": count for name, count in self.state.items()}
         parts |= {f"images ({name})": count for name, count in self.images.items()}
         parts["activations"] = self.activations
-        listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+        listed = ", ".join(f"{name} {size_in_words(count)}" for name, count in parts.items())
+        of_first = f"{size_in_words(self.total)} on the first: " if self.others.count else ""
         raise CapacityError(
-            f"{_size(self.total)} are needed on {self.device} and {_size(self.available)} are "
-            f"available: {listed}; {self._advice()}"
+            f"{size_in_words(self.all_ranks)} are needed on {self.device}{self._of_ranks()} and "
+            f"{size_in_words(self.available)} are available: {of_first}{listed}; {self._advice()}"
         )
 
     def _advice(self) -> str:
-        fixed = sum(self.weights.values())
+        fixed = sum(self.weights.values()) + self.others.count * self.others.weights
         if fixed > self.available:
             return "the weights alone do not fit: use a smaller model or dtype, or another device"
         if fixed + sum(self.images.values()) > self.available:
@@ -292,8 +358,7 @@ class MemoryPlan:
 
     def _pages_that_fit(self) -> str:
         page_bytes = sum(self.paged_caches.values())
-        left = self.available - (self.total - page_bytes * self.num_pages)
-        pages = left // page_bytes if page_bytes else 0
+        pages = self.left // self.page_bytes if page_bytes else 0
         if pages < 1:
             return ", or leave it out: beside all else no page fits"
         if self.reason.endswith("num_pages"):
@@ -301,73 +366,13 @@ class MemoryPlan:
         return f" ({pages * page_bytes + sum(self.slots.values())} would fit), or leave it out"
 
 
-def unasked_bytes(left: int, device: str) -> int:
-    """Bytes that pages take unasked where so many are left; see `CPU_STATE_BYTES`."""
-    if device.startswith("cuda"):
-        return int(max(0, left) * DEVICE_SHARE)
-    return min(int(max(0, left) * CPU_SHARE), CPU_STATE_BYTES)
-
-
 def would_fit(name: str, given: int, fitting: int) -> str:
     """Which size to lower, and to what."""
     return f"{name} (now {given}; {fitting} would fit)"
 
 
-@attrs.frozen(kw_only=True)
-class _PageChoice:
-    """How many pages, and why. All sizes in bytes."""
-
-    cache: CacheConfig
-    page_bytes: int
-    slot_bytes: int
-    fixed_bytes: int
-    available: int
-    device: str
-    pages_per_context: int
-    max_batch_size: int
-
-    def choose(self) -> tuple[int, str]:
-        """The number of pages and the reason in words."""
-        if self.cache.num_pages is not None:
-            return self.cache.num_pages, f"{SET_BY}num_pages"
-        if self.cache.memory_bytes is not None:
-            return self._from_bytes(self.cache.memory_bytes), f"{SET_BY}memory_bytes"
-        wanted = self.pages_per_context * self.max_batch_size
-        if self.page_bytes == 0:
-            return self._free_pages()
-        allowed = self._unasked_bytes() // self.page_bytes
-        if wanted <= allowed:
-            return wanted, f"{self.max_batch_size} full contexts"
-        if allowed <= self.pages_per_context:
-            return self.pages_per_context, "one full context"
-        how = f"{DEVICE_SHARE:.0%} of the memory that is left"
-        if not self.device.startswith("cuda"):
-            how = f"{CPU_SHARE:.0%} of the memory that is left, and at most 2 GiB"
-        return allowed, f"unasked they take {how}: num_pages gives more"
-
-    def _free_pages(self) -> tuple[int, str]:
-        """Of pages that hold nothing: as many as are wanted, but their books take memory too."""
-        wanted = self.pages_per_context * self.max_batch_size
-        if wanted <= MOST_EMPTY_PAGES:
-            return wanted, f"{self.max_batch_size} full contexts"
-        return max(self.pages_per_context, MOST_EMPTY_PAGES), "pages hold nothing of this model"
-
-    def _unasked_bytes(self) -> int:
-        return unasked_bytes(self.available - self.fixed_bytes - self.slot_bytes, self.device)
-
-    def _from_bytes(self, memory_bytes: int) -> int:
-        if self.page_bytes == 0:
-            return self._free_pages()[0]
-        num_pages = (memory_bytes - self.slot_bytes) // self.page_bytes
-        if num_pages < 1:
-            raise CapacityError(
-                f"memory_bytes is {memory_bytes}; one page takes {self.page_bytes} bytes and the "
-                f"slots {self.slot_bytes}: raise memory_bytes or lower max_batch_size"
-            )
-        return num_pages
-
-
-def _size(num_bytes: int) -> str:
+def size_in_words(num_bytes: int) -> str:
+    """With a unit: "1.5 GiB"."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -6,7 +6,7 @@ A paged spec grows by one row a token; a slot spec has one fixed block a request
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import attrs
 
@@ -41,12 +41,25 @@ class PagedStateSpec:
 
     Target and draft share page ids; each paged cache has its own geometry and dtype.
     name: unique among the caches of one engine, e.g. "kv".
+    heads_axis: of row_shape, what counts kv heads, which tensor-parallel ranks split; None: every
+        rank keeps whole rows.
     """
 
     name: str
     num_layers: int = attrs.field(validator=int_at_least(0))
     row_shape: tuple[int, ...] = attrs.field(validator=_check_shape)
     dtype: str = attrs.field(validator=_check_dtype)
+    heads_axis: int | None = None
+
+    def of_rank(self, num_ranks: int) -> Self:
+        """What each of some tensor-parallel ranks keeps: its kv heads, or one where there are fewer
+        than ranks.
+        """
+        if self.heads_axis is None:
+            return self
+        shape = list(self.row_shape)
+        shape[self.heads_axis] = max(1, shape[self.heads_axis] // num_ranks)
+        return attrs.evolve(self, row_shape=tuple(shape))
 
     @property
     def bytes_per_token(self) -> int:
@@ -61,6 +74,8 @@ class SlotStateSpec:
     boundary_shape: what a layer keeps of the state at the end of a page, so that a prefix hit can
         start there; None for a cache that keeps nothing, which takes no hits.
     row_shape: what a layer keeps of every row of a pass until it is committed; None for nothing.
+    has_channels: whether the last axis of every shape counts channels, which tensor-parallel ranks
+        split; else every rank keeps all.
     """
 
     name: str
@@ -69,6 +84,18 @@ class SlotStateSpec:
     boundary_shape: tuple[int, ...] | None = attrs.field(default=None, validator=_check_shape)
     row_shape: tuple[int, ...] | None = attrs.field(default=None, validator=_check_shape)
     dtype: str = attrs.field(validator=_check_dtype)
+    has_channels: bool = False
+
+    def of_rank(self, num_ranks: int) -> Self:
+        """What each of some tensor-parallel ranks keeps."""
+        if not self.has_channels:
+            return self
+        shapes: dict[str, Any] = {
+            name: (*shape[:-1], shape[-1] // num_ranks)
+            for name in ("slot_shape", "boundary_shape", "row_shape")
+            if (shape := getattr(self, name)) is not None
+        }
+        return attrs.evolve(self, **shapes)
 
     @property
     def bytes_per_slot(self) -> int:
@@ -105,6 +132,10 @@ class KVCacheParams:
     dtype: str = "float32"
     name: str = "kv"
 
+    def of_rank(self, num_ranks: int) -> Self:
+        """What each of some tensor-parallel ranks keeps."""
+        return attrs.evolve(self, num_kv_heads=max(1, self.num_kv_heads // num_ranks))
+
     @property
     def spec(self) -> PagedStateSpec:
         """The paged cache these parameters declare."""
@@ -113,6 +144,7 @@ class KVCacheParams:
             num_layers=self.num_layers,
             row_shape=(2, self.num_kv_heads, self.head_dim),
             dtype=self.dtype,
+            heads_axis=1,
         )
 
 
@@ -127,6 +159,11 @@ class LatentCacheParams:
     row_width: int = attrs.field(validator=int_at_least(1))
     dtype: str = "float32"
     name: str = "kv"
+
+    def of_rank(self, num_ranks: int) -> Self:
+        """What each of some tensor-parallel ranks keeps: whole rows."""
+        del num_ranks
+        return self
 
     @property
     def spec(self) -> PagedStateSpec:

@@ -59,6 +59,7 @@ class Subject:
     name: for reports. model: directory, .gguf file, hub id or "demo". dtypes: "float32" and so on.
     num_threads: of torch while a promise is checked; None leaves it.
     draft, speculative: a drafter to be tested on it, for the promises about drafts.
+    num_ranks: on how many ranks it is shared, for the promise about those; None: on a few numbers.
     example_of: the architecture whose tiny example `name` it is; None for anybody's checkpoint.
     cannot_load: what it raises before weights are read; "" where that is well.
     cannot_run: what every pass raises, once that is known; "" where passes run.
@@ -73,6 +74,7 @@ class Subject:
     num_threads: int | None = None
     draft: str | None = None
     speculative: SpeculativeConfig | None = None
+    num_ranks: int | None = None
     example_of: str | None = None
     cannot_load: str = attrs.field(default="", init=False)
     cannot_run: str = attrs.field(default="", init=False)

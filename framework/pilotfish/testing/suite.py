@@ -37,6 +37,7 @@ from pilotfish.testing.promises import (
     outputs,
     parity,
     planned,
+    ranks,
     requests,
     sampling,
     slot_caches,
@@ -63,6 +64,7 @@ _GROUPS = {
     "next inputs equal packed inputs": batching.next_inputs_equal_packed,
     "planned passes equal called layers": planned.planned_passes_equal_called_layers,
     "rows are their own at real widths": widths.rows_are_their_own_at_real_widths,
+    "any number of ranks gives the same bits": ranks.any_number_of_ranks_gives_the_same_bits,
     "any history equals committed only": lifecycle.history_equals_committed,
     "preemption is invisible": lifecycle.preemption_is_invisible,
     "tiny pools do not matter": lifecycle.tiny_pools_do_not_matter,
@@ -240,10 +242,12 @@ def tiny_subjects(
     only: Sequence[str] = (),
     draft: str | None = None,
     speculative: SpeculativeConfig | None = None,
+    num_ranks: int | None = None,
 ) -> Iterator[list[Subject]]:
     """Tiny random checkpoints of an architecture, one for each of its examples, while it lasts.
 
     only: names of examples; none: all. draft, speculative: a drafter to be tested on them.
+    num_ranks: see `Subject`.
     An example that does not load is among them: every check of it fails, see `Promise.keep`.
     Raises RouteError, PluginError, and ConfigError for an example that cannot be written.
     """
@@ -256,6 +260,7 @@ def tiny_subjects(
             "backend": backend,
             "draft": draft,
             "speculative": speculative,
+            "num_ranks": num_ranks,
         }
         yield [
             exits.enter_context(

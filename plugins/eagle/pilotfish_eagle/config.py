@@ -83,7 +83,7 @@ class EagleConfig(DraftConfig):
 
     @classmethod
     def read_fields(cls, draft: EagleFormat, target: Any) -> dict[str, Any]:
-        """As the base."""
+        """As every draft's, with the version and its biases."""
         attention_bias, is_third = draft.layer_flag("attention_bias"), draft.version == 3
         is_open = is_third and draft.option("bias") is None
         return {

@@ -41,6 +41,7 @@ from pilotfish_kimi_k25.options import (
     MAX_SCALE,
     NEEDED_BY_EXPERTS,
     check_quantization,
+    is_quantized,
     mtp_layers_of,
     refuse_unread,
     rope_of,
@@ -197,9 +198,15 @@ class KimiK25Config(TransformerConfig):
         state_dict: tensor name -> anything (`WeightSource.infos` will do). Is the head a tensor of
         its own (the outer config of Kimi K2.5 calls it tied by default, though the published one is
         not); which experts are packed; is there a vision tower (a checkpoint of the text alone has
-        the same config, and serves text).
+        the same config, and serves text). Of a config alone, without tensors, all experts are
+        packed where it says how.
         """
-        del huggingface_config
+        packed_gate_up = _packed_layers(state_dict, "gate_proj", "up_proj")
+        packed_down = _packed_layers(state_dict, "down_proj")
+        if not state_dict and is_quantized(huggingface_config):
+            packed_gate_up = packed_down = (
+                frozenset(range(self.num_hidden_layers)) - self.dense_layers
+            )
         seeing = self.image_processor if _has_tower(state_dict) else None
         heads = {"lm_head.weight", "language_model.lm_head.weight"}
         return attrs.evolve(
@@ -211,8 +218,8 @@ class KimiK25Config(TransformerConfig):
                 if seeing is not None or self.image_processor is None
                 else self.image_processor.placeholders
             ),
-            packed_gate_up=_packed_layers(state_dict, "gate_proj", "up_proj"),
-            packed_down=_packed_layers(state_dict, "down_proj"),
+            packed_gate_up=packed_gate_up,
+            packed_down=packed_down,
             return_logits=return_logits or self.return_logits,
             return_hidden_states=return_hidden_states or self.return_hidden_states,
         )

@@ -17,12 +17,16 @@ from pilotfish.kernels.kv_write.native import plan_write_kv
 from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.rope import apply_rope
 from pilotfish.kernels.rope.native import plan_apply_rope
-from pilotfish.layers.attention import PagedAttentionLayer
+from pilotfish.layers.attention import PagedAttentionLayer, heads_of_rank
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import KeepsBits, Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan
+from pilotfish.layers.row_parallel import RowParallelLinear
+from pilotfish.layers.splitting import may_split
+from pilotfish.parallel.group import Groups
+from pilotfish.parallel.shard import Shard
 from pilotfish_kimi_k25.config import KimiK25Config
 from pilotfish_kimi_k25.kernels.head_linear import head_linear
 from pilotfish_kimi_k25.kernels.head_linear.native import plan_head_linear
@@ -49,6 +53,12 @@ class UpProjection(Layer):
         self.key_width = key_width
         self.shape = (num_heads, key_width + value_width, latent)
         self.declare("weight", (num_heads * (key_width + value_width), latent))
+
+    def keep_heads(self, heads: range) -> None:
+        """Leaves this rank some of the heads."""
+        _, both, latent = self.shape
+        self.shape = (len(heads), both, latent)
+        self.keep("weight", Shard.rows(range(heads.start * both, heads.stop * both)))
 
     @property
     def product_shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -110,8 +120,27 @@ class LatentAttention(PagedAttentionLayer):
             self.q_b = Linear(c.q_lora_rank, q_width)
         self.kv_norm = RMSNorm(c.kv_lora_rank, LATENT_NORM_EPS)
         self.kv_b = UpProjection(self.num_heads, c.qk_nope_head_dim, c.v_head_dim, c.kv_lora_rank)
+        self.v_width = c.v_head_dim
         self.out_width = self.num_heads * c.v_head_dim
-        self.out = Linear(self.out_width, c.hidden_size, bias=c.attention_bias)
+        self.out: Linear | RowParallelLinear = Linear(
+            self.out_width, c.hidden_size, bias=c.attention_bias
+        )
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Leaves this rank some of the heads; every rank has all of the latent."""
+        parts = {"q": Linear, "q_b": Linear, "kv_b": UpProjection, "out": Linear}
+        if not may_split(self, LatentAttention, parts, groups.tensor, name):
+            return
+        assert isinstance(self.out, Linear)
+        heads, _ = heads_of_rank(groups.tensor, self.num_heads, 1, name)
+        self.out = RowParallelLinear(self.out, groups, f"{name}out")
+        width = sum(self.q_parts)
+        q = self.q if self.q_rank is None else self.q_b
+        q.keep_rows(range(heads.start * width, heads.stop * width))
+        self.kv_b.keep_heads(heads)
+        self.num_heads = len(heads)
+        self.head_shape = (self.num_heads, 1, self.row_width)
+        self.out_width = self.num_heads * self.v_width
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> [T, D]. Writes this pass's rows into the layer's pages."""
@@ -191,7 +220,7 @@ class LatentAttention(PagedAttentionLayer):
                 interleaved=self.interleaved,
                 first=at,
             )
-        cache = run.cache(self.layer)
+        cache = run.cache(self.layer, self.row_width)
         plan_write_kv(
             plan,
             rows.columns(first),

@@ -139,14 +139,22 @@ def rope_of(text: Any) -> RopeParameters:
     return rope
 
 
+def is_quantized(huggingface_config: Any) -> bool:
+    """Whether the config says how weights are packed."""
+    return bool(_quantization(huggingface_config))
+
+
+def _quantization(huggingface_config: Any) -> Any:
+    given = option(huggingface_config, "quantization_config")
+    return given or option(text_config(huggingface_config), "quantization_config")
+
+
 def check_quantization(huggingface_config: Any) -> None:
     """Raises ConfigError for anything but INT4 in groups of 32, and for what goes beyond weights.
 
     Which tensors are packed is not read here: the file says it for each.
     """
-    text = text_config(huggingface_config)
-    given = option(huggingface_config, "quantization_config")
-    given = given or option(text, "quantization_config")
+    given = _quantization(huggingface_config)
     if not given:
         return
     options = _section(given, "quantization_config")

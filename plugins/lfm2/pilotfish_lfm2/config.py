@@ -166,6 +166,7 @@ class LFM2Config(GroupedQueryConfig):
             boundary_shape=(width - 1, self.hidden_size),
             row_shape=(self.hidden_size,),
             dtype=self.dtype,
+            has_channels=True,
         )
 
     def get_state_specs(self) -> tuple[StateSpec, ...]:

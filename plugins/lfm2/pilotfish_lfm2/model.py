@@ -43,7 +43,7 @@ class LFM2Model(DecoderModel):
         """The columns of the convolutions, which passes over the paged cache "kv" read."""
         return ConvStateCache(
             spec.num_layers,
-            self.config.hidden_size,
+            spec.slot_shape[-1],
             self.config.conv_L_cache,
             self.dtype,
             max_slots,

@@ -23,7 +23,11 @@ from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan
 from pilotfish.layers.rope import Rotary
+from pilotfish.layers.row_parallel import RowParallelLinear
+from pilotfish.layers.splitting import may_split
 from pilotfish.models.decoder import Decoder
+from pilotfish.parallel.group import Groups
+from pilotfish.parallel.shard import Shard
 from pilotfish_lfm2.config import LFM2Config
 
 
@@ -53,12 +57,27 @@ class ShortConv(Layer):
     def __init__(self, layer: int, size: int, width: int, *, bias: bool) -> None:
         self.layer = layer
         self.in_proj = Linear(size, 3 * size, bias=bias)
-        self.out_proj = Linear(size, size, bias=bias)
+        self.out_proj: Linear | RowParallelLinear = Linear(size, size, bias=bias)
         self.columns_weight: torch.Tensor
         self.columns_bias: torch.Tensor | None = None
         self.declare("weight", (size, width))
         if bias:
             self.declare("bias", (size,))
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Leaves this rank some of the channels: each is convolved by itself."""
+        parts = {"in_proj": Linear, "out_proj": Linear}
+        if not may_split(self, ShortConv, parts, groups.tensor, name):
+            return
+        assert isinstance(self.out_proj, Linear)
+        size = self.out_proj.in_features
+        self.out_proj = RowParallelLinear(self.out_proj, groups, f"{name}out_proj")
+        held = groups.tensor.share(size)
+        self.in_proj.keep_rows(
+            *(range(first + held.start, first + held.stop) for first in (0, size, 2 * size))
+        )
+        for kind in self._declared():
+            self.keep(kind, Shard.rows(held))
 
     def complete(self, tensors: dict[str, torch.Tensor], backend: KernelBackend) -> None:
         """Keeps the weight as one float32 row a column, and the bias in float32."""

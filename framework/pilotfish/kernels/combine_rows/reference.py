@@ -1,4 +1,4 @@
-"""The weighted sum of rows as the definition reads. Knows no speed."""
+"""The weighted sum of rows as the definition reads. Slow: the others are judged by it."""
 
 from __future__ import annotations
 

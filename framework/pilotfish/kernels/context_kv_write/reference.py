@@ -1,6 +1,6 @@
 """write_context_kv as the definition reads: one row and one layer at a time, float32 inside.
 
-Knows no speed; the other implementations are judged by it.
+Slow: the other implementations are judged by it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many drafts agree, as the definition reads. Knows no speed."""
+"""How many drafts agree, as the definition reads. Slow: the others are judged by it."""
 
 from __future__ import annotations
 

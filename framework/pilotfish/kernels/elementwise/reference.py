@@ -1,4 +1,4 @@
-"""The functions as their definitions read. Knows no speed and rounds nothing.
+"""The functions as their definitions read. Slow; rounds nothing.
 
 x: float32 or float64, any shape; returns a new tensor of x's dtype.
 """

@@ -38,6 +38,21 @@ class RowGroups:
     spans: tuple[tuple[int, int, int], ...] = ()
     blocks: torch.Tensor | None = None
 
+    def rows_within(self, groups: range) -> range:
+        """The sorted rows of some groups that follow one another; on a CPU."""
+        held = [(start, end) for group, start, end in self.spans if group in groups]
+        return range(held[0][0], held[-1][1]) if held else range(0)
+
+    def within(self, groups: range) -> RowGroups:
+        """Those of some groups alone, numbered from 0; `places` means nothing. On a CPU."""
+        rows = self.rows_within(groups)
+        spans = tuple(
+            (group - groups.start, start - rows.start, end - rows.start)
+            for group, start, end in self.spans
+            if group in groups
+        )
+        return RowGroups(rows=self.rows[rows.start : rows.stop], places=self.places, spans=spans)
+
 
 def group_rows(
     choice: torch.Tensor, num_groups: int, *, backend: KernelBackend, row_multiple: int = 1

@@ -1,4 +1,4 @@
-"""INT4 packing and unpacking as the definition reads. Knows no speed."""
+"""INT4 packing and unpacking as the definition reads. Slow: the others are judged by it."""
 
 from __future__ import annotations
 

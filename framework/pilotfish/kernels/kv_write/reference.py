@@ -1,4 +1,4 @@
-"""write_kv as the definition reads. Knows no speed; the other implementations are judged by it."""
+"""write_kv as the definition reads. Slow: the other implementations are judged by it."""
 
 from __future__ import annotations
 

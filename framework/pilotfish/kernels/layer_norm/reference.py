@@ -1,4 +1,4 @@
-"""Layer norm as the definition reads. Knows no speed; the others are judged by it."""
+"""Layer norm as the definition reads. Slow: the others are judged by it."""
 
 from __future__ import annotations
 

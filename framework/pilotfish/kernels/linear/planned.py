@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TypeVar
 
 from pilotfish.kernels.linear.native import Arguments, LookupArguments
 from pilotfish.kernels.linear.weight import LinearWeight
-from pilotfish.kernels.native.buffers import Buffer, Pointer
+from pilotfish.kernels.native.buffers import Buffer, Columns, Pointer
 from pilotfish.kernels.native.numbers import address, dtype_code
 from pilotfish.kernels.native.plan import Plan
 
+Into = TypeVar("Into", bound=Buffer | Columns)
 
-def plan_linear(plan: Plan, x: Buffer, weight: LinearWeight, out: Buffer) -> Buffer:
+
+def plan_linear(plan: Plan, x: Buffer | Columns, weight: LinearWeight, out: Into) -> Into:
     """Plans `out = x @ weight.T + bias`; x: [rows, K], out: [rows, O]. Returns out."""
+    rows, made = (one if isinstance(one, Buffer) else one.buffer for one in (x, out))
     if (x.width, out.width) != (weight.in_features, weight.out_features):
         raise ValueError(
             f"a product of {weight.in_features} columns and {weight.out_features} outputs was "
@@ -27,13 +31,13 @@ def plan_linear(plan: Plan, x: Buffer, weight: LinearWeight, out: Buffer) -> Buf
         out=out,
         parts=ctypes.addressof(weight.native),
         bias=address(weight.bias),
-        rows=x.rows,
+        rows=rows.rows,
         in_features=weight.in_features,
         num_parts=len(weight.parts),
-        x_dtype=dtype_code(x.dtype),
-        x_stride=x.width,
-        out_dtype=dtype_code(out.dtype),
-        out_stride=out.width,
+        x_dtype=dtype_code(rows.dtype),
+        x_stride=rows.width,
+        out_dtype=dtype_code(made.dtype),
+        out_stride=made.width,
         bias_dtype=0 if weight.bias is None else dtype_code(weight.bias.dtype),
     )
     return out

@@ -1,6 +1,6 @@
 """paged_attention as the definition reads, in float32 or wider, one row's request at a time.
 
-Knows no speed; the other implementations are judged by it. Letters as in the package.
+Slow: the other implementations are judged by it. Letters as in the package.
 """
 
 from __future__ import annotations

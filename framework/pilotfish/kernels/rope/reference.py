@@ -1,4 +1,4 @@
-"""Rotary embedding as the definition reads. Knows no speed and mutates nothing."""
+"""Rotary embedding as the definition reads. Slow; mutates nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of experts as the definition reads, row by row. Knows no speed."""
+"""The choice of experts as the definition reads, row by row. Slow: the others are judged by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gated short convolution as the definition reads: row by row. Knows no speed."""
+"""Gated short convolution as the definition reads: row by row. The others are judged by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SwiGLU as the definition reads. Knows no speed."""
+"""SwiGLU as the definition reads. Slow: the others are judged by it."""
 
 from __future__ import annotations
 

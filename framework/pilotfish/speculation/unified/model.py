@@ -18,6 +18,7 @@ from pilotfish.config import PipelineConfig
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.device import current_device
 from pilotfish.models.inputs import initial_inputs
+from pilotfish.parallel.group import Groups
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ModelInputs, PipelineModel, ReturnLogits
 from pilotfish.protocols.optional import of_model
@@ -80,6 +81,7 @@ class UnifiedModel:
             )
         )
         self._acceptance = acceptance_rule(config.speculative_config, Sampler(), backend)
+        self.groups = Groups()
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
@@ -87,14 +89,23 @@ class UnifiedModel:
         model = attrs.evolve(pipeline_config.model, huggingface_config=huggingface_config)
         return cls.config_class.initialize(pipeline_config, model).get_max_seq_len()
 
+    def shard(self, groups: Groups) -> None:
+        """Leaves this rank its part of the target; once, before `load_model`.
+
+        The draft is whole on every rank: given the same inputs, all of them make the same step.
+        Raises ConfigError naming the layer that cannot be split so.
+        """
+        self.groups = attrs.evolve(groups, logits_everywhere=True)
+        of_model(self.target).shard(self.groups)
+
     def get_kv_params(self) -> CacheParams:
-        """The geometry of the target's paged cache."""
-        return self.config.get_kv_params()
+        """The geometry of the target's paged cache, of this rank's part."""
+        return self.config.get_kv_params().of_rank(self.groups.tensor.size)
 
     @property
     def state(self) -> tuple[StateSpec, ...]:
-        """The caches of both."""
-        return self.config.get_state_specs()
+        """The caches of both, of this rank's part."""
+        return (*self.target.state, *self.config.draft.get_state_specs())
 
     def load_model(self, weights: WeightSource, draft_weights: WeightSource) -> None:
         """Fills both. Raises WeightsError naming tensors that do not fit."""

@@ -11,6 +11,7 @@
 #include "rope/native.h"
 #include "router/native.h"
 #include "short_conv/native.h"
+#include "sum_slices/native.h"
 #include "swiglu/native.h"
 #include "sampling/native.h"
 #include "take_rows/native.h"
@@ -30,6 +31,7 @@
   PF_KERNEL(rope_angles) \
   PF_KERNEL(short_conv) \
   PF_KERNEL(softmax) \
+  PF_KERNEL(sum_slices) \
   PF_KERNEL(swiglu) \
   PF_KERNEL(sample_rows) \
   PF_KERNEL(gumbel_noise) \

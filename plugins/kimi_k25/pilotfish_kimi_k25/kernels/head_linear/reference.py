@@ -1,4 +1,4 @@
-"""head_linear as the definition reads, in float32. Knows no speed; the others are judged by it."""
+"""head_linear as the definition reads, in float32. Slow: the others are judged by it."""
 
 from __future__ import annotations
 

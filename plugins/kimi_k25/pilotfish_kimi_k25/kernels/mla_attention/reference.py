@@ -1,6 +1,6 @@
 """Attention over latent rows as the definition reads: every head's keys and values are made.
 
-Knows no speed; both forms are judged by it. Letters as in the package.
+Slow: both forms are judged by it. Letters as in the package.
 """
 
 from __future__ import annotations

@@ -1,0 +1,102 @@
+"""Serve: what a worker makes of the driver's options, and the calls that it makes on it.
+
+Knows: how a model is prepared, loaded and given its state. Does not know: how calls come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from pilotfish.kernels.device import current_device
+from pilotfish.ranks.cache_copies import CacheCopies
+from pilotfish.state import PagedStateSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from pilotfish.loading.prepared import Prepared
+    from pilotfish.parallel.group import Groups
+    from pilotfish.protocols import ModelInputs, PipelineModel
+    from pilotfish.ranks.messages import Key
+    from pilotfish.ranks.start_up import StartUp
+    from pilotfish.state import SlotCache, SlotStateSpec
+
+
+def make_model(start: StartUp, groups: Groups) -> Served:
+    """A rank's shard, loaded, with memory for as many requests as the driver has.
+
+    start: its options are those of `prepare_from_options` that the driver had.
+    """
+    from pilotfish.loading.prepare import prepare_from_options
+    from pilotfish.platform.heap import keep_freed_memory
+
+    options, plan = dict(start.options), start.memory_plan
+    if plan.note:  # the driver lowered them, so this rank is not asked
+        options |= {"max_length": plan.max_seq_len, "max_batch_size": plan.max_batch_size}
+    prepared = prepare_from_options(
+        **options, parallel=start.parallel, groups=groups, must_fit=False
+    )
+    if prepared.device.type == "cpu":
+        keep_freed_memory()
+    # Drafters run on the driver alone; what they need of the target is in the model already.
+    return Served(attrs.evolve(prepared, memory_plan=plan, draft=None))
+
+
+class _Listening:
+    """A model whose slot caches are kept at hand."""
+
+    def __init__(self, model: Any) -> None:
+        self.slot_caches: dict[str, SlotCache] = {}
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def make_cache(self, spec: SlotStateSpec, **options: Any) -> SlotCache:
+        made: SlotCache = self._model.make_cache(spec, **options)
+        self.slot_caches[spec.name] = made
+        return made
+
+
+class Served(CacheCopies):
+    """The calls that a worker makes, each after one of the driver's."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.device = prepared.device
+        self._model: Any = prepared.model
+        model = _Listening(prepared.model)
+        state = attrs.evolve(prepared, model=cast("PipelineModel", model)).load()
+        pages = [spec for spec in prepared.model.state if isinstance(spec, PagedStateSpec)]
+        self._paged = {spec.name: state.paged_cache(spec.name).blocks for spec in pages}
+        super().__init__(model.slot_caches)
+
+    def execute(self, model_inputs: ModelInputs) -> None:
+        """One pass of this shard."""
+        self._do(self._model.execute, model_inputs)
+
+    def embed(self, tokens: torch.Tensor) -> None:
+        """This shard's part of the rows."""
+        self._do(self._model.embed, tokens)
+
+    def lm_head(self, hidden_states: torch.Tensor) -> None:
+        """This shard's part of the logits."""
+        self._do(self._model.lm_head, hidden_states)
+
+    def release(self, request_id: str) -> None:
+        """Drops what this shard keeps for a request."""
+        self._model.release(request_id)
+
+    def known(self, key: Key) -> Any:
+        """What this rank has in the place of the driver's."""
+        if isinstance(key, str) and key in self._paged:
+            return self._paged[key]
+        return self.views[key]
+
+    def _do(self, call: Callable[[Any], Any], argument: Any) -> None:
+        import torch
+
+        with torch.inference_mode(), current_device(self.device):
+            call(argument)
