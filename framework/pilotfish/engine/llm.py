@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -29,13 +28,10 @@ from pilotfish.config.peer_attributes import AnswersAsLLM
 from pilotfish.config.peers import CALL, LOADING, answers_peers
 from pilotfish.config.runtime import Arithmetic, BackendName
 from pilotfish.config.sampling import OF_SAMPLING
-from pilotfish.engine.admission import Admission
 from pilotfish.engine.asking import Asking, Params, scores_of
-from pilotfish.engine.assembly import counters_for, make_engine
 from pilotfish.engine.async_turns import AsyncTurns
 from pilotfish.engine.engine import Engine
-from pilotfish.engine.length_rules import LengthRules
-from pilotfish.engine.loading_bar import LoadingBar
+from pilotfish.engine.loading import admission_of, load
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.prompt import (
@@ -47,7 +43,6 @@ from pilotfish.engine.turns import Turns
 from pilotfish.errors import ConfigError, RequestError
 from pilotfish.loading.arithmetic import warn_of
 from pilotfish.loading.prepare import prepare_from_options
-from pilotfish.multimodal.admission import ImageAdmission
 from pilotfish.platform.memory import available_bytes
 from pilotfish.plugins import load_registry
 from pilotfish.ranks.launch import launcher_of
@@ -149,51 +144,20 @@ class LLM(AnswersAsLLM):
         if self.memory_plan.note:
             warn_caller(self.memory_plan.note, RuntimeWarning)
         self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
-        self._admission = Admission(
-            vocab_size=prepared.vocab_size,
-            max_seq_len=prepared.model.config.get_max_seq_len(),
-            eos_token_ids=prepared.checkpoint.eos_token_ids or _eos_of(self.tokenizer),
-            max_cached_tokens=prepared.memory_plan.max_cached_tokens,
-            tokenizer=self.tokenizer,
-            model_path=self.model_path,
-            lengths=LengthRules.of(
-                prepared.model.config, None if prepared.draft is None else prepared.draft.config
-            ),
-            new_counters=counters_for(prepared),
-            images=ImageAdmission(
-                architecture=prepared.route.hf_architecture,
-                processor=prepared.image_processor,
-                max_seq_len=prepared.model.config.get_max_seq_len(),
-                tokenizer=self.tokenizer,
-                unserved_token_ids=prepared.unserved_token_ids,
-            ),
-        )
+        self._admission = admission_of(prepared, self.tokenizer)
         said = prepared.checkpoint.generation_config if generation_config == "auto" else {}
         self._defaults = partial(sampling_of, said, prepared.vocab_size)
         self._device = str(prepared.device)
         if before_weights is not None:
             before_weights(self)
-        at_end = None
-        with (
-            LoadingBar(*prepared.sources, bytes_read=prepared.share.bytes_read) as bar,
-            ExitStack() as undo,
-        ):
-            self._state: StateManager | None
-            if parallel.num_ranks > 1:
-                from pilotfish.ranks.driver import load_on_ranks
-
-                whole, self._state, ranks = load_on_ranks(prepared, options, bar.counted, launcher)
-                at_end = undo.callback(ranks.close)
-            else:
-                whole, self._state = prepared, prepared.load(bar.counted)
-            self.proposer: Proposer | None = whole.load_proposer(registry, bar.counted)
-            undo.pop_all()
+        loaded = load(prepared, options, registry, launcher)
+        self._state: StateManager | None = loaded.state
+        self.proposer: Proposer | None = loaded.proposer
         if arithmetic != "fastest":
             warn_of(prepared)
-        engine = make_engine(whole, self._state, self.proposer)
         # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
         may_fork = prepared.backend.name == "native"
-        self._turns = Turns(engine, may_fork=may_fork, at_end=at_end)
+        self._turns = Turns(loaded.engine, may_fork=may_fork, at_end=loaded.at_end)
         self._async_turns = AsyncTurns(self._turns)
         self._asking = Asking(self._admission, self._turns, self._defaults)
         self.load_s = perf_counter() - start
@@ -415,7 +379,3 @@ class LLM(AnswersAsLLM):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _eos_of(tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    return () if tokenizer is None else tokenizer.eos_token_ids

@@ -6,6 +6,8 @@ Axis letters: T packed tokens, D model width, N query heads, K kv heads, H head 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from pilotfish.errors import ConfigError
@@ -14,7 +16,7 @@ from pilotfish.kernels.elementwise.native import plan_clip
 from pilotfish.kernels.kv_write import write_kv
 from pilotfish.kernels.kv_write.native import plan_write_kv
 from pilotfish.kernels.native.buffers import Buffer
-from pilotfish.kernels.paged_attention import Mode, paged_attention
+from pilotfish.kernels.paged_attention import Mode, lay_out, paged_attention
 from pilotfish.kernels.paged_attention.planned import plan_paged_attention
 from pilotfish.kernels.rms_norm import norm_heads
 from pilotfish.kernels.rms_norm.native import plan_norm_heads
@@ -32,16 +34,40 @@ from pilotfish.parallel.group import Group, Groups
 class PagedAttentionLayer(Layer):
     """A layer that calls `paged_attention`, so that its rows are probed.
 
-    head_shape: query heads, kv heads and head width of the calls.
+    head_shape: query heads, kv heads and head width of the calls. window, mode: as they get them.
     """
 
     head_shape: tuple[int, int, int]
+    window: int | None = None
+    mode: Mode = "causal"
+
+    def lay_out(self, run: ForwardPass) -> None:
+        """Called before the first layer of a pass: makes ready what attention shares in it.
+
+        A layer that calls `paged_attention` with another plan than `run.plan` has its own.
+        """
+        num_heads, num_kv_heads, _ = self.head_shape
+        lay_out(
+            run.plan,
+            num_rows=len(run.positions),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            window=self.window,
+            mode=self.mode,
+            backend=run.backend,
+        )
 
     def shard(self, groups: Groups, name: str = "") -> None:
         """Refuses more than one rank: a subclass that can be split says how."""
         if groups.tensor.size > 1:
             raise not_split(self, name, "it has no `shard` of its own")
         super().shard(groups, name)
+
+
+def lay_outs(network: Layer) -> tuple[Callable[[ForwardPass], None], ...]:
+    """`lay_out` of every layer with attention, for `ForwardPass.start`."""
+    layers = network.layers_inside()
+    return tuple(layer.lay_out for layer in layers if isinstance(layer, PagedAttentionLayer))
 
 
 def heads_of_rank(

@@ -6,6 +6,7 @@ Axis letters: B requests, T packed tokens, T' rows with padding, R rotated width
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class ForwardPass:
         row_multiple: int = 1,
         attention_multiple: int | None = None,
         prompt_lengths: torch.Tensor | None = None,
+        lay_outs: Sequence[Callable[[ForwardPass], None]] = (),
     ) -> ForwardPass:
         """A pass over the rows of a ragged batch: the one place where positions are made.
 
@@ -65,6 +67,7 @@ class ForwardPass:
         input_row_offsets: [B+1] int32, request b owns rows offsets[b] to offsets[b+1].
         row_multiple: rows are padded to it. attention_multiple: see `plan_attention`.
         prompt_lengths: [B] int64, m of config/rope.py; read where angles depend on it.
+        lay_outs: what the layers with attention do before the first one runs, on torch.
         Raises ValueError when lengths, rows and pages do not fit together.
         """
         plan = plan_attention(
@@ -83,7 +86,7 @@ class ForwardPass:
         if short:
             positions = torch.nn.functional.pad(positions, (0, short))
             lengths = None if lengths is None else torch.nn.functional.pad(lengths, (0, short))
-        return cls(
+        run = cls(
             backend=backend,
             num_rows=num_rows,
             plan=plan,
@@ -95,6 +98,10 @@ class ForwardPass:
             rotary=rotary,
             row_multiple=row_multiple,
         )
+        if backend.name == "torch":
+            for lay_out in lay_outs:
+                lay_out(run)
+        return run
 
     @cached_property
     def angles(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,8 @@ Axis letters: T packed tokens, D model width, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 
 import attrs
 import torch
@@ -15,6 +16,7 @@ from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.elementwise import tanh
 from pilotfish.kernels.rms_norm import add_scaled
+from pilotfish.layers.attention import lay_outs
 from pilotfish.layers.block import Block
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass, pair_of
@@ -87,6 +89,11 @@ class Decoder(Layer):
         self.logits_scaling = logits_scaling
         self.logits_cap = logits_cap
         self.dtypes_given: set[torch.dtype] | None = None
+
+    @cached_property
+    def lay_outs(self) -> tuple[Callable[[ForwardPass], None], ...]:
+        """For `ForwardPass.start`; asked for when every layer stands in its place."""
+        return lay_outs(self)
 
     def shard(self, groups: Groups, name: str = "") -> None:
         """Splits the layers, and the vocabulary where embedding and head are the library's."""

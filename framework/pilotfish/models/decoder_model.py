@@ -257,6 +257,7 @@ class DecoderModel(Claims):
             row_multiple=self.padding.body,
             attention_multiple=self.padding.attention,
             prompt_lengths=inputs.rope_lengths,
+            lay_outs=self.network.lay_outs,
         )
         tokens = inputs.tokens.contiguous()
         short = run.positions.shape[0] - tokens.shape[0]

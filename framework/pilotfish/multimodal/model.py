@@ -55,9 +55,9 @@ class ImageInputs(DecoderInputs):
                 "wanted image_token_indices with precomputed_image_embeddings or pixel_values, or "
                 "none of them"
             )
-        if embeddings is not None and (
-            self.pixel_values is not None or embeddings.shape[0] != rows.shape[0]  # type: ignore[union-attr]
-        ):
+        if rows is None or embeddings is None:
+            return
+        if self.pixel_values is not None or embeddings.shape[0] != rows.shape[0]:
             raise ValueError(
                 f"precomputed_image_embeddings is {list(embeddings.shape)}; wanted one row for "
                 "each of image_token_indices, and no pixel_values beside it"

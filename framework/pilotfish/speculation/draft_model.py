@@ -9,6 +9,7 @@ vocabulary of the target.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from pilotfish.invariance.padding import RowPadding
 from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.invariance.rows import padded
 from pilotfish.kernels import KernelBackend
-from pilotfish.layers.attention import Attention
+from pilotfish.layers.attention import Attention, lay_outs
 from pilotfish.layers.block import PreNormBlock
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
@@ -63,6 +64,11 @@ class DraftNetwork(Layer):
         if config.has_head and config.has_offsets:
             self.vocabulary = DraftVocabulary(config.draft_vocab_size, config.target_vocab_size)
 
+    @cached_property
+    def lay_outs(self) -> tuple[Callable[[ForwardPass], None], ...]:
+        """For `ForwardPass.start`; asked for when every layer stands in its place."""
+        return lay_outs(self)
+
     def padded(self, rows: torch.Tensor) -> torch.Tensor:
         """A copy of rows, [T, *] -> [T', *], zeros behind them: passes work in place."""
         short = padded(rows.shape[0], self.padding.body) - rows.shape[0]
@@ -74,11 +80,13 @@ class DraftNetwork(Layer):
         kv: KVCacheInputs,
         input_row_offsets: torch.Tensor,
         started: Sequence[int] | None = None,
+        *,
+        attends: bool = True,
     ) -> ForwardPass:
         """The shared part of a pass; row i of request b stands at position cache_lengths[b] + i.
 
         input_row_offsets: [B+1] int32. started: [B], tokens each request was started with, for
-        angles that depend on it.
+        angles that depend on it. attends: whether any layer will attend to the rows.
         """
         device = input_row_offsets.device
         return ForwardPass.start(
@@ -89,6 +97,7 @@ class DraftNetwork(Layer):
             row_multiple=self.padding.body,
             attention_multiple=self.padding.attention,
             prompt_lengths=None if started is None else torch.tensor(started, device=device),
+            lay_outs=self.lay_outs if attends else (),
         )
 
     def planned(self, key: object, make: Callable[[], Planned | Literal[False]]) -> Planned | None:

@@ -144,7 +144,7 @@ class DFlashLlama3(DraftNetwork):
         the rows lie; row i of request b stands at position lengths[b] + i. started: [B], tokens
         each request was started with, for angles that depend on it.
         """
-        run = self.start(kv, input_row_offsets, started)
+        run = self.start(kv, input_row_offsets, started, attends=False)
         self.context.write(self.padded(ctx_hidden), run.angles, kv, self.backend)
 
     def take_in(
@@ -160,7 +160,7 @@ class DFlashLlama3(DraftNetwork):
             context = self.project_target_hidden(features)
             self.materialize_kv(context, input_row_offsets, kv, started)
             return
-        planned(features, self.start(kv, input_row_offsets, started))
+        planned(features, self.start(kv, input_row_offsets, started, attends=False))
 
     def forward_block(
         self,

@@ -35,6 +35,7 @@ from pilotfish_kimi_k25.kernels.mla_attention import (
     attend_absorbed,
     attend_expanded,
     is_expanded_cheaper,
+    lay_out_expanded,
 )
 from pilotfish_kimi_k25.kernels.mla_attention.native import plan_attend_absorbed
 
@@ -141,6 +142,13 @@ class LatentAttention(PagedAttentionLayer):
         self.num_heads = len(heads)
         self.head_shape = (self.num_heads, 1, self.row_width)
         self.out_width = self.num_heads * self.v_width
+
+    def lay_out(self, run: ForwardPass) -> None:
+        """As the base; the expanded form reads pages of its own."""
+        if self._expands(run):
+            lay_out_expanded(run.plan, len(run.positions), self.num_heads, backend=run.backend)
+        else:
+            super().lay_out(run)
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """x: [T, D] -> [T, D]. Writes this pass's rows into the layer's pages."""

@@ -19,7 +19,7 @@ from pilotfish.kernels.paged_attention.plan import AttentionPlan, plan_attention
 
 Mode: TypeAlias = Literal["causal", "block"]
 
-__all__ = ["AttentionPlan", "Mode", "paged_attention", "plan_attention"]
+__all__ = ["AttentionPlan", "Mode", "lay_out", "paged_attention", "plan_attention"]
 
 
 def paged_attention(
@@ -68,6 +68,26 @@ def paged_attention(
     return eager.paged_attention(
         q, cache, plan, scale, mask_spec, value_width=value_width, invariant=backend.invariant
     )
+
+
+def lay_out(
+    plan: AttentionPlan,
+    *,
+    num_rows: int,
+    num_heads: int,
+    num_kv_heads: int,
+    window: int | None = None,
+    mode: Mode = "causal",
+    backend: KernelBackend,
+) -> None:
+    """Makes ready, before a pass's first layer, what `paged_attention` calls of one kind share.
+
+    num_rows: T'. num_heads, num_kv_heads: N and K; shared rows have one kv head. The others as
+    `paged_attention` gets them. Only torch on a CPU has anything to make, once for each kind: where
+    that was not done, the first call does it.
+    """
+    if backend.name == "torch" and plan.lookup_table.device.type == "cpu":
+        eager.layout_of(plan, plan.mask_spec(window, mode), num_rows, num_heads, num_kv_heads)
 
 
 def _check(

@@ -39,7 +39,7 @@ def paged_attention(
     (num_rows, num_heads, width), dtype = q.shape, q.dtype
     row_shape = (1, width) if cache.ndim == 3 else cache.shape[2:]
     cache_rows = cache.view(-1, *row_shape)
-    layout = plan.cached(make_layout, mask_spec, num_rows, num_heads, row_shape[-2])
+    layout = layout_of(plan, mask_spec, num_rows, num_heads, row_shape[-2])
     q_rows = _padded(q.flatten(0, 1), width + -width % WIDTH_MULTIPLE)
     if dtype == torch.float16 or (dtype == torch.bfloat16 and invariant):
         q_rows = q_rows.float()
@@ -51,6 +51,13 @@ def paged_attention(
     if not layout.batches:
         return q.new_zeros(num_rows, num_heads, value_width)
     return without_unseen(attend(), cache, plan, mask_spec, attend).to(dtype)
+
+
+def layout_of(
+    plan: AttentionPlan, mask_spec: MaskSpec, num_rows: int, num_heads: int, num_kv_heads: int
+) -> Layout:
+    """The pass's one layout of a kind of layer; see `make_layout`."""
+    return plan.cached(make_layout, mask_spec, num_rows, num_heads, num_kv_heads)
 
 
 def _attend(

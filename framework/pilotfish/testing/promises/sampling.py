@@ -56,7 +56,8 @@ def same_seed_same_text(subject: Subject) -> None:
     prompts = [subject.tokens(n, n) for n in (3, LONG, 1, PAGE_SIZE, 9, 2 * PAGE_SIZE, 6)]
     for dtype in subject.dtypes:
         with subject.llm(dtype, max_batch_size=1) as llm:
-            alone = [llm.generate(*job, progress=False)[0] for job in zip(prompts, params)]  # noqa: B905
+            jobs = zip(prompts, params, strict=True)
+            alone = [llm.generate(*job, progress=False)[0] for job in jobs]
         ways: dict[str, dict[str, Any]] = {
             "in one batch": {},
             "in chunks of 5 rows": {"max_batch_tokens": 5},

@@ -11,11 +11,17 @@ import attrs
 import torch
 
 from pilotfish.kernels import KernelBackend
-from pilotfish.kernels.paged_attention import AttentionPlan, paged_attention
+from pilotfish.kernels.paged_attention import AttentionPlan, lay_out, paged_attention
 from pilotfish_kimi_k25.kernels.head_linear import head_linear
 from pilotfish_kimi_k25.kernels.mla_attention.expanded import made_pages
 
-__all__ = ["HeadWeights", "attend_absorbed", "attend_expanded", "is_expanded_cheaper"]
+__all__ = [
+    "HeadWeights",
+    "attend_absorbed",
+    "attend_expanded",
+    "is_expanded_cheaper",
+    "lay_out_expanded",
+]
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -94,6 +100,20 @@ def attend_expanded(
         q = torch.nn.functional.pad(q, (0, width - key_width))
     out = paged_attention(q, made, own_plan, scale=scale, backend=backend)
     return out[..., :value_width]
+
+
+def lay_out_expanded(
+    plan: AttentionPlan, num_rows: int, num_heads: int, *, backend: KernelBackend
+) -> None:
+    """Before a pass's first layer: what `attend_expanded` shares in it. num_rows: T'."""
+    _, own_plan = plan.cached(made_pages)
+    lay_out(
+        own_plan,
+        num_rows=num_rows,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        backend=backend,
+    )
 
 
 def is_expanded_cheaper(plan: AttentionPlan, weights: HeadWeights, row_width: int) -> bool:
