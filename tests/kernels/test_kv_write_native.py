@@ -104,6 +104,10 @@ def test_context_rows_are_those_of_an_attention_layer(case: Case) -> None:
 @settings(max_examples=40)
 @given(case=cases())
 def test_context_rows_are_as_near_the_definition_as_eager_torchs(case: Case) -> None:
+    """Seven roundings of half an eps (mean, root, norm, gain, two products, their sum) of numbers
+    that a rotation may make smaller by the root of two are 5 eps of the largest, where eager's own
+    happen to cancel.
+    """
     kv, gain, cos, sin, slots = case.tensors()
     exact = case.caches(torch.float64)
     wide = (part.double() for part in (kv, gain, cos, sin))
@@ -114,8 +118,9 @@ def test_context_rows_are_as_near_the_definition_as_eager_torchs(case: Case) -> 
         rows = [part.flatten(0, 1)[slots].double() for part in (mine, theirs, right)]
         if not len(slots):
             continue
-        limit = (rows[1] - rows[2]).abs().max() + torch.finfo(case.dtype).eps * rows[2].abs().max()
-        assert (rows[0] - rows[2]).abs().max() <= 2 * limit
+        rounding = 5 * torch.finfo(case.dtype).eps * rows[2].abs().max()
+        limit = max(2 * (rows[1] - rows[2]).abs().max(), rounding)
+        assert (rows[0] - rows[2]).abs().max() <= limit
 
 
 @settings(max_examples=20)
