@@ -12,6 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with torch: tests sh
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads cost more than tiny models take
 os.environ["PILOTFISH_CACHE_DIR"] = "none"  # what a test plants is never the user's
 
+from pilotfish.platform.openblas import multiply_rows_alike
+
+multiply_rows_alike()  # before NumPy is imported, with which Triton's interpreter multiplies
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -23,7 +23,7 @@ from pilotfish.cli.interrupts import import_whole
 from pilotfish.cli.parser import Parser, UsageError, with_variables
 from pilotfish.errors import RankError, UserError, WorkerEnd
 from pilotfish.nearest import did_you_mean
-from pilotfish.platform import openmp
+from pilotfish.platform import openblas, openmp
 from pilotfish.warn import PilotfishWarning
 
 VERBS = ("generate", "chat", "inspect", "verify", "bench", "plugins")
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)  # Python looks for garbage as it ends: seconds, for nothing
     openmp.spin_briefly()  # before torch is imported
+    if openblas.interprets_triton():
+        openblas.multiply_rows_alike()  # before NumPy is
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     args: argparse.Namespace | None = None

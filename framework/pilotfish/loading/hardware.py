@@ -6,12 +6,12 @@ Knows: devices, backends, and what each needs. Does not know: models or checkpoi
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import TYPE_CHECKING
 
 from pilotfish.config import CacheConfig, RuntimeConfig
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
+from pilotfish.platform.openblas import interprets_triton
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def choose_backend(runtime: RuntimeConfig, device: torch.device) -> KernelBacken
             f"{backend.name!r}; wanted native ones on a CPU, whose bits are the same on every "
             f"processor{_no_native()}: use 'invariant', the same bits on one machine"
         )
-    if backend.name == "triton" and device.type == "cpu" and not _interprets_triton():
+    if backend.name == "triton" and device.type == "cpu" and not interprets_triton():
         raise ConfigError(
             "backend is 'triton' on a CPU; wanted 'torch' or 'auto' there (TRITON_INTERPRET=1 runs "
             "triton kernels on a CPU, slowly, for tests)"
@@ -83,7 +83,3 @@ def _no_native() -> str:
     from pilotfish.kernels.native import why_not
 
     return f" (there are none here: {why_not()})" if why_not() else ""
-
-
-def _interprets_triton() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
