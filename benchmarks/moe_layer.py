@@ -22,8 +22,9 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import dequantize_int4, quantize_int4
+from pilotfish.layers.experts import ExpertFormat
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.moe import ExpertFormat, MixtureOfExperts
+from pilotfish.layers.moe import MixtureOfExperts
 from pilotfish.layers.router import Routing
 
 NUM_CHOSEN, NUM_LAYERS, ROUNDS = 6, 4, 7

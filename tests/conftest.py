@@ -11,10 +11,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with torch: tests share their cores
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads cost more than tiny models take
 os.environ["PILOTFISH_CACHE_DIR"] = "none"  # what a test plants is never the user's
-
-from pilotfish.platform.openblas import multiply_rows_alike
-
-multiply_rows_alike()  # before NumPy is imported, with which Triton's interpreter multiplies
+# Read with NumPy, with which Triton's interpreter multiplies: see platform/openblas.py.
+if os.uname().machine == "x86_64":
+    os.environ.setdefault("OPENBLAS_CORETYPE", "Sandybridge")
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def draw() -> str:
     picture = Drawing(WIDTH, height, title, desc)
     picture.text(LEFT, 34, title, kind="ink bold", size=18)
     picture.text(LEFT, 56, "from a token's row to its logits, one block between", kind="soft")
-    for lane, name in enumerate(("rank 0: scheduler, sampler, drafter", "rank 1")):
+    for lane, name in enumerate(("rank 0: scheduler, sampler", "rank 1")):
         picture.text(_x(lane), TOP - 12, name, kind="ink bold")
     for number, step in enumerate(STEPS):
         y = TOP + number * STEP

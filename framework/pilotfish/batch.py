@@ -149,10 +149,15 @@ class RaggedBatch:
 
 
 def check_ragged(
-    tokens: torch.Tensor, input_row_offsets: torch.Tensor, return_n_logits: torch.Tensor
+    tokens: torch.Tensor,
+    input_row_offsets: torch.Tensor,
+    return_n_logits: torch.Tensor,
+    *,
+    min_requests: int = 1,
 ) -> None:
     """Raises ValueError when the three tensors do not describe one ragged batch.
 
+    min_requests: the least B.
     The values of the offsets are checked on the host only: on a GPU that would be a
     synchronisation in every step, so there only shapes, dtypes and devices are checked.
     """
@@ -161,8 +166,10 @@ def check_ragged(
     num_requests = input_row_offsets.numel() - 1
     if tokens.dtype != torch.int64 or tokens.ndim != 1:
         _refuse("tokens", tokens, "[T] int64")
-    if input_row_offsets.dtype != torch.int32 or input_row_offsets.ndim != 1 or num_requests < 1:
-        _refuse("input_row_offsets", input_row_offsets, "[B+1] int32 with B >= 1")
+    is_offsets = input_row_offsets.dtype == torch.int32 and input_row_offsets.ndim == 1
+    if not is_offsets or num_requests < min_requests:
+        wanted = f"[B+1] int32 with B >= {min_requests}"
+        _refuse("input_row_offsets", input_row_offsets, wanted)
     if (
         return_n_logits.dtype != torch.int64
         or return_n_logits.device.type != "cpu"

@@ -108,6 +108,22 @@ def test_experts_are_told_as_ranges(experts: str, capsys: pytest.CaptureFixture[
     assert any("experts" in name for name in whole["replicated_weights_bytes"])
 
 
+def test_rows_that_replicas_exchange_are_told(
+    experts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """D = 64 and 2 bytes a number; 3 of 8 experts a row, of which a rank has 2."""
+    flags = ("--tensor-parallel", "2", "--data-parallel", "2", "--expert-parallel", "4")
+    ranks = inspect(capsys, experts, *flags, "--dtype", "bfloat16")["ranks"]
+    sizes = ("tensor_parallel", "data_parallel", "expert_parallel")
+    assert tuple(ranks[name] for name in sizes) == (2, 2, 4)
+    one = ranks["passes"]["decode"]["collectives"]["all_to_all_rows"]
+    row, own, others = 64 * 2, 16 // 2, 16 * 2 - 16 // 2
+    assert one["calls"] == 2
+    assert one["bytes_sent"] == [own * row, (own * 3 + others * 2) * row]
+    assert main(["inspect", experts, "--device", "cpu", *flags]) == 0
+    assert "ranks: 2 in each of 2 replicas, experts over 4 of them, " in capsys.readouterr().out
+
+
 def test_the_text_says_the_same(large: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--tensor-parallel", "16", "--bandwidth", "3350", "--link", "450")
     assert main(["inspect", large, *flags, "--device", "cpu", "--max-length", "8192"]) == 2

@@ -101,7 +101,7 @@ def test_a_model_by_their_names(folder: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"pipeline_parallel_size": 2}, "LLM got pipeline_parallel_size=2: replicas and pipelines"),
+        ({"pipeline_parallel_size": 2}, "LLM got pipeline_parallel_size=2: pipelines are not"),
         ({"tensor_parallel_size": 2}, "the model says nothing of how ranks share it"),
         ({"trust_remote_code": True}, "code in a checkpoint is never run"),
         ({"gpu_memory_utilization": 0.9}, "the plan takes what fits"),
@@ -138,6 +138,7 @@ def test_parts_of_a_model_by_their_names() -> None:
     [
         ({"model": "x"}, r"SpeculativeConfig got model='x': wanted LLM\(draft=...\)"),
         ({"prompt_lookup_max": 3}, "the text's last 5 tokens are looked up"),
+        ({"draft_tensor_parallel_size": 2}, "share its draft too: wanted tensor_parallel=N"),
         ({"widht": 3}, r"SpeculativeConfig has no option 'widht' \(did you mean width\?\)"),
     ],
 )

@@ -15,6 +15,7 @@ from pilotfish import SamplingParams, load_registry
 from pilotfish.batch import RequestContext
 from pilotfish.config import ModelConfig, PipelineConfig, RuntimeConfig, SpeculativeConfig
 from pilotfish.kernels import KernelBackend
+from pilotfish.parallel.group import Groups
 from pilotfish.protocols import ReturnLogits
 from pilotfish.sampling import SamplingRow
 from pilotfish.speculation import BlockRows, DraftBatch, DraftRequest, Proposal, ProposerSetup
@@ -67,9 +68,11 @@ def load(
     dtype: str = "float32",
     backend: KernelBackend = BACKEND,
     device: torch.device = CPU,
+    *,
+    groups: Groups | None = None,
 ) -> Recorder:
     """A loaded draft over a loaded target; the target runs on torch where there is no GPU, and
-    nothing native is asked for.
+    nothing native is asked for. groups: of a rank that has a part of both.
     """
     options = pipeline(target, draft, dtype)
     config = DFlashConfig.initialize(options)
@@ -87,6 +90,8 @@ def load(
         return_hidden_states=config.return_hidden_states,
         aux_hidden_state_layers=config.aux_hidden_state_layers,
     )
+    if groups is not None:
+        model.shard(groups)
     model.load_model(target_weights)
     proposer = Recorder(
         ProposerSetup(
@@ -98,6 +103,8 @@ def load(
             registry=load_registry(),
         )
     )
+    if groups is not None:
+        proposer.shard(groups)
     proposer.load_model(draft_weights)
     return proposer
 
@@ -153,7 +160,9 @@ class Driver:
         prefix_caching: bool = False,
     ) -> None:
         self.proposer, self.target = proposer, proposer.target
-        specs = (*self.target.state, *proposer.config.get_state_specs())
+        size = self.target.groups.tensor.size
+        of_draft = (spec.of_rank(size) for spec in proposer.config.get_state_specs())
+        specs = (*self.target.state, *of_draft)
         self.states = StateManager(
             specs,
             num_pages=num_pages,

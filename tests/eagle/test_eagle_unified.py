@@ -173,8 +173,10 @@ def test_next_inputs_are_one_newest_token_and_its_drafts(pair: Pair) -> None:
     assert after.input_row_offsets.tolist() == [0, 1]
     assert after.return_n_logits.tolist() == [1]
     assert (after.num_drafted, after.following_tokens) == (2, None)
-    with pytest.raises(ValueError, match="one replica"):
-        model.prepare_initial_token_inputs([[context], [context]])
+    two = model.prepare_initial_token_inputs([[context], [context]], None, 0)
+    assert two.data_parallel_splits is not None
+    assert two.data_parallel_splits.tolist() == [0, 1, 2]
+    assert two.tokens.tolist() == 2 * first.tokens.tolist()
     with pytest.raises(ValueError, match="kv_cache_inputs"):
         model.execute(after)
 

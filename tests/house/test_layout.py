@@ -32,7 +32,7 @@ FLOORS = (
     {"speculation"},
     {"tokenization", "multimodal"},
     {"loading", "ranks"},
-    {"engine"},
+    {"engine", "replicas"},
     {"testing", "cli", "bench"},
 )
 """Rooms of the core, ground first. A room imports from its own floor and from those below."""

@@ -181,7 +181,8 @@ def test_an_author_may_answer_for_what_cannot_be_tried(narrow: str) -> None:
 @torch.library.custom_op("pilotfish_tests::scores", mutates_args=())
 def scores_of(q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """q: [R, D] and keys: [K, D] -> [R, K], whose bits depend on the number of keys."""
-    return (q @ keys.T) * (1 + 1e-3 * keys.shape[0])
+    # Sums of one row and key each: here and there a product's bits depend on how many rows it has.
+    return (q[:, None] * keys).sum(-1) * (1 + 1e-3 * keys.shape[0])
 
 
 class OverKeys(GatedMLP):

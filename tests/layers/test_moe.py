@@ -20,9 +20,10 @@ from pilotfish.invariance.padding import products_of
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import dequantize_int4, eager, quantize_int4
 from pilotfish.kernels.router import eager as choice_by_torch
-from pilotfish.layers import moe, router
+from pilotfish.layers import experts, moe, router
+from pilotfish.layers.experts import ExpertFormat, Experts
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.moe import ExpertFormat, Experts, MixtureOfExperts
+from pilotfish.layers.moe import MixtureOfExperts
 from pilotfish.layers.router import Routing, sigmoid_scores
 
 TORCH = KernelBackend("torch")
@@ -475,9 +476,9 @@ def best_of_group(patch: pytest.MonkeyPatch) -> None:
 
 
 def up_before_gate(patch: pytest.MonkeyPatch) -> None:
-    act = moe.swiglu
+    act = experts.swiglu
     patch.setattr(
-        moe,
+        experts,
         "swiglu",
         lambda x, *, backend: act(torch.cat(x.chunk(2, 1)[::-1], 1), backend=backend),
     )
@@ -595,3 +596,19 @@ def test_the_router_is_float32_in_every_run() -> None:
     assert choice.shape == weights.shape == (3, 2)
     wanted = (scores + bias.float())[:3].topk(2).indices.sort(1).values
     assert torch.equal(choice, wanted)
+
+
+def test_loads_are_rows_of_each_expert() -> None:
+    """None are counted unasked, and padding goes to none."""
+    shape = Shape()
+    layer = build(shape, tensors_of(shape.oracle(), torch.float32), TORCH)
+    x = torch.randn(7, shape.width)
+    apply(layer, x, TORCH)
+    assert layer.experts.loads is None
+    layer.experts.count_loads()
+    choice, _ = layer.router.choose(x, TORCH, 7)
+    apply(layer, x, TORCH)
+    apply(layer, x[:3], TORCH)
+    wanted = torch.bincount(torch.cat([choice, choice[:3]]).flatten(), minlength=shape.num_experts)
+    assert torch.equal(layer.experts.loads, wanted)
+    assert wanted.sum() == 10 * shape.num_chosen

@@ -175,8 +175,10 @@ def test_buffers_are_the_tensors_in_declared_order(checkpoint: Checkpoint) -> No
     )
     with pytest.raises(ValueError, match="Llama3Inputs"):
         model.execute(plain)
-    with pytest.raises(ValueError, match="one replica"):
+    with pytest.raises(ValueError, match="wanted inputs of one batch"):
         model.prepare_initial_token_inputs([[], []], kv)
+    with pytest.raises(ValueError, match="got 0 replica batches"):
+        model.prepare_initial_token_inputs([], kv)
 
 
 def test_next_row_without_a_page_is_refused(checkpoint: Checkpoint) -> None:

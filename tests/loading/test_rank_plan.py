@@ -11,22 +11,27 @@ import pytest
 
 from parallel.parallel_sessions import CACHE
 from parallel.test_bits import ARCHITECTURES, REGISTRY, tiny
-from pilotfish.config import CacheConfig, ParallelConfig
+from pilotfish.config import CacheConfig, ParallelConfig, SpeculativeConfig
 from pilotfish.engine.loading_bar import LoadingBar
 from pilotfish.errors import CapacityError, ConfigError
 from pilotfish.loading import planning
 from pilotfish.loading.planning import PROCESS_BYTES
 from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.loading.prepared import Prepared
-from pilotfish.loading.rank_plan import RankPass, sizes_that_agree
+from pilotfish.loading.rank_plan import RankPass, replicated, sizes_that_agree, whole_specs
 from pilotfish.parallel.group import Groups
 from pilotfish.parallel.threads import ThreadTransport, run_ranks, thread_groups
+from pilotfish.speculation.draft_model import DraftNetwork
 from pilotfish.state import PagedStateSpec
 from pilotfish.weights import StoredRows
+from speculation.pairs import METHODS, Shelf
+
+OF_REPLICAS = ("data_parallel", "distributed")
 
 
 def prepared(model: Path, size: int, rank: int = 0, **options: Any) -> Prepared:
     more = {name: options.pop(name, None) for name in ("expert_parallel", "reduction_slices")}
+    more |= {name: options.pop(name) for name in OF_REPLICAS if name in options}
     config = ParallelConfig(tensor_parallel=size, **more)
     return prepare_from_options(
         str(model),
@@ -124,15 +129,73 @@ def test_the_machine_must_hold_all_ranks(tmp_path: Path, monkeypatch: pytest.Mon
     assert "lower num_pages (now 64; 63 would fit)" in str(caught.value)
 
 
-def test_a_drafter_is_on_the_first_rank_alone(tmp_path: Path) -> None:
+def test_every_rank_has_its_part_of_a_draft(tmp_path: Path) -> None:
     model = tiny("LlamaForCausalLM", tmp_path)
     plain = prepared(model, 2).memory_plan
-    drafted = prepared(model, 2, draft=str(model), speculative="small_model").memory_plan
-    whole = prepared(model, 1).memory_plan
-    assert drafted.weights == {**plain.weights, "draft": whole.weights["model"]}
-    assert len(drafted.paged_caches) == 2
-    assert drafted.others == plain.others
-    assert drafted.all_ranks - plain.all_ranks == drafted.total - plain.total
+    found = prepared(model, 2, draft=str(model), speculative="small_model")
+    drafted = found.memory_plan
+    each = plain.weights["model"]
+    assert drafted.weights == {"model": each, "draft": each}
+    pages = drafted.paged_caches
+    assert pages["small_model.kv"] == pages["kv"] == sum(plain.paged_caches.values())
+    assert drafted.others.page_bytes == 2 * plain.others.page_bytes
+    assert drafted.others.weights == plain.others.weights + each
+    logits = drafted.activations - plain.activations
+    assert drafted.others.fixed - plain.others.fixed == logits > 0
+    assert {name.partition(".")[0] for name in replicated(found)} == {"draft", "layers", "norm"}
+    assert [spec.name for spec in whole_specs(found)] == ["kv", "small_model.kv"]
+
+
+def test_a_drafter_without_a_network_is_on_the_first_rank_alone(tmp_path: Path) -> None:
+    model = tiny("LlamaForCausalLM", tmp_path)
+    plain = prepared(model, 2).memory_plan
+    drafted = prepared(model, 2, speculative="ngram").memory_plan
+    assert (drafted.others, drafted.weights) == (plain.others, plain.weights)
+
+
+@pytest.mark.parametrize("drafter", ["eagle-1", "eagle-3", "dflash"])
+def test_weights_of_a_draft_are_those_planned(
+    drafter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values that two passes read are held twice, and counted twice."""
+    shelf = Shelf(tmp_path, REGISTRY)
+    model, draft = shelf.target("LlamaForCausalLM", "plain"), str(shelf.draft(drafter))
+    options: dict[str, Any] = {"draft": draft, "speculative": METHODS[drafter]}
+    totals = []
+    for rank in range(4):
+        found = prepared(model, 4, rank, **options)
+        assert found.draft is not None
+        assert found.draft.share is not None
+        given: dict[str, int] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DraftNetwork, "assign", counting(given))
+            found.load_proposer(REGISTRY)
+        planned = found.draft.share.parameter_bytes
+        assert given == {name: count for name, count in planned.items() if count}
+        assert found.memory_plan.weights["draft"] == sum(planned.values())
+        totals.append(sum(planned.values()))
+    whole = prepared(model, 1, **options).memory_plan.weights["draft"]
+    assert max(totals) == totals[0] < whole <= sum(totals)
+
+
+def counting(given: dict[str, int]) -> Any:
+    """An `assign` that notes the bytes of every tensor."""
+    assign = DraftNetwork.assign
+
+    def noting(network: DraftNetwork, name: str, tensor: Any, backend: Any) -> None:
+        parts = [part.blocks for part in tensor.parts] if isinstance(tensor, StoredRows) else ()
+        given[name] = sum(part.nbytes for part in parts or (tensor,))
+        assign(network, name, tensor, backend)
+
+    return noting
+
+
+def test_the_sizes_that_agree_are_those_of_the_draft_too(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, REGISTRY)  # 8 heads; the draft has 4
+    model, options = tiny("LlamaForCausalLM", tmp_path), {"speculative": "eagle"}
+    assert sizes_that_agree(prepared(model, 1, reduction_slices=8)) == [1, 2, 4, 8]
+    drafted = prepared(model, 1, reduction_slices=8, draft=str(shelf.draft("eagle-3")), **options)
+    assert sizes_that_agree(drafted) == [1, 2, 4]
 
 
 def test_what_all_ranks_map_whole_is_in_memory_once(tmp_path: Path) -> None:
@@ -144,6 +207,17 @@ def test_what_all_ranks_map_whole_is_in_memory_once(tmp_path: Path) -> None:
     assert plan.others.weights == plan.weights["model"] - share.mapped_whole
     on_torch = prepared(model, 4, backend="torch")
     assert on_torch.share.mapped_whole == 0
+
+
+def test_replicas_take_their_memory_on_this_machine_and_share_what_they_map(tmp_path: Path) -> None:
+    model = tiny("LlamaForCausalLM", tmp_path)
+    one, made = prepared(model, 2), prepared(model, 2, data_parallel=3)
+    plan, alone = made.memory_plan, one.memory_plan
+    assert (plan.total, plan.num_pages) == (alone.total, alone.num_pages)
+    assert plan.all_ranks == (3 * (alone.all_ranks + PROCESS_BYTES) - 2 * made.share.mapped)
+    assert 0 < made.share.mapped < 2 * plan.weights["model"]
+    elsewhere = prepared(model, 2, data_parallel=3, distributed="ray").memory_plan
+    assert elsewhere.all_ranks == alone.all_ranks
 
 
 def test_the_same_context_has_the_same_pages_on_any_number_of_ranks(tmp_path: Path) -> None:
@@ -222,6 +296,18 @@ def test_what_does_not_divide_is_refused_with_what_would_fit(
     more = {"n_routed_experts": 12} if architecture.startswith("Deep") else {}
     with pytest.raises(ConfigError, match=re.escape(said)):
         prepared(tiny(architecture, tmp_path, **more), **options)
+
+
+def test_a_draft_that_does_not_divide_is_whole_on_the_first_rank(tmp_path: Path) -> None:
+    """But where the text would depend on how many ranks share it: there it is refused by name."""
+    model, draft = tiny("LlamaForCausalLM", tmp_path), Shelf(tmp_path, REGISTRY).draft("eagle-3")
+    found = prepared(model, 8, draft=str(draft), speculative="eagle").draft
+    assert found is not None
+    assert found.share is None
+    residual = SpeculativeConfig(method="eagle", acceptance="residual")
+    said = f"the draft {draft}: joining.attention: 4 query and 2 kv heads over 8 ranks; wanted"
+    with pytest.raises(ConfigError, match=re.escape(f"{said} tensor_parallel one of 1, 2, 4")):
+        prepared(model, 8, draft=str(draft), speculative=residual)
 
 
 # Floors

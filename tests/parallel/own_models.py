@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 import torch
 
 from pilotfish.layers.attention import Attention
+from pilotfish.layers.experts import Experts
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
+from pilotfish.layers.moe import MixtureOfExperts
 from pilotfish.models.decoder import Decoder
 from pilotfish.plugin_specs import ArchitectureSpec, Plugin
 from pilotfish.plugins import load_registry
@@ -91,6 +93,36 @@ class WithOwnLatentOut(KimiK25Model):
         for block in network.layers:
             vars(block)["attention"].out.__class__ = DoubledLinear
         return network
+
+
+class DoubledMixture(MixtureOfExperts):
+    def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        return super().__call__(x, run) * 2
+
+
+class DoubledExperts(Experts):
+    def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
+        return super().__call__(*args, **options) * 2
+
+
+class WithOwnMixture(KimiK25Model):
+    def build_network(self) -> Any:
+        network = super().build_network()
+        for mixture in mixtures_of(network):
+            mixture.__class__ = DoubledMixture
+        return network
+
+
+class WithOwnExperts(KimiK25Model):
+    def build_network(self) -> Any:
+        network = super().build_network()
+        for mixture in mixtures_of(network):
+            mixture.experts.__class__ = DoubledExperts
+        return network
+
+
+def mixtures_of(network: Decoder) -> list[Any]:
+    return [one for one in network.layers_inside() if isinstance(one, MixtureOfExperts)]
 
 
 class KeepsByRequest(Llama3Model):

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from parallel.test_bits import REGISTRY, tiny
-from pilotfish.layers import attention, moe, row_parallel
+from pilotfish.kernels import KernelBackend
+from pilotfish.kernels.combine_rows import combine_rows
+from pilotfish.layers import attention, experts_over_replicas, row_parallel, spread_experts
 from pilotfish.layers.row_parallel import RowParallelLinear
 from pilotfish.parallel import reduction
-from pilotfish.parallel.collectives import all_gather
+from pilotfish.parallel.collectives import all_gather, all_to_all_rows
 from pilotfish.parallel.group import Group
 from pilotfish.testing.outcome import Broken
 from pilotfish.testing.promises.ranks import any_number_of_ranks_gives_the_same_bits
@@ -58,6 +60,25 @@ def experts_by_rank(group: Group, x: torch.Tensor) -> Sequence[torch.Tensor]:
     return parts[group.rank :] + parts[: group.rank]
 
 
+def rows_rotated(
+    group: Group, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+) -> torch.Tensor:
+    parts = all_to_all_rows(group, x, sent, received).split(list(received))
+    return torch.cat([*parts[group.rank :], *parts[: group.rank]])
+
+
+def rank_by_rank(
+    x: torch.Tensor,
+    places: torch.Tensor,
+    weights: torch.Tensor,
+    last: torch.Tensor | None,
+    backend: KernelBackend,
+) -> torch.Tensor:
+    """Each rank's results are summed, and the sums are added."""
+    own = combine_rows(x, places[:, :1], weights[:, :1], backend=backend)
+    return own + combine_rows(x, places[:, 1:], weights[:, 1:], last, backend=backend)
+
+
 PLANTED: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
     "an all-reduce in ring order": (
         "LlamaForCausalLM",
@@ -85,9 +106,21 @@ PLANTED: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
     ),
     "experts put together by rank": (
         "DeepseekV3ForCausalLM",
-        moe,
+        spread_experts,
         "all_gather",
         experts_by_rank,
+    ),
+    "results of replicas' experts put together by rank": (
+        "DeepseekV3ForCausalLM",
+        experts_over_replicas,
+        "all_to_all_rows",
+        rows_rotated,
+    ),
+    "results of replicas' experts summed rank by rank": (
+        "DeepseekV3ForCausalLM",
+        experts_over_replicas,
+        "combine_rows",
+        rank_by_rank,
     ),
 }
 

@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 
 from parallel.thread_ranks import ranks_are_threads
-from pilotfish import LLM
+from pilotfish import LLM, SpeculativeConfig
+from pilotfish.layers.attention import Attention
 from pilotfish.ranks.sharded_model import ShardedModel
+from pilotfish.testing import save_tiny
 from speculation.pairs import METHODS, PARAMS, PROMPTS, Shelf, registry, targets
 
 REGISTRY = registry()
 TARGETS = targets(REGISTRY)
 SLICES = 4
+SHARED = [name for name in METHODS if name != "ngram"]
+"""Drafters with a network, of which every rank has a part."""
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +35,27 @@ def alone() -> dict[tuple[str, str, str], Any]:
     return {}
 
 
-def answers(llm: LLM) -> list[Any]:
-    """Twice: the second time prefixes are there."""
-    found = [llm.generate(PROMPTS, PARAMS) for _ in range(2)]
-    return [
-        (list(out.token_ids), out.finish_reason, out.logprobs) for outs in found for out in outs
-    ]
+Answers = tuple[list[Any], list[Any]]
 
 
-def on_one(shelf: Shelf, path: Path, dtype: str) -> list[Any]:
-    with shelf.llm(path, None, dtype, reduction_slices=SLICES) as llm:
+def answers(llm: LLM) -> Answers:
+    """Texts, and the counters of a drafter. Twice: the second time prefixes are there."""
+    found = [out for _ in range(2) for out in llm.generate(PROMPTS, PARAMS)]
+    texts = [(list(out.token_ids), out.finish_reason, out.logprobs) for out in found]
+    return texts, [out.speculative for out in found]
+
+
+def on_one(shelf: Shelf, path: Path, drafter: str | None, dtype: str) -> Answers:
+    with shelf.llm(path, drafter, dtype, reduction_slices=SLICES) as llm:
         return answers(llm)
+
+
+def attention_columns(drafter: Any) -> int:
+    """Of the first attention's output projection, those that this rank loaded."""
+    out = next(one for one in drafter.network.layers_inside() if isinstance(one, Attention)).out
+    columns = [weight.in_features for weight in out.partials]
+    assert sum(columns) == out.in_features
+    return sum(columns)
 
 
 CASES = [
@@ -68,11 +82,55 @@ def test_the_text_is_that_of_one_device(
     dtype = "float32" if drafter in (None, "eagle-3", "ngram") else "bfloat16"
     key = (*target, dtype)
     if key not in alone:
-        alone[key] = on_one(shelf, path, dtype)
+        alone[key], _ = on_one(shelf, path, None, dtype)
     size = 2 if drafter in ("eagle-1", "dflash") else 4
     options = {"tensor_parallel": size, "reduction_slices": SLICES}
     with ranks_are_threads(), shelf.llm(path, drafter, dtype, **options) as llm:
-        assert answers(llm) == alone[key]
-        model = llm.engine.runner.model
+        found = answers(llm)
+        model, proposer = llm.engine.runner.model, llm.proposer
         assert isinstance(model, ShardedModel)
-        assert model.ranks.calls.count("execute") > 10  # type: ignore[attr-defined]
+        ranks: Any = model.ranks
+        assert ranks.calls.count("execute") > 10
+        if drafter in SHARED:
+            assert ranks.calls.count("draft") > 20
+            assert "embed" not in ranks.calls, "what is borrowed is part of a draft's pass"
+            shares = [attention_columns(one) for one in (proposer, *ranks.proposers)]
+    if drafter is None:
+        assert found[0] == alone[key]
+        return
+    with shelf.llm(path, drafter, dtype, reduction_slices=SLICES) as one:
+        assert found == answers(one)
+        assert found[0] == alone[key]
+        if drafter in SHARED:
+            assert sum(counted["drafted"] for counted in found[1]) > 50
+            assert [size * share for share in shares] == [attention_columns(one.proposer)] * size
+
+
+@pytest.mark.parametrize("drafter", SHARED)
+def test_the_laws_of_drafts_are_those_of_one_device(shelf: Shelf, drafter: str) -> None:
+    """Which `residual` acceptance reads: counters and texts hang on every probability."""
+    path = shelf.target(*TARGETS[0])
+    found = []
+    for size in (1, 2, 4):
+        options = {"tensor_parallel": size, "reduction_slices": SLICES, "acceptance": "residual"}
+        with ranks_are_threads(), shelf.llm(path, drafter, "float32", **options) as llm:
+            found.append(answers(llm))
+    assert found == found[:1] * 3
+
+
+def test_a_draft_that_ranks_cannot_share_is_run_by_the_first(shelf: Shelf, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
+    draft = save_tiny("LlamaForCausalLM", "plain", tmp_path, REGISTRY, sizes)
+    options: dict[str, Any] = {
+        "draft": str(draft),
+        "speculative": SpeculativeConfig(method="small_model", width=3),
+        "dtype": "float32",
+        "registry": REGISTRY,
+        "reduction_slices": SLICES,
+    }
+    path = str(shelf.target("LlamaForCausalLM", "plain"))
+    with LLM(path, **options) as llm:
+        wanted = answers(llm)
+    with ranks_are_threads(), LLM(path, tensor_parallel=2, **options) as llm:
+        assert answers(llm) == wanted
+        assert llm.engine.runner.model.ranks.calls.count("draft") == 0  # type: ignore[attr-defined]

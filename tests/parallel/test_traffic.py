@@ -85,6 +85,16 @@ def test_passes_say_what_was_planned(
     check_passes(tiny(architecture, tmp_path), config, dtype)
 
 
+@pytest.mark.parametrize(("size", "replicas", "dtype"), [(1, 2, "bfloat16"), (2, 2, "float32")])
+def test_rows_that_go_to_other_replicas_are_as_many_as_was_planned(
+    size: int, replicas: int, dtype: str, tmp_path: Path
+) -> None:
+    config = ParallelConfig(
+        tensor_parallel=size, data_parallel=replicas, expert_parallel=size * replicas
+    )
+    check_passes(tiny("DeepseekV3ForCausalLM", tmp_path), config, dtype)
+
+
 @pytest.mark.parametrize(("size", "slices"), [(2, 6), (4, 12)])
 def test_slices_that_are_no_node_of_the_tree_are_sent_one_by_one(
     size: int, slices: int, tmp_path: Path
@@ -123,21 +133,25 @@ def check_passes(model: Path, config: ParallelConfig, dtype: str = "float32") ->
         assert found == [""] * len(PASSES)
 
 
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "DeepseekV3ForCausalLM"])
-def test_gloo_sends_what_was_planned(architecture: str, tmp_path: Path) -> None:
-    model, size = tiny(architecture, tmp_path), 4
-    config, store = ParallelConfig(tensor_parallel=size), dist.HashStore()
-    ranks = [Groups.of_rank(rank, config) for rank in range(size)]
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [("LlamaForCausalLM", 4), ("DeepseekV3ForCausalLM", 4), ("DeepseekV3ForCausalLM", 2)],
+)
+def test_gloo_sends_what_was_planned(architecture: str, size: int, tmp_path: Path) -> None:
+    """Of four ranks: of one replica, or of two that share their experts."""
+    model = tiny(architecture, tmp_path)
+    config = ParallelConfig(tensor_parallel=size, data_parallel=4 // size, expert_parallel=4)
+    ranks, store = [Groups.of_rank(rank, config) for rank in range(4)], dist.HashStore()
 
     def run(groups: Groups) -> None:
-        rank = groups.tensor.rank
-        tensor = groups.tensor.transport = Gloo(store, "tensor", rank, size, timeout_s=20.0)
-        expert = groups.expert.transport = Gloo(store, "expert", rank, size, timeout_s=20.0)
+        rank, name = groups.tensor.rank, f"tensor {groups.data.rank}"
+        tensor = groups.tensor.transport = Gloo(store, name, rank, size, timeout_s=20.0)
+        expert = groups.expert.transport = Gloo(store, "expert", groups.number, 4, timeout_s=20.0)
         prepared = prepare_rank(model, config, groups, registry=REGISTRY)
 
         def after(rows: int, logit_rows: int) -> None:
             made, sent = prepared.share.collectives(rows, logit_rows), tensor.sent + expert.sent
-            for name in ("all_gather", "gather"):
+            for name in ("all_gather", "all_to_all_rows", "gather"):
                 mine = [one for one in made if one.name == name]
                 assert sent[f"{name} calls"] == len(mine)
                 least, most = (sum(one.sent[i] for one in mine) for i in (0, 1))

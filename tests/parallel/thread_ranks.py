@@ -8,17 +8,14 @@ from contextlib import contextmanager
 from threading import BrokenBarrierError
 from typing import Any, TypeVar, cast
 
-import attrs
 import pytest
 
 from pilotfish.loading.prepared import Prepared
 from pilotfish.parallel.group import Groups
 from pilotfish.parallel.threads import thread_groups
-from pilotfish.protocols import PipelineModel
 from pilotfish.ranks import driver
 from pilotfish.ranks.messages import Call, Key, decode, encode
 from pilotfish.ranks.serve import Served, make_model
-from pilotfish.ranks.sharded_model import ShardedModel
 from pilotfish.ranks.start_up import StartUp
 from pilotfish.state import StateManager
 
@@ -52,6 +49,11 @@ class ThreadRanks:
             one.result()
         return made
 
+    @property
+    def proposers(self) -> list[Any]:
+        """Of the ranks beside the first: their shards of the drafter."""
+        return [worker.proposer for worker in self.workers]
+
     def _give_up(self) -> None:
         for group in (self.groups.tensor, self.groups.expert):
             if group.transport is not None:
@@ -68,16 +70,13 @@ def _serve(worker: Served, message: bytearray) -> None:
 
 def load_on_threads(
     prepared: Prepared, options: Mapping[str, Any], counted: Any, launcher: object
-) -> tuple[Prepared, StateManager, Any]:
+) -> tuple[Prepared, StateManager, Any, Any]:
     parallel = prepared.pipeline_config.parallel
     connected = thread_groups(parallel)
     for name in ("tensor", "expert"):
         getattr(prepared.groups, name).transport = getattr(connected[0], name).transport
     ranks = ThreadRanks(connected)
-    model = ShardedModel(prepared.model, cast(Any, ranks))
-    whole = attrs.evolve(prepared, model=cast(PipelineModel, model))
-    state = whole.load(counted)
-    model.attach(state)
+    whole, state, proposer = driver.load_here(prepared, cast(Any, ranks), counted)
     for rank, groups in enumerate(connected[1:], start=1):
         start = StartUp(
             parallel=parallel,
@@ -87,7 +86,7 @@ def load_on_threads(
             memory_plan=prepared.memory_plan,
         )
         ranks.workers.append(make_model(start, groups))
-    return whole, state, ranks
+    return whole, state, ranks, proposer
 
 
 @contextmanager

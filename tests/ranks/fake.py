@@ -56,6 +56,8 @@ class Fake:
 def fail(how: str) -> None:
     if how == "raise":
         raise ValueError("planted")
+    if how == "raise EOFError":
+        raise EOFError("planted")
     if how == "exit":
         print("printed before the end")
         os._exit(3)

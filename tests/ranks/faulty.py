@@ -1,22 +1,27 @@
-"""A plugin whose model fails on rank 1, at a stage and in a way that the environment names."""
+"""A plugin whose model and draft fail on rank 1, at a stage and in a way that the environment
+names.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from pilotfish.plugin_specs import ArchitectureSpec, Plugin
+from pilotfish.plugin_specs import ArchitectureSpec, Plugin, SpeculatorSpec
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ModelInputs, ModelOutputs
 from pilotfish.registry import Registry
+from pilotfish.speculation import DraftOutputs, DraftRows
+from pilotfish_eagle.model import EagleModel
 from pilotfish_llama3.model import Llama3Model
 from ranks.fake import fail
 
 ARCHITECTURE, VARIABLE = "LlamaForCausalLM", "TEST_FAULT"
+FAULTY_METHOD = "faulty eagle"
 
 
 class FaultyModel(Llama3Model):
-    """VARIABLE is "stage how": load, prefill, decode or verify; and as `fake.fail` has it."""
+    """VARIABLE is "stage how": load, prefill, decode, verify, draft; and as `fake.fail` has it."""
 
     def load_model(self, *args: Any) -> None:
         self._fail_at("load")
@@ -30,9 +35,25 @@ class FaultyModel(Llama3Model):
         return super().execute(model_inputs)
 
     def _fail_at(self, stage: str) -> None:
-        wanted, _, how = os.environ.get(VARIABLE, "").partition(" ")
-        if stage == wanted and self.groups.tensor.rank == 1:
-            fail(how)
+        fail_at(stage, self.groups.tensor.rank)
+
+
+class FaultyDraft(EagleModel):
+    """At the stage "draft": in its third pass."""
+
+    num_passes = 0
+
+    def forward(self, rows: DraftRows) -> DraftOutputs:
+        self.num_passes += 1
+        if self.num_passes == 3:
+            fail_at("draft", self.target.groups.tensor.rank)
+        return super().forward(rows)
+
+
+def fail_at(stage: str, rank: int) -> None:
+    wanted, _, how = os.environ.get(VARIABLE, "").partition(" ")
+    if stage == wanted and rank == 1:
+        fail(how)
 
 
 def registry() -> Registry:
@@ -43,8 +64,17 @@ def registry() -> Registry:
         model=f"{__name__}:FaultyModel",
         capabilities=frozenset({"verify"}),
     )
+    draft = SpeculatorSpec(
+        method=FAULTY_METHOD,
+        draft_architectures=("LlamaForCausalLMEagle3",),
+        driver="sequential",
+        config="pilotfish_eagle.config:EagleConfig",
+        model=f"{__name__}:FaultyDraft",
+        needs=frozenset({"verify"}),
+    )
     others = (one for one in load_registry().plugins if ARCHITECTURE not in names_of(one))
-    return Registry(plugins=(*others, Plugin(name="faulty", architectures=(spec,))))
+    faulty = Plugin(name="faulty", architectures=(spec,), speculators=(draft,))
+    return Registry(plugins=(*others, faulty))
 
 
 def names_of(plugin: Plugin) -> list[str]:

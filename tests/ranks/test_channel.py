@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pilotfish.ranks.channel import Channel, Listener
+from pilotfish.ranks.channel import Channel, HungUp, Listener
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_messages_come_whole_and_in_order(ends: Any, size: int) -> None:
 def test_a_peer_that_is_gone_is_the_end(ends: Any) -> None:
     mine, theirs = ends
     theirs.close()
-    with pytest.raises(EOFError):
+    with pytest.raises(HungUp):
         mine.recv()
     with pytest.raises(ConnectionError):
         mine.send(bytes(64 << 20))
@@ -59,7 +59,7 @@ def test_who_has_another_key_is_let_go() -> None:
         channel = Channel.connect(listener.address, bytes(32), 1)
         try:
             channel.recv()
-        except EOFError:
+        except HungUp:
             ended.append(True)
         channel.close()
 

@@ -60,6 +60,8 @@ VALUES = st.recursive(
     st.one_of(PLAIN, tensors(), RECORDS, st.sampled_from([Colour.RED, Word.ONE])),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4).map(tuple),
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.integers() | st.text(max_size=3), inner, max_size=3),
         st.builds(
             Outer, inner=st.none() | RECORDS, rows=st.lists(tensors(), max_size=3).map(tuple)
         ),
@@ -82,7 +84,9 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         flat = [x.reshape(-1).view(torch.uint8) if x.numel() else x for x in (a, b)]
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*flat)
-    if isinstance(a, tuple):
+    if isinstance(a, dict):
+        a, b = [*a.items()], [*b.items()]
+    if isinstance(a, tuple | list):
         return len(a) == len(b) and all(map(same, a, b))
     if attrs.has(type(a)):
         names = [field.name for field in attrs.fields(type(a))]
@@ -124,9 +128,18 @@ def test_what_both_ends_know_is_not_sent_and_later_calls_see_what_earlier_ones_m
     assert second()[0].rows is theirs
 
 
-@pytest.mark.parametrize("value", [[1], {"a": 1}, object(), {1}, Colour, 1j])
-def test_what_cannot_be_sent_is_named(value: object) -> None:
-    with pytest.raises(TypeError, match=f"{type(value).__qualname__}; wanted what can be sent"):
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (object(), "object"),
+        ([{1}], "set"),
+        ({"a": {1}}, "set"),
+        (Colour, "EnumType"),
+        (1j, "complex"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(value: object, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"{kind}; wanted what can be sent"):
         encode([("f", ((1, value),))])
 
 

@@ -67,7 +67,7 @@ def test_logits_are_those_of_one_device(checkpoint: str, request: pytest.Fixture
     prepared = prepare_from_options(**options, parallel=ONE)
     wanted = played(prepared.model, prepared.load())
     mine = prepare_from_options(**options, parallel=TWO)
-    whole, state, ranks = load_on_ranks(mine, options)
+    whole, state, ranks, _ = load_on_ranks(mine, options)
     with ranks:
         found = played(whole.model, state)
         assert found.keys() == wanted.keys()

@@ -10,6 +10,7 @@ import attrs
 from dflash import checkpoints as dflash
 from eagle.checkpoints import SMALL_VOCAB, DraftCase, draft_config, draft_tensors, write_draft
 from pilotfish import LLM, CacheConfig, SamplingParams, SpeculativeConfig, load_registry
+from pilotfish.config.speculative import Acceptance
 from pilotfish.registry import Registry
 from pilotfish.testing import SMALL, save_tiny
 from pilotfish.testing.checkpoints import examples_of
@@ -118,13 +119,22 @@ class Shelf:
             dflash.write_draft(path, dflash.draft_config(case), dflash.draft_tensors(case))
         return path
 
-    def llm(self, target: Path, drafter: str | None, dtype: str, **options: Any) -> LLM:
+    def llm(
+        self,
+        target: Path,
+        drafter: str | None,
+        dtype: str,
+        acceptance: Acceptance = "coupled",
+        **options: Any,
+    ) -> LLM:
         """The target with a drafter, with so few pages and rows that requests get in each other's
         way.
         """
         method = METHODS.get(drafter or "", METHOD)
-        draft = None if drafter is None else self.draft(drafter)
-        speculative = None if drafter is None else SpeculativeConfig(method=method, width=3)
+        draft, speculative = None, None
+        if drafter is not None:
+            draft = self.draft(drafter)
+            speculative = SpeculativeConfig(method=method, width=3, acceptance=acceptance)
         options.setdefault("cache", CacheConfig(page_size_tokens=4, num_pages=24))
         return LLM(
             str(target),

@@ -18,6 +18,7 @@ from pilotfish.state import (
     SlotStateSpec,
     activation_bytes,
 )
+from pilotfish.state.copies import Copies
 from pilotfish.state.memory import OtherRanks
 from pilotfish.state.page_choice import CPU_STATE_BYTES
 
@@ -282,6 +283,29 @@ def test_all_ranks_that_do_not_fit_are_refused_together() -> None:
         fitting(available=200 << 20, others=OTHERS)
     longest = plan(available=400 << 20, max_seq_len=10**6, others=OTHERS).longest_that_fits
     assert not plan(available=400 << 20, max_seq_len=longest, others=OTHERS).missing
+
+
+def test_further_replicas_take_as_much_again_but_for_what_all_map() -> None:
+    copies = Copies(count=2, mapped=40 << 20, process=7 << 20)
+    one, made = plan(others=OTHERS), plan(others=OTHERS, copies=copies)
+    assert (made.num_replicas, made.num_ranks, made.num_pages) == (3, 4, one.num_pages)
+    assert made.total == one.total
+    assert made.all_ranks == 3 * (one.all_ranks + (7 << 20)) - 2 * (40 << 20)
+    assert made.page_bytes == 3 * one.page_bytes
+    assert made.to_json()["num_replicas"] == 3
+    first, second, *_ = str(made).splitlines()
+    assert first.startswith("memory on cpu, 3 replicas of 4 ranks together: ")
+    assert second.startswith("  of the first rank, which takes the most: ")
+    assert str(plan(copies=copies)).startswith("memory on cpu, 3 replicas together: ")
+    wide = {"max_seq_len": 20_000, "max_batch_size": 100, "available": GIB}
+    assert plan(copies=copies, **wide).left == GIB - (3 * (101 + 7) - 2 * 40 << 20)
+    fits = CacheConfig(num_pages=100)
+    enough = plan(copies=copies, cache=fits).all_ranks
+    fitting(available=enough, copies=copies, cache=fits)
+    with pytest.raises(CapacityError, match=r"3 replicas together .* on the first: .*lower num_p"):
+        fitting(available=enough - 1, copies=copies, cache=fits)
+    with pytest.raises(CapacityError, match=r"lower data_parallel \(now 3\)"):
+        fitting(available=150 << 20, copies=copies)
 
 
 def test_available_bytes_of_this_machine() -> None:

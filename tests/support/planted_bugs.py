@@ -78,6 +78,7 @@ def bug(
 
 MISTRAL = ("MistralForCausalLM", "window")
 CONV = ("Lfm2ForCausalLM", "attention between")
+EXPERTS = ("DeepseekV3ForCausalLM", "latent queries")
 BIASED = ("LlamaForCausalLM", "biased, tied, llama3 rope")
 DYNAMIC = ("LlamaForCausalLM", "rope that depends on the prompt")
 MODEL = "pilotfish.models.decoder_model:DecoderModel"

@@ -11,6 +11,7 @@ from pilotfish.parallel.collectives import all_gather
 from support.planted_bugs import (
     BIASED,
     BUGS,
+    EXPERTS,
     MANAGER,
     MODEL,
     Bug,
@@ -395,3 +396,19 @@ def _(real: Any) -> Any:
         return first
 
     return in_order
+
+
+@bug(
+    0,
+    "results of experts are summed in the order of ranks, not of the row's own choice",
+    "any number of ranks gives the same bits",
+    "pilotfish.layers.experts_over_replicas:combine_rows",
+    EXPERTS,
+    is_native=True,
+)
+def _(real: Any) -> Any:
+    def by_rank(x: Any, places: Any, weights: Any, last: Any, backend: Any) -> Any:
+        order = places.argsort(dim=1, descending=True)
+        return real(x, places.gather(1, order), weights.gather(1, order), last, backend=backend)
+
+    return by_rank

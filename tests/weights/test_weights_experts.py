@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from pilotfish.errors import WeightsError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import dequantize_int4, quantize_int4
+from pilotfish.layers.experts import ExpertFormat, Experts
 from pilotfish.layers.layer import Layer
-from pilotfish.layers.moe import ExpertFormat, Experts
 from pilotfish.weights import (
     SafetensorsSource,
     WeightRules,

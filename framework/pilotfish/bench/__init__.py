@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pilotfish.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from pilotfish.bench.ranks import run_ranks
     from pilotfish.bench.report import BenchReport, BenchRow
     from pilotfish.bench.speculation import run_speculation
     from pilotfish.bench.suite import run_suite
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "BenchReport": "report",
     "BenchRow": "report",
+    "run_ranks": "ranks",
     "run_speculation": "speculation",
     "run_suite": "suite",
 }
 
-__all__ = ["BenchReport", "BenchRow", "run_speculation", "run_suite"]
+__all__ = ["BenchReport", "BenchRow", "run_ranks", "run_speculation", "run_suite"]
 
 __getattr__ = lazy_names(__name__, _HOMES)

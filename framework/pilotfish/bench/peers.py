@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import attrs
+
 from pilotfish.bench.workloads import TokenIds
-from pilotfish.config import CacheConfig, SamplingParams
+from pilotfish.config import CacheConfig, ParallelConfig, SamplingParams
 from pilotfish.config.runtime import Arithmetic
 from pilotfish.engine import LLM
 from pilotfish.errors import CheckpointError, ConfigError
@@ -37,6 +39,7 @@ class PilotfishSide:
         arithmetic: Arithmetic = "invariant",
         prefix_caching: bool = False,
         speculative: str | None = None,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         self.name = "pilotfish" if arithmetic == "invariant" else f"pilotfish {arithmetic}"
         self.llm = LLM(
@@ -47,6 +50,7 @@ class PilotfishSide:
             speculative=speculative,
             cache=CacheConfig(prefix_caching=prefix_caching),
             max_batch_tokens=512,
+            **attrs.asdict(parallel or ParallelConfig()),
         )
 
     def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:

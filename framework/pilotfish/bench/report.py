@@ -99,7 +99,8 @@ class BenchReport:
     """All rows of one run.
 
     sample: text that our side produced, so that a loop would show. backend: of our kernels.
-    peers: name -> what a peer says of itself.
+    peers: name -> what a peer says of itself. experts: how evenly rows went to them; "" where there
+    are none.
     """
 
     model: str
@@ -109,6 +110,7 @@ class BenchReport:
     sample: str
     backend: str
     peers: Mapping[str, str] = attrs.field(factory=dict)
+    experts: str = ""
 
     @classmethod
     def of(cls, llm: LLM, **shown: Any) -> BenchReport:
@@ -139,6 +141,7 @@ class BenchReport:
             "python": platform.python_version(),
             **{name: _version(name) for name in ("torch", "transformers", "pilotfish")},
             **self.peers,
+            **({"experts: busiest / mean": self.experts} if self.experts else {}),
         }
 
     def to_markdown(self) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from pilotfish.bench.agreement import Judge
+from pilotfish.bench.experts import busiest_over_mean
 from pilotfish.bench.llama_cpp import LlamaCppLookup, LlamaCppSide, check_llama_cpp
 from pilotfish.bench.measure import in_words
 from pilotfish.bench.memory import NUM_TOKENS, peak_memory_rows
@@ -72,7 +73,10 @@ def run_suite(
         show(row)
         rows.append(row)
     sample = suite.work.text(ours.generate(suite.work.short()[:1], suite.work.num_decoded)[0])
-    return BenchReport.of(ours.llm, model=model, rows=tuple(rows), sample=sample, peers=peers)
+    experts = busiest_over_mean(ours, suite.work.short(), suite.work.num_decoded)
+    return BenchReport.of(
+        ours.llm, model=model, rows=tuple(rows), sample=sample, peers=peers, experts=experts
+    )
 
 
 def _estimate(suite: Suite, ours: PilotfishSide, rounds: int, num_peers: int) -> str:

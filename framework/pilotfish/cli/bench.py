@@ -11,8 +11,16 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import DTYPES, add_model, add_speculation_flags, speculative_config
+from pilotfish.cli.options import (
+    DTYPES,
+    add_model,
+    add_parallel_flags,
+    add_speculation_flags,
+    parallel_config,
+    speculative_config,
+)
 from pilotfish.cli.parser import UsageError, add_flag
+from pilotfish.config.parallel import ParallelConfig
 
 if TYPE_CHECKING:
     from pilotfish.bench import BenchReport, BenchRow
@@ -24,12 +32,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "bench",
         help="measure speed and memory",
         description="Measure speed and memory on the CPU, beside other systems in the same run; "
-        "with --speculative, a drafter beside our own plain decoding.",
+        "with --speculative, a drafter beside our own plain decoding; with several ranks, those "
+        "beside one process.",
         usage="pilotfish bench MODEL [flags]",
         examples=(
             "pilotfish bench demo --rounds 1 --prefill 64",
             "pilotfish bench demo --against transformers,llama.cpp",
             "pilotfish bench MODEL --speculative METHOD --draft DRAFT --markdown",
+            "pilotfish bench MODEL --tensor-parallel 2",
         ),
     )
     add_model(parser)
@@ -60,21 +70,31 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     how.add_argument("--json", action="store_true", help="rows and machine as JSON, at the end")
     how.add_argument("--markdown", action="store_true", help="the table of docs/benchmarks")
     add_speculation_flags(parser)
+    add_parallel_flags(parser, variable=False)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    from pilotfish.bench import run_speculation, run_suite
+    from pilotfish.bench import run_ranks, run_speculation, run_suite
 
     peers = [name for name in args.against.split(",") if name]
     speculative = speculative_config(args)
     shown = _Shown(args)
     common: dict[str, Any] = {"dtype": args.dtype, "rounds": args.rounds}
     common |= {"progress": _tell, "show": shown.row}
-    if speculative is not None:
-        if peers:
-            raise UsageError("--against compares plain decoding; wanted no --speculative with it")
+    parallel = parallel_config(args)
+    if peers and (speculative is not None or parallel.num_processes > 1):
+        other = "--speculative" if speculative is not None else "several ranks"
+        raise UsageError(f"--against compares plain decoding; wanted no {other} with it")
+    if parallel.num_processes > 1:
+        if speculative is not None:
+            raise UsageError("ranks are compared in plain decoding; wanted no --speculative")
+        prefills = _lengths(args.prefill)
+        report = run_ranks(args.model, parallel, prefills=prefills, **common)
+    elif parallel != ParallelConfig():
+        raise UsageError("one process has no ranks to compare; wanted --tensor-parallel 2")
+    elif speculative is not None:
         report = run_speculation(args.model, speculative, draft=args.draft, **common)
     else:
         prefills = _lengths(args.prefill)

@@ -30,7 +30,7 @@ def describe_ranks(
     Bytes are lists of least and most where the choice of experts decides.
     bandwidth, link: of a device's memory and between ranks, GB/s; link: None on one rank.
     """
-    from pilotfish.loading.rank_plan import RankPass, sizes_that_agree
+    from pilotfish.loading.rank_plan import RankPass, replicated, sizes_that_agree
 
     share, plan = prepared.share, prepared.memory_plan
     if share.groups.is_trivial and bandwidth is None:
@@ -38,6 +38,7 @@ def describe_ranks(
     passes = {name: RankPass(share, *rows) for name, rows in PASSES.items()}
     found: dict[str, Any] = {
         "tensor_parallel": share.groups.tensor.size,
+        "data_parallel": share.groups.data.size,
         "expert_parallel": share.groups.expert.size if share.mixtures else None,
         "reduction_slices": share.groups.reduction_slices,
         "same_bits_on": sizes_that_agree(prepared),
@@ -46,7 +47,7 @@ def describe_ranks(
             "caches": sum(plan.state.values()),
             "activations": plan.activations,
         },
-        "replicated_weights_bytes": _alike(share.replicated),
+        "replicated_weights_bytes": _alike(replicated(prepared)),
         "replicated_caches": _whole_caches(prepared),
         "ranks_per_kv_head": _ranks_per_head(prepared),
         "passes": {name: _describe_pass(one) for name, one in passes.items()},
@@ -68,19 +69,21 @@ def _alike(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _whole_caches(prepared: Prepared) -> list[str]:
-    """Names of the model's caches that every rank keeps whole."""
+    """Names of caches that every rank keeps whole."""
+    from pilotfish.loading.rank_plan import whole_specs
+
     size = prepared.groups.tensor.size
-    specs = prepared.model.config.get_state_specs()
+    specs = whole_specs(prepared)
     return [spec.name for spec in specs if size > 1 and spec.of_rank(size) == spec]
 
 
 def _ranks_per_head(prepared: Prepared) -> dict[str, int]:
     """On how many ranks each kv head of a paged cache is, where that is more than one."""
+    from pilotfish.loading.rank_plan import whole_specs
     from pilotfish.state import PagedStateSpec
 
     size = prepared.groups.tensor.size
-    specs = prepared.model.config.get_state_specs()
-    paged = (spec for spec in specs if isinstance(spec, PagedStateSpec))
+    paged = (spec for spec in whole_specs(prepared) if isinstance(spec, PagedStateSpec))
     heads = {spec.name: _heads(spec) for spec in paged}
     return {name: size // count for name, count in heads.items() if count and size > count}
 
@@ -113,7 +116,9 @@ def lines_of_ranks(facts: Mapping[str, Any]) -> Iterator[str]:
     size, slices = facts["tensor_parallel"], facts["reduction_slices"]
     experts = facts["expert_parallel"]
     spread = f", experts over {experts} of them" if experts else ""
-    yield f"ranks: {size}{spread}, sums {f'in {slices} slices' if slices > 1 else 'whole'}"
+    replicas = facts["data_parallel"]
+    each = f" in each of {replicas} replicas" if replicas > 1 else ""
+    yield f"ranks: {size}{each}{spread}, sums {f'in {slices} slices' if slices > 1 else 'whole'}"
     if facts["same_bits_on"]:
         agree = ", ".join(map(str, facts["same_bits_on"]))
         yield f"  the same bits on {agree} ranks, with --reduction-slices {slices}"

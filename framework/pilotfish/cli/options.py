@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pilotfish.cli.parser import add_flag, flag_of
-from pilotfish.config.parallel import DISTRIBUTED
+from pilotfish.config.parallel import DISTRIBUTED, ParallelConfig
 from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 BACKENDS = ("auto", "native", "torch", "triton")
-PARALLEL = ("tensor_parallel", "expert_parallel", "reduction_slices", "rank_timeout", "distributed")
+PARALLEL = (
+    "tensor_parallel",
+    "data_parallel",
+    "expert_parallel",
+    "reduction_slices",
+    "rank_timeout",
+    "distributed",
+)
 ACCEPTANCES = ("coupled", "residual", "relaxed", "synthetic")
 
 
@@ -63,12 +70,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(memory, "--no-prefix-caching", "compute every prompt anew", action="store_true")
 
 
-def add_parallel_flags(parser: argparse.ArgumentParser) -> None:
-    """On how many ranks a model runs."""
-    add = partial(add_flag, parser.add_argument_group("several ranks"), variable=True)
+def add_parallel_flags(parser: argparse.ArgumentParser, *, variable: bool = True) -> None:
+    """On how many ranks a model runs. variable: see `add_flag`."""
+    add = partial(add_flag, parser.add_argument_group("several ranks"), variable=variable)
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
     add("--tensor-parallel", "processes that share every layer (default: 1)", **whole)
-    add("--expert-parallel", "of those, that share the experts (default: all)", **whole)
+    add("--data-parallel", "replicas of the model, each of so many (default: 1)", **whole)
+    add(
+        "--expert-parallel",
+        "ranks that share the experts, of one replica or more (default: all of one)",
+        **whole,
+    )
     add(
         "--reduction-slices",
         "same slices, same text on any ranks that divide them (default: --tensor-parallel)",
@@ -312,6 +324,11 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         **_given({name: getattr(args, name) for name in (*names, "max_batch_tokens")}),
         **_given({name: getattr(args, name) for name in PARALLEL}),
     }
+
+
+def parallel_config(args: argparse.Namespace) -> ParallelConfig:
+    """The flags of `add_parallel_flags`. Raises ConfigError naming a bad one."""
+    return ParallelConfig(**_given({name: getattr(args, name) for name in PARALLEL}))
 
 
 _SIZES = ("max_length", "max_batch_size", "max_batch_tokens", "num_pages", *PARALLEL)

@@ -110,8 +110,8 @@ SAMPLING: Mapping[str, Answer] = {
 }
 
 _ADAPTERS = "adapters are not served yet; merge it into the weights"
-_REPLICAS = "replicas and pipelines are not served; ranks share one model: wanted tensor_parallel=N"
-_OF_DRAFTS = "a drafter runs on the first rank; tensor_parallel splits the target"
+_PIPELINES = "pipelines are not served; ranks share every layer: wanted tensor_parallel=N"
+_OF_DRAFTS = "the ranks of a target share its draft too: wanted tensor_parallel=N for both"
 
 LOADING: Mapping[str, Answer] = {
     "max_model_len": Answer("max_length"),
@@ -128,8 +128,9 @@ LOADING: Mapping[str, Answer] = {
     "tensor_parallel_size": Answer("tensor_parallel"),
     "tp_size": Answer("tensor_parallel"),
     "enable_expert_parallel": _any("experts are spread over all ranks; see expert_parallel"),
-    "pipeline_parallel_size": _only(1, None, says=_REPLICAS),
-    "data_parallel_size": _only(1, None, says=_REPLICAS),
+    "data_parallel_size": Answer("data_parallel"),
+    "dp_size": Answer("data_parallel"),
+    "pipeline_parallel_size": _only(1, None, says=_PIPELINES),
     "trust_remote_code": _only(
         False, None, says="code in a checkpoint is never run; architectures come as plugins"
     ),

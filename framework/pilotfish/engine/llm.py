@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -31,7 +32,7 @@ from pilotfish.config.sampling import OF_SAMPLING
 from pilotfish.engine.asking import Asking, Params, scores_of
 from pilotfish.engine.async_turns import AsyncTurns
 from pilotfish.engine.engine import Engine
-from pilotfish.engine.loading import admission_of, load
+from pilotfish.engine.loaded import admission_of, load
 from pilotfish.engine.outputs import Delta, RequestOutput
 from pilotfish.engine.progress import Progress
 from pilotfish.engine.prompt import (
@@ -70,16 +71,16 @@ class LLM(AnswersAsLLM):
         where a call gives no params; "none" does without.
     cache: see CacheConfig. max_length: limit on the context in tokens; None takes the model's own,
         or what fits the memory; max_batch_size: None takes 16, or what fits. A warning says so.
-    tensor_parallel, expert_parallel, reduction_slices, rank_timeout, distributed: see
-        ParallelConfig. Of the processes of torchrun, all but rank 0's serve here until that one
+    tensor_parallel, data_parallel, expert_parallel, reduction_slices, rank_timeout, distributed:
+        see ParallelConfig. Of the processes of torchrun, all but rank 0's serve here until that one
         ends, and then raise WorkerEnd, a SystemExit.
     registry: the plugins; None discovers the installed ones.
     before_weights: called with the LLM before weights are fetched and read, when `check`,
         `chat_prompt` and `default_sampling_params` can be asked; what it raises ends the load.
 
     tokenizer: None for a checkpoint without one. pipeline_config: every option, "auto" resolved.
-    proposer: the drafter; None without. memory_plan: bytes of every part, and the size of the page
-    pool. load_s: seconds it took.
+    proposer: the drafter; None without, and where replicas have theirs. memory_plan: bytes of every
+    part, and the size of the page pool. load_s: seconds it took.
 
     Raises a UserError (CheckpointError, RouteError, ConfigError, WeightsError, CapacityError) that
     says what to do; nothing is allocated before it is known to fit.
@@ -101,6 +102,7 @@ class LLM(AnswersAsLLM):
         max_length: int | None = None,
         backend: BackendName = "auto",
         tensor_parallel: int = 1,
+        data_parallel: int = 1,
         expert_parallel: int | None = None,
         reduction_slices: int | None = None,
         rank_timeout: float = 60.0,
@@ -117,6 +119,7 @@ class LLM(AnswersAsLLM):
             )
         parallel = ParallelConfig(
             tensor_parallel=tensor_parallel,
+            data_parallel=data_parallel,
             expert_parallel=expert_parallel,
             reduction_slices=reduction_slices,
             rank_timeout=rank_timeout,
@@ -138,22 +141,26 @@ class LLM(AnswersAsLLM):
             "max_batch_tokens": max_batch_tokens,
         }
         registry = registry if registry is not None else load_registry()
-        prepared = prepare_from_options(**{**options, "registry": registry}, parallel=parallel)
-        self.pipeline_config: PipelineConfig = prepared.pipeline_config
-        self.memory_plan: MemoryPlan = prepared.memory_plan
-        if self.memory_plan.note:
-            warn_caller(self.memory_plan.note, RuntimeWarning)
-        self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
-        self._admission = admission_of(prepared, self.tokenizer)
-        said = prepared.checkpoint.generation_config if generation_config == "auto" else {}
-        self._defaults = partial(sampling_of, said, prepared.vocab_size)
-        self._device = str(prepared.device)
-        if before_weights is not None:
-            before_weights(self)
-        loaded = load(prepared, options, registry, launcher)
+        with ExitStack() as undo:
+            undo.callback(launcher.end, (), 0.0)
+            launcher.begin_early()
+            prepared = prepare_from_options(**{**options, "registry": registry}, parallel=parallel)
+            self.pipeline_config: PipelineConfig = prepared.pipeline_config
+            self.memory_plan: MemoryPlan = prepared.memory_plan
+            if self.memory_plan.note:
+                warn_caller(self.memory_plan.note, RuntimeWarning)
+            self.tokenizer: Tokenizer | None = load_tokenizer(prepared.checkpoint)
+            self._admission = admission_of(prepared, self.tokenizer)
+            said = prepared.checkpoint.generation_config if generation_config == "auto" else {}
+            self._defaults = partial(sampling_of, said, prepared.vocab_size)
+            self._device = str(prepared.device)
+            if before_weights is not None:
+                before_weights(self)
+            loaded = load(prepared, options, registry, launcher)
+            undo.pop_all()
         self._state: StateManager | None = loaded.state
         self.proposer: Proposer | None = loaded.proposer
-        if arithmetic != "fastest":
+        if arithmetic != "fastest" and self._state is not None:  # replicas say it themselves
             warn_of(prepared)
         # Nothing of these knows the LLM: one that is dropped goes at once, and so does its model.
         may_fork = prepared.backend.name == "native"

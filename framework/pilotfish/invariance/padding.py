@@ -19,12 +19,12 @@ from pilotfish.invariance.probe_cache import ProbeCache
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.int4 import COLUMNS_PER_WORD
 from pilotfish.layers.attention import PagedAttentionLayer
+from pilotfish.layers.column_parallel import ColumnParallelLinear
+from pilotfish.layers.experts import Experts
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
-from pilotfish.layers.moe import Experts
 from pilotfish.layers.router import Router
 from pilotfish.layers.row_parallel import RowParallelLinear
-from pilotfish.layers.vocab_parallel import VocabParallelHead
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +82,7 @@ def products_of(layer: Layer, dtype: torch.dtype) -> Iterator[Product]:
             yield from map(Product.of, layer.partials)
         else:
             yield Product.of_floats((layer.out_features, layer.slice_width), dtype)
-    elif isinstance(layer, VocabParallelHead) and hasattr(layer, "part"):
+    elif isinstance(layer, ColumnParallelLinear) and hasattr(layer, "part"):
         yield Product.of(layer.part)
     elif isinstance(layer, Linear):
         shapes = {name: layer.held_shape(name) for name in layer.parameter_shapes()}

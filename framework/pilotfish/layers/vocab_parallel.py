@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from pilotfish.errors import PluginError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.linear import LinearWeight, linear
 from pilotfish.kernels.native.numbers import want_indices
+from pilotfish.layers.column_parallel import ColumnParallelLinear, not_whole
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.linear import Linear
-from pilotfish.parallel.collectives import all_gather, all_gather_columns, gather_columns
+from pilotfish.parallel.collectives import all_gather, gather_columns
 from pilotfish.parallel.group import Group, Groups
 from pilotfish.parallel.shard import Shard
 from pilotfish.parallel.traffic import Collective, PassRows
@@ -49,7 +49,7 @@ class VocabParallelEmbedding(Embedding):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """No rank has it whole."""
-        raise _not_whole("embed_tokens.weight", self.own, "embed_tokens(tokens)")
+        raise not_whole("embed_tokens.weight", self.own, "embed_tokens(tokens)")
 
     def rows(self, tokens: torch.Tensor) -> torch.Tensor:
         """As the whole table's; the same on every rank."""
@@ -66,44 +66,30 @@ class VocabParallelEmbedding(Embedding):
         return (Collective.of("all_gather", self.group.size, num_bytes),)
 
 
-class VocabParallelHead(Linear):
+class VocabParallelHead(ColumnParallelLinear):
     """A head of which every rank makes some of the logits; the first rank gets all of them, and
     the others where `Groups.logits_everywhere` says so: else theirs hold nothing.
 
     out_features: V. Raises PluginError for whoever reads `packed`.
     """
 
-    plan = None  # type: ignore[assignment]
-
     def __init__(self, whole: Linear, groups: Groups) -> None:
-        shapes = whole.parameter_shapes()
-        super().__init__(
-            whole.in_features,
-            whole.out_features,
-            bias="bias" in shapes,
-            keep_plain=whole.keep_plain,
-        )
-        self.group, self.is_for_all = groups.tensor, groups.logits_everywhere
-        self.keep_rows(self.group.share(whole.out_features))
-        self.out_features = whole.out_features
-
-    def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
-        """Packs this rank's outputs."""
-        self.part = self._pack(tensors, backend)
+        super().__init__(whole, groups.tensor)
+        self.is_for_all = groups.logits_everywhere
 
     @property
     def packed(self) -> LinearWeight:  # type: ignore[override]
         """No rank has it whole."""
         own = self.group.share(self.out_features)
-        raise _not_whole("lm_head.packed", own, "lm_head(rows, backend)")
+        raise not_whole("lm_head.packed", own, "lm_head(rows, backend)")
 
     def __call__(
         self, x: torch.Tensor, backend: KernelBackend, out_dtype: torch.dtype | None = None
     ) -> torch.Tensor:
         """x: [T, D] -> a new [T, V]."""
-        own = linear(x, self.part, backend=backend, out_dtype=out_dtype)
         if self.is_for_all:
-            return all_gather_columns(self.group, own, self.out_features)
+            return super().__call__(x, backend, out_dtype)
+        own = linear(x, self.part, backend=backend, out_dtype=out_dtype)
         whole = gather_columns(self.group, own, self.out_features)
         return own.new_empty((x.shape[0], self.out_features)) if whole is None else whole
 
@@ -114,10 +100,3 @@ class VocabParallelHead(Linear):
         width = len(self.group.share_of(0, self.out_features))
         num_bytes = run.logit_rows * width * torch.float32.itemsize
         return (Collective.of("gather", self.group.size, num_bytes),)
-
-
-def _not_whole(name: str, own: range, instead: str) -> PluginError:
-    return PluginError(
-        f"{name} is shared by ranks, and this one has rows {own.start} to {own.stop}; wanted "
-        f"{instead}, which asks all of them"
-    )

@@ -12,13 +12,14 @@ from typing import Any
 
 import attrs
 
-from pilotfish.config import PipelineConfig, RuntimeConfig
+from pilotfish.config import CacheConfig, PipelineConfig, RuntimeConfig
 from pilotfish.loading.draft import PreparedDraft
 from pilotfish.loading.share import Share
 from pilotfish.platform.memory import available_bytes
 from pilotfish.protocols import NO_LIMIT, ArchConfig
 from pilotfish.protocols.optional import of_config
 from pilotfish.state import MemoryPlan, SlotStateSpec, activation_bytes
+from pilotfish.state.copies import NO_COPIES, Copies
 from pilotfish.state.memory import (
     OtherRanks,
     bytes_of_pages,
@@ -166,10 +167,11 @@ def _plan_of(
     specs, kinds = share.specs, {"model": share.weight_kinds}
     drafted_rows = 0
     if draft is not None:
-        specs += tuple(draft.config.get_state_specs())
+        specs += draft.state_specs
         drafted_rows = draft.num_logit_rows(max_batch_size, rows)
         if draft.weights is not None:
             kinds["draft"] = _draft_kinds(draft, draft.weights.infos, runtime)
+    drafting = _feature_bytes(pipeline_config, draft) * rows + logit_bytes(drafted_rows, vocab_size)
     widths = _widths(pipeline_config.model.huggingface_config, share)
     pass_bytes = _pass_bytes(runtime, share, widths, vocab_size)
     images = _image_bytes(pipeline_config, config)
@@ -181,13 +183,18 @@ def _plan_of(
         max_batch_size=max_batch_size,
         max_seq_len=max_seq_len,
         scratch_tokens=0 if draft is None else draft.policy.most + draft.num_scratch_rows,
-        activations=pass_bytes
-        + _feature_bytes(pipeline_config, draft) * rows
-        + logit_bytes(drafted_rows, vocab_size),
+        activations=pass_bytes + drafting,
         available=available_bytes(runtime.device),
         device=runtime.device,
         images=images,
-        others=_others(pipeline_config, share, widths, vocab_size, sum(images.values())),
+        others=_with_draft(
+            _others(pipeline_config, share, widths, vocab_size, sum(images.values())),
+            draft,
+            sum(kinds.get("draft", {}).values()),
+            drafting,
+            pipeline_config.cache,
+        ),
+        copies=_copies(pipeline_config, share),
     )
 
 
@@ -217,7 +224,7 @@ def _others(
     vocab_size: int,
     image_bytes: int,
 ) -> OtherRanks:
-    """What the other ranks take: all but the sampler's and the drafter's part, and themselves."""
+    """What the other ranks take of the model, the sampler's part aside, and of themselves."""
     runtime, size = pipeline_config.runtime, pipeline_config.parallel.num_ranks
     if size == 1:
         return OtherRanks()
@@ -231,10 +238,44 @@ def _others(
     )
 
 
+def _copies(pipeline_config: PipelineConfig, share: Share) -> Copies:
+    """What further replicas take of this machine. On Ray each may have a machine of its own."""
+    parallel = pipeline_config.parallel
+    if parallel.num_replicas == 1 or parallel.distributed == "ray":
+        return NO_COPIES
+    return Copies(count=parallel.num_replicas - 1, mapped=share.mapped, process=PROCESS_BYTES)
+
+
+def _with_draft(
+    others: OtherRanks,
+    draft: PreparedDraft | None,
+    weights: int,
+    drafting: int,
+    cache: CacheConfig,
+) -> OtherRanks:
+    """With what of a drafter that ranks share is on each of them.
+
+    weights: bytes of its weights on one rank. drafting: of what a pass takes for it.
+    """
+    if draft is None or draft.share is None:
+        return others
+    pages = sum(bytes_of_pages(draft.state_specs, cache).values())
+    return attrs.evolve(
+        others,
+        weights=others.weights + weights,
+        fixed=others.fixed + drafting,
+        page_bytes=others.page_bytes + pages,
+    )
+
+
 def _draft_kinds(
     draft: PreparedDraft, infos: Mapping[str, TensorInfo], runtime: RuntimeConfig
 ) -> dict[str, int]:
-    """As the model's; a draft is not made yet, and all its matrices are such that may stay."""
+    """As the model's. Of a draft that is not shared nobody knows which tensors stay: all its
+    matrices are such that may.
+    """
+    if draft.share is not None and draft.share.plan is not None:
+        return draft.share.parameter_kinds
 
     def stays(name: str) -> bool:
         return runtime.backend == "native" and stays_stored(infos[name], runtime.dtype)

@@ -21,7 +21,7 @@ from pilotfish.config import (
 )
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
-from pilotfish.loading.draft import prepare_draft
+from pilotfish.loading.draft import PreparedDraft, prepare_draft
 from pilotfish.loading.hardware import check_cache_dtype, choose_backend, choose_device
 from pilotfish.loading.planning import plan_memory
 from pilotfish.loading.prepared import Prepared
@@ -30,10 +30,11 @@ from pilotfish.loading.share import Share
 from pilotfish.loading.thinking import with_thinking_tokens
 from pilotfish.parallel.group import Groups
 from pilotfish.plugins import load_registry
-from pilotfish.protocols import ArchConfig, ImageProcessor, ReturnLogits
+from pilotfish.protocols import ArchConfig, ImageProcessor, PipelineModel, ReturnLogits
 from pilotfish.protocols.checks import check_target
 from pilotfish.protocols.optional import of_model
 from pilotfish.registry import Registry, Route
+from pilotfish.speculation import ProposerSetup
 from pilotfish.weights import Checkpoint, WeightSource, open_checkpoint
 from pilotfish.weights.absent import AbsentWeights, NoWeightsError
 
@@ -116,6 +117,11 @@ def prepare(
         raise ConfigError(
             f"tensor_parallel is {parallel.num_ranks} on {device}; wanted device='cpu': ranks run "
             "on processors, and on a GPU there is one"
+        )
+    if parallel.num_replicas > 1 and device.type != "cpu":
+        raise ConfigError(
+            f"data_parallel is {parallel.num_replicas} on {device}; wanted device='cpu': replicas "
+            "run on processors"
         )
     backend = choose_backend(runtime, device)
     cache = cache or CacheConfig()
@@ -222,7 +228,9 @@ class _Maker:
             staying=() if absent else more.staying(infos),
             dtype=dtype,
         )
-        prepared = Prepared(
+        if draft is not None:
+            draft = draft.planned(self._setup(pipeline_config, draft, model), self.groups)
+        return Prepared(
             checkpoint=self.checkpoint,
             route=route,
             pipeline_config=pipeline_config,
@@ -243,10 +251,18 @@ class _Maker:
             ),
             image_processor=self._image_processor(config, vocab_size),
         )
-        proposer = prepared.make_proposer(self.registry)
-        if draft is not None and draft.weights is not None:
-            of_model(proposer).plan_load(draft.weights.infos)
-        return prepared
+
+    def _setup(
+        self, pipeline_config: PipelineConfig, draft: PreparedDraft, target: PipelineModel
+    ) -> ProposerSetup:
+        return ProposerSetup(
+            pipeline_config=pipeline_config,
+            config=draft.config,
+            backend=self.backend,
+            device=self.device,
+            target=target,
+            registry=self.registry,
+        )
 
     def _why_absent(self) -> NoWeightsError | None:
         """Why there are no weights, where that may be; None where there are some."""

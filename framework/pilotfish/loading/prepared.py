@@ -95,7 +95,7 @@ class Prepared:
     @property
     def state_specs(self) -> tuple[StateSpec, ...]:
         """The caches of the model and of its drafter."""
-        drafter = () if self.draft is None else self.draft.config.get_state_specs()
+        drafter = () if self.draft is None else self.draft.state_specs
         return (*self.model.state, *drafter)
 
     @property
@@ -119,20 +119,19 @@ class Prepared:
             of_model(proposer).plan_pass()
         return proposer
 
-    def make_proposer(self, registry: Registry) -> Proposer | None:
-        """The drafter without weights; None without one."""
+    def make_proposer(self, registry: Registry, groups: Groups | None = None) -> Proposer | None:
+        """The drafter without weights; None without one. groups: this rank's, unless others."""
         if self.draft is None:
             return None
-        return self.draft.model_class(
-            ProposerSetup(
-                pipeline_config=self.pipeline_config,
-                config=self.draft.config,
-                backend=self.backend,
-                device=self.device,
-                target=self.model,
-                registry=registry,
-            )
+        setup = ProposerSetup(
+            pipeline_config=self.pipeline_config,
+            config=self.draft.config,
+            backend=self.backend,
+            device=self.device,
+            target=self.model,
+            registry=registry,
         )
+        return self.draft.make(setup, groups or self.groups)
 
     def load(self, counted: Callable[[WeightSource], WeightSource] = _as_it_is) -> StateManager:
         """Reads the weights into `model` and allocates its state.

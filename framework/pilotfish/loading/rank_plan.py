@@ -14,11 +14,14 @@ import attrs
 from pilotfish.config import ParallelConfig
 from pilotfish.errors import ConfigError
 from pilotfish.layers.embedding import Embedding
+from pilotfish.layers.layer import Layer
 from pilotfish.loading.prepared import Prepared
 from pilotfish.loading.share import Share
 from pilotfish.models.decoder_model import DecoderModel
 from pilotfish.parallel.group import Groups
 from pilotfish.parallel.traffic import Bounds, Collective
+from pilotfish.protocols.optional import of_model
+from pilotfish.state import StateSpec
 from pilotfish.weights.shards import check_shards
 
 READ_IN_PASSES = ("layers", "norm", "lm_head")
@@ -51,7 +54,8 @@ class RankPass:
     @cached_property
     def weights_read(self) -> Bounds:
         """Bytes of weights that the pass multiplies with: least where all rows choose the same
-        experts, spread over all ranks; most where the experts of a rank are all chosen.
+        experts, spread over all ranks; most where the experts of a rank are all chosen. Replicas
+        that share experts have as many rows each.
         """
         share, least, most = self.share, 0, 0
         of_experts: Counter[str] = Counter()
@@ -65,7 +69,8 @@ class RankPass:
             own, chosen = len(layer.experts.own), layer.router.routing.num_chosen
             num_ranks = layer.experts.num_experts // own
             least += count // own * -(-chosen // num_ranks)
-            most += count // own * min(own, self.rows * chosen)
+            rows = self.rows * share.groups.num_expert_replicas
+            most += count // own * min(own, rows * chosen)
         return least, most
 
     def floor_ms(self, bandwidth_gb_s: float, link_gb_s: float) -> tuple[float, float]:
@@ -103,17 +108,39 @@ def sizes_that_agree(prepared: Prepared) -> list[int]:
         return []
     num_slices = share.groups.reduction_slices
     divisors = (n for n in range(1, num_slices + 1) if num_slices % n == 0)
-    return [n for n in divisors if _accepts(model, share, n, num_slices)]
+    return [n for n in divisors if _accepts(prepared, model, n, num_slices)]
 
 
-def _accepts(model: DecoderModel, share: Share, size: int, num_slices: int) -> bool:
-    """Whether the layers can be split so, with all experts on every rank."""
+def _accepts(prepared: Prepared, model: DecoderModel, size: int, num_slices: int) -> bool:
+    """Whether layers and draft can be split so, with all experts on every rank."""
     config = ParallelConfig(tensor_parallel=size, expert_parallel=1, reduction_slices=num_slices)
-    network = model.build_network()
+    network, groups = model.build_network(), Groups.of_rank(0, config)
     try:
-        network.shard(Groups.of_rank(0, config))
-        if share.staying and share.plan is not None:
-            check_shards(share.plan, share.infos, network.shards(), network.may_stay)
+        network.shard(groups)
+        _check_stored(prepared.share, network)
+        draft = prepared.draft
+        if draft is not None and draft.share is not None:
+            proposer = prepared.make_proposer(draft.registry, groups)
+            of_model(proposer).plan_load(draft.share.infos)
     except ConfigError:
         return False
     return True
+
+
+def _check_stored(share: Share, network: Layer) -> None:
+    if share.staying and share.plan is not None:
+        check_shards(share.plan, share.infos, network.shards(), network.may_stay)
+
+
+def whole_specs(prepared: Prepared) -> tuple[StateSpec, ...]:
+    """Of the caches that ranks share, as one device has them."""
+    draft = prepared.draft
+    of_draft = () if draft is None or draft.share is None else draft.config.get_state_specs()
+    return (*prepared.model.config.get_state_specs(), *of_draft)
+
+
+def replicated(prepared: Prepared) -> dict[str, int]:
+    """Bytes of what every rank holds whole, of the model and of a draft that ranks share."""
+    draft = prepared.draft
+    of_draft = {} if draft is None or draft.share is None else draft.share.replicated
+    return {**prepared.share.replicated, **{f"draft.{name}": n for name, n in of_draft.items()}}

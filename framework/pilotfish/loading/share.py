@@ -6,16 +6,19 @@ or what is done with the numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Self
 
 import attrs
 
+from pilotfish.layers.experts import Experts
 from pilotfish.layers.layer import Layer
-from pilotfish.layers.moe import Experts, MixtureOfExperts
+from pilotfish.layers.moe import MixtureOfExperts
 from pilotfish.layers.row_parallel import RowParallelLinear
 from pilotfish.parallel.group import Groups
+from pilotfish.parallel.lockstep import agreement
 from pilotfish.parallel.shard import Shard
 from pilotfish.parallel.traffic import Collective, PassRows, Talks, collectives_of
 from pilotfish.protocols import PipelineModel
@@ -66,6 +69,29 @@ class Share:
             dtype=dtype,
         )
 
+    @classmethod
+    def of_drafter(
+        cls,
+        proposer: object,
+        groups: Groups,
+        *,
+        plan: object,
+        infos: Mapping[str, TensorInfo],
+        staying: Collection[str],
+        dtype: str,
+    ) -> Self:
+        """Of a drafter that was split already, without weights; its caches are its config's."""
+        network = getattr(proposer, "network", None)
+        return cls(
+            groups=groups,
+            specs=(),
+            network=network if isinstance(network, Layer) else None,
+            plan=plan if isinstance(plan, LoadPlan) else None,
+            infos=infos,
+            staying=staying,
+            dtype=dtype,
+        )
+
     # What it holds.
 
     @cached_property
@@ -77,6 +103,21 @@ class Share:
     def weight_kinds(self) -> dict[str, int]:
         """Bytes of weights by form; see `footprint.weight_kinds`."""
         return weight_kinds(self.infos, self.dtype, self.staying.__contains__, self._parts)
+
+    @cached_property
+    def parameter_kinds(self) -> dict[str, int]:
+        """As `weight_kinds`; a tensor that fills several parameters counts for each."""
+        found: Counter[str] = Counter()
+        for _, name, part in self._held:
+            kind, whole = form_of(name, self.infos, self.dtype, self.staying.__contains__)
+            found[kind] += round(whole * part)
+        return dict(found.most_common())
+
+    @cached_property
+    def mapped(self) -> int:
+        """Bytes that all ranks together map of files; replicas map the same."""
+        names = self.staying
+        return sum(form_of(name, self.infos, self.dtype, lambda _: True)[1] for name in names)
 
     @cached_property
     def mapped_whole(self) -> int:
@@ -96,7 +137,7 @@ class Share:
     @cached_property
     def replicated(self) -> dict[str, int]:
         """Bytes of the parameters that every rank holds whole."""
-        if self.plan is None or self.groups.tensor.is_alone:
+        if self.plan is None or self.groups.is_whole:
             return {}
         is_spread = not self.groups.expert.is_alone
         experts = self.expert_parameters if is_spread else {}
@@ -143,9 +184,13 @@ class Share:
         return {} if self.network is None else dict(self.network.named_layers())
 
     def collectives(self, rows: int, logit_rows: int) -> list[Collective]:
-        """Of a pass with so many rows and rows of logits, padding included."""
+        """Of a pass with so many rows and rows of logits, padding included; where replicas share
+        experts, with as many in each.
+        """
         run = PassRows(rows, logit_rows, DTYPE_BYTES[self.dtype])
-        return collectives_of(self._talking, run)
+        made = collectives_of(self._talking, run)
+        is_round = self.groups.num_expert_replicas > 1
+        return [agreement(self.groups.expert), *made] if is_round else made
 
     def inner_width(self, width: int) -> int:
         """Of a feed-forward that is `width` wide: its columns here."""
@@ -154,9 +199,11 @@ class Share:
         return width // size if fits else width
 
     def experts_of_row(self, chosen: int) -> int:
-        """Of so many experts of a row, as many as can be this rank's."""
+        """Of so many experts of a row, as many as can be this rank's; where replicas share them,
+        of a row of each.
+        """
         held = (len(layer.experts.own) for layer in self.mixtures.values())
-        return min(chosen, max(held, default=chosen))
+        return min(chosen, max(held, default=chosen)) * self.groups.num_expert_replicas
 
     def exchanged_bytes(self, rows: int) -> int:
         """What of a pass's fullest exchange lives at once on a rank: its own terms and all ranks'.
@@ -167,7 +214,7 @@ class Share:
             4 * rows * layer.out_features * (layer.in_features // layer.slice_width)
             for layer in self._row_parallel
         )
-        received = (one.most * one.num_ranks for one in self.collectives(rows, 0))
+        received = (one.held for one in self.collectives(rows, 0))
         return max(terms, default=0) + max(received, default=0)
 
     @cached_property

@@ -105,10 +105,10 @@ class Claims(Written):
         is_portable = all(part.is_portable for part in parts)
         is_watched = self.backend.portable and not is_portable
         # Parts of several ranks answer together only: whole ones are made in their place.
-        made = shallow(self, is_loaded=self._is_loaded and self.groups.tensor.is_alone)
+        made = shallow(self, is_loaded=self._is_loaded and self.groups.is_whole)
         if made is None:
             names = ", ".join(part.name for part in parts)
-            where = "the weights" if self.groups.tensor.is_alone else "the weights of one device"
+            where = "the weights" if self.groups.is_whole else "the weights of one device"
             return PassProbe(unlike=f"{names} can be tried with {where} only")
         few, vocab_size = made
         if not silent and not is_watched and is_all_native(few):

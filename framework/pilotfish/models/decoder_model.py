@@ -1,8 +1,8 @@
 """DecoderModel: everything a decoder-only text model does that is not its architecture.
 
-Knows: padding, row selection, logit and hidden modes, loading. Does not know: any architecture (a
+Knows: padding, row selection, logit and hidden modes. Does not know: any architecture (a
 plugin subclasses it and says which network to build and how weights are named), or how what it
-claims of its rows' bits is found (`claims.py`).
+claims of its rows' bits is found (`claims.py`), or how weights come (`loads_network.py`).
 Axis letters: B requests, T packed tokens, T' rows with padding, D model width, V vocabulary.
 """
 
@@ -16,47 +16,26 @@ import torch
 
 from pilotfish.batch import RequestContext
 from pilotfish.config import PipelineConfig
-from pilotfish.errors import ConfigError, WeightsError
-from pilotfish.invariance.own_parts import functions_in_place
-from pilotfish.invariance.probe_cache import ProbeCache
+from pilotfish.errors import ConfigError
 from pilotfish.invariance.rows import padded, wanted_rows
 from pilotfish.kernels import KernelBackend
-from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.layers.forward_pass import ForwardPass
-from pilotfish.layers.splitting import not_split
-from pilotfish.models.claims import Claims
 from pilotfish.models.decoder import Decoder, Residual
 from pilotfish.models.inputs import DecoderInputs, initial_inputs, next_inputs
-from pilotfish.models.loading import load_layers
+from pilotfish.models.loads_network import LoadsNetwork
 from pilotfish.models.native_pass import NativePass, why_called
+from pilotfish.models.replicas import SharedByReplicas
 from pilotfish.parallel.group import Groups
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
-from pilotfish.state import (
-    KVCacheInputs,
-    PagedStateSpec,
-    SlotCache,
-    SlotStateSpec,
-    StateSpec,
-)
-from pilotfish.weights import (
-    LoadPlan,
-    TensorInfo,
-    WeightRules,
-    WeightSource,
-    check_int4,
-    plan_load,
-    stays_stored,
-    tensors_read,
-    without_ignored,
-)
-from pilotfish.weights.shards import check_shards
+from pilotfish.state import KVCacheInputs, PagedStateSpec, SlotCache, SlotStateSpec
+from pilotfish.weights import WeightRules
 
 _HIDDEN = ReturnHiddenStates
 _Laid: TypeAlias = tuple[ReturnHiddenStates, tuple[int, ...], torch.dtype, object]
 """What a planned pass was laid down for: what it keeps of the stream, and its caches' dtype."""
 
 
-class DecoderModel(Claims):
+class DecoderModel(SharedByReplicas, LoadsNetwork):
     """Base of decoder-only models; `PipelineModel` and `SpeculativeTarget` in one.
 
     A subclass sets `config_class` (and `inputs_class` if it adds fields) and implements
@@ -91,7 +70,6 @@ class DecoderModel(Claims):
         self._check_boundaries()
         self.network = self.build_network()
         self.groups = Groups()
-        self._planned_load: tuple[Mapping[str, TensorInfo], LoadPlan] | None = None
         self._native_passes: dict[_Laid, NativePass | Literal[False]] = {}
 
     # What a plugin writes.
@@ -110,90 +88,7 @@ class DecoderModel(Claims):
         """The cache of a slot spec; only for architectures that declare one."""
         raise NotImplementedError(f"{type(self).__name__} makes no cache for {spec.name!r}")
 
-    # Loading.
-
-    def shard(self, groups: Groups) -> None:
-        """Leaves this rank its part of the network; once, before `load_model`.
-
-        Raises ConfigError naming the layer that cannot be split so.
-        """
-        if groups.is_trivial:
-            return
-        layers = list(self.network.layers_inside())
-        by_heads = any(getattr(spec, "heads_axis", None) is not None for spec in self.state)
-        knows = any(isinstance(layer, PagedAttentionLayer) for layer in layers)
-        if by_heads and not knows and not groups.tensor.is_alone:
-            raise not_split(self.network, "the network", "no layer is a PagedAttentionLayer")
-        self.network.shard(groups)
-        self.groups = groups
-
-    @property
-    def state(self) -> tuple[StateSpec, ...]:
-        """The caches this model needs."""
-        specs: tuple[StateSpec, ...] = self.config.get_state_specs()
-        return tuple(spec.of_rank(self.groups.tensor.size) for spec in specs)
-
-    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every parameter with memory of its own, name -> shape; a tied one has none."""
-        ties = self.weight_rules().ties
-        shapes = self.network.parameter_shapes()
-        return {name: shape for name, shape in shapes.items() if name not in ties}
-
-    def without_ignored(self, infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-        """The tensors that `load_model` reads, without those that the rules let lie."""
-        return without_ignored(self.weight_rules(), infos, self.network.parameter_shapes())
-
-    def staying(self, infos: Mapping[str, TensorInfo]) -> frozenset[str]:
-        """The tensors that `load_model` uses as they lie in the file, in what memory they take."""
-        if self.backend.name != "native":
-            return frozenset()
-        shapes = self.network.parameter_shapes()
-        read = tensors_read(self.weight_rules(), infos, filter(self.network.may_stay, shapes))
-        return frozenset(name for name in read if stays_stored(infos[name], self.config.dtype))
-
-    def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
-        """Which tensors fill which parameter. Raises WeightsError naming what does not fit, and
-        ConfigError for a tensor that cannot be cut where ranks or slices want it.
-        """
-        if self._planned_load is None or self._planned_load[0] is not infos:
-            shapes = self.network.parameter_shapes()
-            try:
-                self._planned_load = infos, plan_load(self.weight_rules(), infos, shapes)
-            except WeightsError as error:
-                functions = functions_in_place(self)
-                if not functions:
-                    raise
-                raise WeightsError(
-                    f"{error}; {', '.join(functions)} is a function, in which no parameter is "
-                    "found: wanted a Layer in its place"
-                ) from None
-            keeps = self.network.may_stay if self.backend.name == "native" else None
-            check_shards(self._planned_load[1], infos, self.network.shards(), keeps)
-        return self._planned_load[1]
-
-    def load_model(self, weights: WeightSource, known: ProbeCache | None = None) -> None:
-        """Fills every parameter, and finds the padding that holds on this machine.
-
-        known: what probes found, read and filled; models may share one.
-        Raises WeightsError naming missing, extra and misshapen tensors before any is read.
-        """
-        check_int4(weights)
-        plan, known = self.plan_load(weights.infos), known or ProbeCache()
-        self.probe_padding(known)  # with matrices of its own, while there are no others
-        load_layers(
-            self.network,
-            plan,
-            weights,
-            self.dtype,
-            backend=self.backend,
-            device=self.device,
-            shards=self.network.shards(),
-        )
-        self._planned_load = None
-        if self.network.rotary is not None:
-            self.network.rotary.to(self.device)
-        self._is_loaded, self._pass_probe = True, None
-        self.probe_padding(known)  # what came in another form than declared
+    # Planning.
 
     def plan_pass(self) -> None:
         """Lays the pass down as native calls, where it may be; else the first pass does it."""
@@ -211,17 +106,23 @@ class DecoderModel(Claims):
     ) -> DecoderInputs:
         """Packs the scheduled rows of each request of the one replica.
 
-        return_n_logits: rows of logits wanted, of all requests or of each.
+        replica_batches: see `PipelineModel`. return_n_logits: rows of logits wanted, of all
+        requests that are packed or of each.
         """
-        if len(replica_batches) != 1:
-            raise ValueError(f"got {len(replica_batches)} replica batches; wanted one replica")
+        splits: torch.Tensor | None = None
+        if len(replica_batches) == 1:
+            contexts = replica_batches[0]
+        else:
+            packed = self.packed_batch(replica_batches)
+            contexts, splits = packed.contexts, packed.splits
         return initial_inputs(
             self.inputs_class,
-            replica_batches[0],
+            contexts,
             kv_cache_inputs,
             return_n_logits,
             device=self.device,
             with_lengths=self.network.turns_by_length,
+            data_parallel_splits=splits,
         )
 
     def prepare_next_token_inputs(
@@ -239,8 +140,11 @@ class DecoderModel(Claims):
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         """Runs one pass; writes its keys and values past the committed lengths.
 
-        Logits are computed for the wanted rows only; hidden states as the mode says.
+        Logits are computed for the wanted rows only; hidden states as the mode says. Where replicas
+        share experts it is a round of all of them.
         """
+        if model_inputs.data_parallel_splits is not None and not model_inputs.num_requests:
+            return self.idle_outputs(model_inputs)
         kv = model_inputs.kv_cache_inputs
         if kv is None:
             raise ValueError(
@@ -266,8 +170,10 @@ class DecoderModel(Claims):
         wanted = wanted_rows(
             self.return_logits, kv.row_counts, model_inputs.return_n_logits.tolist()
         )
-        planned, hidden = self._planned(run), None
-        entering = tokens
+        is_shared = self.lockstep is not None or inputs.data_parallel_splits is not None
+        if is_shared:
+            self.begin_round(inputs)
+        planned, hidden, entering = self._planned(run), None, tokens
         if planned is None or not planned.takes_tokens:
             entering = self.embed_inputs(inputs, tokens).contiguous()
         if planned is None:

@@ -7,6 +7,7 @@ Axis letters: B requests, T packed tokens, S tokens in a page, W pages of the lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import attrs
 import torch
 
 from pilotfish.batch import RaggedBatch, RequestContext, check_ragged
+from pilotfish.parallel.group import Group
 from pilotfish.protocols import ModelInputs
 from pilotfish.state import KVCacheInputs
 
@@ -28,7 +30,10 @@ class DecoderInputs(ModelInputs):
     rope_lengths: torch.Tensor | None = None
 
     def __attrs_post_init__(self) -> None:
-        check_ragged(self.tokens, self.input_row_offsets, self.return_n_logits)
+        if self.data_parallel_splits is None:
+            check_ragged(self.tokens, self.input_row_offsets, self.return_n_logits)
+        else:
+            super().__attrs_post_init__()
         kv = self.kv_cache_inputs
         if kv is not None and sum(kv.row_counts) != self.tokens.shape[0]:
             raise ValueError(
@@ -38,6 +43,33 @@ class DecoderInputs(ModelInputs):
 
 
 AnyInputs = TypeVar("AnyInputs", bound=ModelInputs)
+
+
+@attrs.frozen
+class PackedBatch:
+    """The requests that a model packs, and how many each replica has; see `ModelInputs`."""
+
+    contexts: Sequence[RequestContext]
+    splits: torch.Tensor | None
+
+    @classmethod
+    def of(cls, replica_batches: Sequence[Sequence[RequestContext]], data: Group) -> PackedBatch:
+        """Of the one batch, or of one for each replica. data: which of them the model is.
+
+        Raises ValueError for another number of batches than there are replicas.
+        """
+        count = len(replica_batches)
+        if count == 1:
+            return cls(replica_batches[0], None)
+        if not count or (count != data.size and not data.is_alone):
+            wanted = f"1 or {data.size}" if data.size > 1 else "1 or more"
+            raise ValueError(
+                f"got {count} replica batches; wanted {wanted}: the requests of this model's, or "
+                "those of every replica"
+            )
+        splits = [0, *accumulate(map(len, replica_batches))]
+        own = [*chain(*replica_batches)] if data.is_alone else replica_batches[data.rank]
+        return cls(own, torch.tensor(splits, dtype=torch.int64))
 
 
 def initial_inputs(

@@ -37,7 +37,7 @@ def shallow(model: Any, *, is_loaded: bool) -> tuple[Any, int] | None:
     few = copy.copy(model)
     few.network = network = copy.copy(model.network) if is_loaded else model.build_network()
     if not is_loaded:  # a whole one, whatever ranks have of the model's
-        few.groups = Groups()
+        few.groups, few.lockstep = Groups(), None
     few.return_logits = ReturnLogits.VARIABLE
     few.return_hidden_states, few.aux_hidden_state_layers = ReturnHiddenStates.NONE, ()
     few._native_passes = {}

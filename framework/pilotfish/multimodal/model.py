@@ -99,7 +99,7 @@ class ImageDecoderModel(DecoderModel):
         inputs = super().prepare_initial_token_inputs(
             replica_batches, kv_cache_inputs, return_n_logits
         )
-        uses = list(_image_uses(replica_batches[0]))
+        uses = list(_image_uses(self.packed_batch(replica_batches).contexts))
         if not uses:
             return inputs
         assert isinstance(inputs, ImageInputs)

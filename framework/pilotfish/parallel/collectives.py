@@ -23,9 +23,33 @@ def all_to_all(group: Group, x: torch.Tensor) -> torch.Tensor:
     return x if group.is_alone else group.carrier.all_to_all(x.contiguous())
 
 
+def all_to_all_rows(
+    group: Group, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+) -> torch.Tensor:
+    """x: [rows, ...], the first sent[0] of them for rank 0, and so on -> received[0] rows of rank 0
+    for this one, and so on.
+    """
+    if group.is_alone:
+        return x
+    return group.carrier.all_to_all_rows(x.contiguous(), sent, received)
+
+
 def gather(group: Group, x: torch.Tensor, root: int = 0) -> Sequence[torch.Tensor] | None:
     """As `all_gather`, on the rank `root` alone; None on the others."""
     return (x,) if group.is_alone else group.carrier.gather(x.contiguous(), root)
+
+
+def all_gather_rows(group: Group, x: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows that the ranks share (`Group.share`) one after the other.
+
+    x: [R of this rank, D] -> [count, D].
+    """
+    if group.is_alone:
+        return x
+    short = len(group.share_of(0, count)) - x.shape[0]
+    parts = all_gather(group, torch.nn.functional.pad(x, (0, 0, 0, short)))
+    own = (len(group.share_of(rank, count)) for rank in range(group.size))
+    return torch.cat([part[:rows] for part, rows in zip(parts, own, strict=True)])
 
 
 def all_gather_columns(group: Group, x: torch.Tensor, width: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ processes are, or how they were started.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -42,7 +43,7 @@ class Gloo:
         timeout_s: float,
         host: str = "127.0.0.1",
     ) -> None:
-        self.rank, self.size, self.name = rank, size, name
+        self.rank, self.size, self.name, self.host = rank, size, name, host
         self.sent: Counter[str] = Counter()
         gloo: Any = dist.ProcessGroupGloo
         options = gloo._Options()
@@ -80,6 +81,17 @@ class Gloo:
         found = torch.empty_like(sent)
         _told(lambda: self._open.alltoall_base(found, sent, [], []).wait())
         return _as(x, found)
+
+    def all_to_all_rows(
+        self, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+    ) -> torch.Tensor:
+        """x: [rows, ...], contiguous; see `Transport`. A rank may have none of them."""
+        width = math.prod(x.shape[1:]) * x.itemsize
+        self._count("all_to_all_rows", width * (sum(sent) - sent[self.rank]))
+        found = torch.empty(sum(received) * width, dtype=torch.uint8)
+        given, taken = ([count * width for count in counts] for counts in (sent, received))
+        _told(lambda: self._open.alltoall_base(found, _bytes_of(x), taken, given).wait())
+        return found.view(x.dtype).view(sum(received), *x.shape[1:])
 
     def gather(self, x: torch.Tensor, root: int) -> Sequence[torch.Tensor] | None:
         """As `all_gather`, on the rank `root`; None on the others."""

@@ -27,6 +27,14 @@ class Transport(Protocol):
         """x: [ranks, ...]. Returns the same shape: what every rank has for this one, in order."""
         ...
 
+    def all_to_all_rows(
+        self, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+    ) -> torch.Tensor:
+        """x: [rows, ...], the first sent[0] of them for rank 0, and so on. Returns received[0] rows
+        of rank 0 for this one, and so on: every rank knows how many it gets.
+        """
+        ...
+
     def gather(self, x: torch.Tensor, root: int) -> Sequence[torch.Tensor] | None:
         """As `all_gather`, on the rank `root`; None on the others."""
         ...
@@ -74,7 +82,10 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Groups:
-    """tensor: ranks that split heads, columns and vocabulary. expert: ranks that split experts.
+    """tensor: ranks of one replica, which split heads, columns and vocabulary.
+
+    expert: ranks that split experts: some of the tensor group's, or all those of several replicas.
+    data: which of the replicas this is; nothing is sent in it.
 
     reduction_slices: into how many slices the columns of a row-parallel product are cut; its bits
     follow from that number alone (see `reduction.py`). The tensor group's size divides it.
@@ -84,20 +95,45 @@ class Groups:
 
     tensor: Group = attrs.field(factory=Group)
     expert: Group = attrs.field(factory=Group)
+    data: Group = attrs.field(factory=Group)
     reduction_slices: int = 1
     logits_everywhere: bool = False
 
     @classmethod
     def of_rank(cls, rank: int, config: ParallelConfig) -> Self:
-        """Those of one rank of a model, not connected."""
-        experts = config.num_expert_ranks
+        """Those of one rank, not connected.
+
+        rank: rank t of replica d is number d * tensor_parallel + t.
+        """
+        tensor, experts = config.tensor_parallel, config.num_expert_ranks
         return cls(
-            tensor=Group(rank, config.tensor_parallel),
+            tensor=Group(rank % tensor, tensor),
             expert=Group(rank % experts, experts),
+            data=Group(rank // tensor, config.data_parallel),
             reduction_slices=config.num_slices,
         )
 
     @property
     def is_trivial(self) -> bool:
         """Whether nothing is split and no product is cut."""
-        return self.tensor.size == self.expert.size == self.reduction_slices == 1
+        return self.is_whole and self.reduction_slices == 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this rank has all of the model."""
+        return self.tensor.size == self.expert.size == 1
+
+    @property
+    def within_replica(self) -> Groups:
+        """Those of a model that shares nothing with other replicas, whose passes are no rounds."""
+        return self if self.num_expert_replicas == 1 else attrs.evolve(self, expert=Group())
+
+    @property
+    def number(self) -> int:
+        """This rank's, among those of all replicas."""
+        return self.data.rank * self.tensor.size + self.tensor.rank
+
+    @property
+    def num_expert_replicas(self) -> int:
+        """Replicas that share their experts; 1: each has all of them."""
+        return max(1, self.expert.size // self.tensor.size)

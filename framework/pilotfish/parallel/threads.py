@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from pilotfish.config.parallel import ParallelConfig
-from pilotfish.parallel.group import Groups
+from pilotfish.parallel.group import Group, Groups
 
 Made = TypeVar("Made")
 
@@ -23,7 +23,7 @@ class _Exchange:
     """What the threads of one group have in common."""
 
     def __init__(self, size: int, timeout_s: float) -> None:
-        self.sent: list[torch.Tensor | None] = [None] * size
+        self.sent: list[Any] = [None] * size
         self.barrier = threading.Barrier(size, timeout=timeout_s)
 
 
@@ -44,6 +44,18 @@ class ThreadTransport:
         self.calls.append(("all_to_all", x.nbytes))
         return torch.stack([one[self.rank] for one in self._exchanged(x)])
 
+    def all_to_all_rows(
+        self, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+    ) -> torch.Tensor:
+        """As `Transport.all_to_all_rows`. Raises ValueError where other rows come than `received`
+        says.
+        """
+        self.calls.append(("all_to_all_rows", x.nbytes))
+        parts = [one[self.rank] for one in self._passed(torch.split(x.clone(), list(sent)))]
+        if (counts := list(map(len, parts))) != list(received):
+            raise ValueError(f"{counts} rows came; wanted {list(received)}, as was said")
+        return torch.cat(parts)
+
     def gather(self, x: torch.Tensor, root: int) -> Sequence[torch.Tensor] | None:
         """As `Transport.gather`."""
         self.calls.append(("gather", x.nbytes))
@@ -51,14 +63,19 @@ class ThreadTransport:
         return found if self.rank == root else None
 
     def _exchanged(self, x: torch.Tensor) -> list[torch.Tensor]:
-        held = self._exchange
-        held.sent[self.rank] = x.clone()
-        held.barrier.wait()
-        shapes = {(tuple(one.shape), one.dtype) for one in held.sent if one is not None}
-        found = [one.clone() for one in held.sent if one is not None]
-        held.barrier.wait()
+        found = self._passed(x.clone())
+        shapes = {(tuple(one.shape), one.dtype) for one in found}
         if len(shapes) > 1:
             raise ValueError(f"ranks exchange tensors of one shape and dtype; got {shapes}")
+        return [one.clone() for one in found]
+
+    def _passed(self, own: Any) -> list[Any]:
+        """What every rank has, in order: never to be written."""
+        held = self._exchange
+        held.sent[self.rank] = own
+        held.barrier.wait()
+        found = [*held.sent]
+        held.barrier.wait()
         return found
 
     def give_up(self) -> None:
@@ -67,14 +84,15 @@ class ThreadTransport:
 
 
 def thread_groups(config: ParallelConfig, timeout_s: float = 60.0) -> list[Groups]:
-    """The groups of every rank, connected."""
-    experts = config.num_expert_ranks
-    ranks = [Groups.of_rank(rank, config) for rank in range(config.num_ranks)]
-    tensor = _Exchange(config.tensor_parallel, timeout_s)
-    expert = [_Exchange(experts, timeout_s) for _ in range(config.num_ranks // experts)]
-    for rank, groups in enumerate(ranks):
-        groups.tensor.transport = ThreadTransport(groups.tensor.rank, tensor)
-        groups.expert.transport = ThreadTransport(groups.expert.rank, expert[rank // experts])
+    """The groups of every rank of every replica, connected."""
+    size = config.tensor_parallel * config.data_parallel
+    ranks = [Groups.of_rank(rank, config) for rank in range(size)]
+    for name in ("tensor", "expert"):
+        each: int = getattr(ranks[0], name).size
+        exchanges = [_Exchange(each, timeout_s) for _ in range(size // each)]
+        for number, groups in enumerate(ranks):
+            group: Group = getattr(groups, name)
+            group.transport = ThreadTransport(group.rank, exchanges[number // each])
     return ranks
 
 

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import attrs
 
-CollectiveName = Literal["all_gather", "all_to_all", "gather"]
+CollectiveName = Literal["all_gather", "all_to_all", "all_to_all_rows", "gather"]
 Bounds = tuple[int, int]
 """Least and most."""
 
@@ -58,8 +58,39 @@ class Collective:
             return self.least // self.num_ranks * others, self.most // self.num_ranks * others
         return self._times(self.num_ranks - 1)
 
+    @property
+    def held(self) -> int:
+        """Bytes of all ranks' parts, at most, where they come together."""
+        return self.most * self.num_ranks
+
     def _times(self, count: int) -> Bounds:
         return count * self.least, count * self.most
+
+
+@attrs.frozen
+class RowExchange(Collective):
+    """An all-to-all of as many rows for each rank as routing decides.
+
+    given, taken: bytes to and from other ranks.
+    """
+
+    given: Bounds
+    taken: Bounds
+
+    @property
+    def sent(self) -> Bounds:
+        """As `Collective.sent`."""
+        return self.given
+
+    @property
+    def received(self) -> Bounds:
+        """As `Collective.received`."""
+        return self.taken
+
+    @property
+    def held(self) -> int:
+        """As `Collective.held`, with what this rank hands over."""
+        return self.most + self.taken[1]
 
 
 @runtime_checkable

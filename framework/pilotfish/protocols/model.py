@@ -63,9 +63,13 @@ class ModelInputs(TensorRecord):
         0 skips the head for a prefill chunk that is not the last.
     kv_cache_inputs: where each request's keys and values lie; None for a model without pages.
     hidden_states: [T, n*D] features of another model, for drafters; else None.
+    data_parallel_splits: [D+1] int64 on the host, where a pass has requests of D replicas: those of
+        replica d are numbers splits[d] to splits[d+1] of all. The other fields are of the requests
+        that this model packed: its own replica's, which may have none, or all. None: of the
+        requests of other replicas nothing is known.
 
-    Raises ValueError when the offsets do not start at 0, fall, or do not end at T, and when a
-    dtype or device does not fit.
+    Raises ValueError when the offsets do not start at 0, fall, or do not end at T, when a dtype or
+    device does not fit, and for splits that do not start at 0, or fall.
     """
 
     tokens: torch.Tensor
@@ -73,9 +77,35 @@ class ModelInputs(TensorRecord):
     return_n_logits: torch.Tensor
     kv_cache_inputs: KVCacheInputs | None = None
     hidden_states: torch.Tensor | None = None
+    data_parallel_splits: torch.Tensor | None = None
 
     def __attrs_post_init__(self) -> None:
-        check_ragged(self.tokens, self.input_row_offsets, self.return_n_logits)
+        splits = self.data_parallel_splits
+        check_ragged(
+            self.tokens,
+            self.input_row_offsets,
+            self.return_n_logits,
+            min_requests=1 if splits is None else 0,
+        )
+        if splits is not None:
+            _check_splits(splits)
+
+    @property
+    def num_requests(self) -> int:
+        """B."""
+        return self.input_row_offsets.shape[0] - 1
+
+
+def _check_splits(splits: torch.Tensor) -> None:
+    listed = splits.tolist()
+    kind = str(splits.dtype).removeprefix("torch.")
+    is_flat = splits.ndim == 1 and len(listed) > 1
+    is_on_host = splits.device.type == "cpu" and kind == "int64"
+    if not is_flat or not is_on_host or listed[0] != 0 or listed != sorted(listed):
+        raise ValueError(
+            f"data_parallel_splits is {listed} in {kind} on {splits.device}; wanted [D+1] int64 on "
+            "the host, numbers that start at 0 and never fall"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -144,7 +174,12 @@ class PipelineModel(Protocol):
         kv_cache_inputs: KVCacheInputs | None = None,
         return_n_logits: int | Sequence[int] = 1,
     ) -> ModelInputs:
-        """Packs the scheduled rows of each request into inputs. One replica until sharding."""
+        """Packs the scheduled rows of each request into inputs.
+
+        replica_batches: one batch; or one of each replica, of which a model of several replicas
+        packs its own, and a model alone all, one after the other. The other arguments are of the
+        requests that are packed.
+        """
         ...
 
     def prepare_next_token_inputs(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pilotfish.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from pilotfish.parallel.group import Groups
     from pilotfish.protocols.images import ImageMemory
     from pilotfish.weights import TensorInfo, WeightRules
@@ -62,6 +64,20 @@ class OptionalOfModel:
             "the model says nothing of how ranks share it; wanted tensor_parallel=1 and "
             "reduction_slices=1, or a DecoderModel"
         )
+
+    def idle_round(self, joins: int) -> bool:
+        """Takes part in a pass of other replicas that share its experts; see `Lockstep`. False
+        where none has rows, and all have heard of as many requests.
+        """
+        del joins
+        return False
+
+    def count_expert_loads(self) -> None:
+        """From now on counts how many rows each expert gets."""
+
+    def expert_loads(self) -> Mapping[str, torch.Tensor]:
+        """Those rows, layer by layer: name -> [E] int64."""
+        return {}
 
     def plan_load(self, infos: Mapping[str, TensorInfo]) -> Any:
         """Raises as `load_model` does, from the headers alone: before weights are fetched."""

@@ -26,13 +26,17 @@ _GREETING_S = 10.0
 """How long a process that connects may take to prove that it has the key."""
 
 
+class HungUp(EOFError):
+    """The other end of a channel is gone."""
+
+
 class Channel:
     """One end. timeout_s: seconds after which a send, or a message that has begun, is given up with
     TimeoutError; None for never.
 
     pid: the worker's process, to the driver.
 
-    A peer that is gone is EOFError to who receives, and ConnectionError to who sends.
+    A peer that is gone is HungUp to who receives, and ConnectionError to who sends.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Channel:
             self._socket.sendall(message)
 
     def recv(self) -> bytearray:
-        """Waits for the next message. Raises EOFError where the peer is gone."""
+        """Waits for the next message. Raises HungUp where the peer is gone."""
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         return self._exactly(length)
 
@@ -112,9 +116,9 @@ class Channel:
             try:
                 count = self._socket.recv_into(rest)
             except ConnectionError as error:
-                raise EOFError from error
+                raise HungUp from error
             if not count:
-                raise EOFError
+                raise HungUp
             rest = rest[count:]
         return found
 
@@ -141,7 +145,7 @@ class Listener:
         except TimeoutError:
             return None
         channel, nonce = Channel(connected, _GREETING_S), secrets.token_bytes(_NONCE_BYTES)
-        with suppress(OSError, EOFError):
+        with suppress(OSError, HungUp):
             channel.send(nonce)
             answer = bytes(channel.recv())
             who, proof = answer[: _WHO.size], answer[_WHO.size :]
@@ -150,6 +154,11 @@ class Listener:
                 return rank, Channel(connected, timeout_s, pid)
         channel.close()
         return None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody is waited for any more."""
+        return self._socket.fileno() < 0
 
     def close(self) -> None:
         """May be called twice."""

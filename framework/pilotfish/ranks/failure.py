@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
 from pilotfish.config.parallel import ParallelConfig
 from pilotfish.errors import RankError
-from pilotfish.ranks.channel import Channel
+from pilotfish.ranks.channel import Channel, HungUp
 from pilotfish.ranks.messages import decode
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def cause_of(
     error: its own, or ConnectionError or TimeoutError for one that another rank caused: then it
     is waited a little for a word of that rank. name: what was being done.
     """
-    if not isinstance(error, ConnectionError | TimeoutError | EOFError):
+    if not isinstance(error, ConnectionError | TimeoutError | HungUp):
         return Failure(f"rank 0 raised {type(error).__name__} in {name}: {error}")
     of_size = f"of {parallel.num_ranks}"
     found = _hear(workers, of_size, name)
@@ -82,9 +82,9 @@ def _hear(workers: Sequence[Worker], of_size: str, name: str) -> Failure | None:
         for channel in Channel.ready(open_ones, min(0.1, max(0.0, deadline - monotonic()))):
             worker = open_ones[channel]
             try:
-                [(_, arguments)] = decode(channel.recv(), _nothing)
+                [(_, arguments)] = decode(channel.recv())
                 worker.last_words = arguments() or worker.last_words
-            except (EOFError, OSError):
+            except (HungUp, OSError):
                 worker.has_hung_up = True
                 del open_ones[channel]
 
@@ -102,7 +102,3 @@ def _said(worker: Worker, of_size: str, name: str) -> Failure | None:
         if how is not None:
             return Failure(f"rank {worker.rank} {of_size} {how} in {name}")
     return None
-
-
-def _nothing(key: Any) -> Any:
-    raise KeyError(key)

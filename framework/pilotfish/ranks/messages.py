@@ -1,7 +1,7 @@
 """Messages: calls and their arguments as bytes, without pickle.
 
-Knows: tensors, plain values, tuples, records and enums, and that some objects are known to both
-ends by a name. Does not know: who sends, or what the calls do.
+Knows: tensors, plain values, tuples, lists, dicts, records and enums, and that some objects are
+known to both ends by a name. Does not know: who sends, or what the calls do.
 
 A message is a length (8 bytes), a header in JSON, and the bytes of all tensors, each at a multiple
 of 8. In the header a plain value is itself; everything else is a list that begins with its kind.
@@ -29,6 +29,7 @@ Key = str | int
 _LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8
 _PLAIN = frozenset({type(None), bool, int, float, str})
+_SEVERAL: Mapping[type, str] = {tuple: "t", list: "l"}
 _DTYPES = {
     str(one).removeprefix("torch."): one
     for one in vars(torch).values()
@@ -49,15 +50,20 @@ def encode(calls: Sequence[Call], keys: Mapping[int, Key] | None = None) -> byte
     return b"".join((_LENGTH.pack(len(header)), header, *packer.parts))
 
 
+def _unknown(key: Key) -> Any:
+    raise KeyError(key)
+
+
 def decode(
     message: bytearray,
-    known: Callable[[Key], Any],
+    known: Callable[[Key], Any] = _unknown,
     device: torch.device | str = "cpu",
 ) -> list[tuple[str, Callable[[], tuple[Any, ...]]]]:
     """What `encode` was given: the names of the calls, and what makes the arguments of each.
 
     The arguments of a call are made when it is its turn, since an earlier one may make what its
-    keys stand for. Tensors share the message's memory, but for those of another device.
+    keys stand for. Tensors share the message's memory, but for those of another device. known: the
+    objects that keys stand for; KeyError where there are none.
     """
     (length,) = _LENGTH.unpack_from(message)
     start = _LENGTH.size + length
@@ -78,14 +84,16 @@ class _Packer:
             return value
         if id(value) in self._keys:
             return ["k", self._keys[id(value)]]
-        if kind is tuple:
-            return ["t", *map(self.pack, value)]
+        if kind in _SEVERAL:
+            return [_SEVERAL[kind], *map(self.pack, value)]
         return self._tensor(value) if isinstance(value, torch.Tensor) else self._named(value)
 
     def _named(self, value: Any) -> list[Any]:
         kind: Any = type(value)
         if kind is bytes:
             return ["b", self._add(value), len(value)]
+        if kind is dict:
+            return ["d", [self.pack(one) for one in value], *map(self.pack, value.values())]
         if isinstance(value, Enum):
             return ["e", _name_of(kind), value.name]
         if attrs.has(kind):
@@ -93,7 +101,8 @@ class _Packer:
             return ["r", name, *map(self.pack, values_of(value))]
         raise TypeError(
             f"{value!r:.80} is {kind.__module__}.{kind.__qualname__}; wanted what can be sent to "
-            "other ranks: tensors, numbers, texts, bytes, None, enums, tuples and attrs records"
+            "other ranks: tensors, numbers, texts, bytes, None, enums, tuples, lists, dicts and "
+            "attrs records"
         )
 
     def _tensor(self, value: torch.Tensor) -> list[Any]:
@@ -123,6 +132,8 @@ class _Unpacker:
         kind, *rest = packed
         if kind == "t":
             return tuple(map(self.unpack, rest))
+        if kind == "l":
+            return [*map(self.unpack, rest)]
         return self._tensor(*rest) if kind == "x" else self._named(kind, *rest)
 
     def _named(self, kind: str, name: Any, *rest: Any) -> Any:
@@ -133,6 +144,8 @@ class _Unpacker:
             return self._known(name)
         if kind == "e":
             return _found(name)[rest[0]]
+        if kind == "d":
+            return dict(zip(map(self.unpack, name), map(self.unpack, rest), strict=True))
         begin = self._start + int(name)
         return bytes(self._message[begin : begin + rest[0]])
 

@@ -14,7 +14,6 @@ from time import monotonic
 from typing import Any, Self, TypeVar
 
 import attrs
-import torch
 
 from pilotfish.config.parallel import ParallelConfig
 from pilotfish.errors import PilotfishError, RankError
@@ -22,7 +21,7 @@ from pilotfish.parallel.group import Groups
 from pilotfish.ranks.channel import Channel, Listener
 from pilotfish.ranks.failure import Failure, cause_of
 from pilotfish.ranks.helper import Helper, Job
-from pilotfish.ranks.launch import CONNECT_S, Launcher, Worker, launcher_of
+from pilotfish.ranks.launch import CONNECT_S, Launcher, Worker, launcher_of, threads_of_rank
 from pilotfish.ranks.messages import Call, Key, decode, encode
 from pilotfish.ranks.start_up import (
     SERVE,
@@ -102,9 +101,7 @@ class Ranks:
         self.keys: dict[int, Key] = {}
         self._failure: Failure | None = None
         self._starting: Job | None = None
-        num_threads = torch.get_num_threads()
-        if "OMP_NUM_THREADS" not in os.environ:
-            num_threads = max(1, num_threads // parallel.num_ranks)
+        num_threads = threads_of_rank(parallel)
         listener, helper = Listener(launcher.host), Helper(num_threads)
         self._held = _Held(os.getpid(), launcher, [], listener, helper, self.groups)
         weakref.finalize(self, self._held.helper.stop)  # not sooner: a caller may wait for it
@@ -133,7 +130,7 @@ class Ranks:
         messages = [
             StartUp(
                 parallel=self.parallel,
-                rank=rank,
+                rank=self.groups.number + rank,
                 store=(host, store.port),
                 serve=serve,
                 options=options or {},
@@ -248,14 +245,10 @@ class Ranks:
         waiting = {one.channel: one for one in self._held.workers if one.channel is not None}
         while waiting:
             for channel in Channel.ready(waiting, max(0.0, deadline - monotonic())):
-                [(said, arguments)] = decode(channel.recv(), _nothing)
+                [(said, arguments)] = decode(channel.recv())
                 worker = waiting.pop(channel)
                 if said != READY:
                     worker.last_words = arguments()
                     raise ConnectionError(f"rank {worker.rank} failed")
             if waiting and monotonic() > deadline:
                 raise TimeoutError("a rank is not ready")
-
-
-def _nothing(key: Key) -> Any:
-    raise KeyError(key)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from pilotfish.kernels.device import current_device
+from pilotfish.parallel.gloo import Gloo
 from pilotfish.ranks.cache_copies import CacheCopies
+from pilotfish.ranks.start_up import meet_replicas
 from pilotfish.state import PagedStateSpec
 
 if TYPE_CHECKING:
@@ -41,8 +43,10 @@ def make_model(start: StartUp, groups: Groups) -> Served:
     )
     if prepared.device.type == "cpu":
         keep_freed_memory()
-    # Drafters run on the driver alone; what they need of the target is in the model already.
-    return Served(attrs.evolve(prepared, memory_plan=plan, draft=None))
+    draft = prepared.draft
+    if draft is not None and draft.share is None:  # the driver runs it alone
+        draft = None
+    return Served(attrs.evolve(prepared, memory_plan=plan, draft=draft))
 
 
 class _Listening:
@@ -62,15 +66,21 @@ class _Listening:
 
 
 class Served(CacheCopies):
-    """The calls that a worker makes, each after one of the driver's."""
+    """The calls that a worker makes, each after one of the driver's.
+
+    proposer: its shard of the drafter; None where the driver runs that alone, or there is none.
+    """
 
     def __init__(self, prepared: Prepared) -> None:
-        self.device = prepared.device
+        self.device, self._groups = prepared.device, prepared.groups
+        self._parallel = prepared.pipeline_config.parallel
         self._model: Any = prepared.model
         model = _Listening(prepared.model)
         state = attrs.evolve(prepared, model=cast("PipelineModel", model)).load()
-        pages = [spec for spec in prepared.model.state if isinstance(spec, PagedStateSpec)]
+        pages = [spec for spec in prepared.state_specs if isinstance(spec, PagedStateSpec)]
         self._paged = {spec.name: state.paged_cache(spec.name).blocks for spec in pages}
+        draft = prepared.draft
+        self.proposer = None if draft is None else prepared.load_proposer(draft.registry)
         super().__init__(model.slot_caches)
 
     def execute(self, model_inputs: ModelInputs) -> None:
@@ -85,6 +95,20 @@ class Served(CacheCopies):
         """This shard's part of the logits."""
         self._do(self._model.lm_head, hidden_states)
 
+    def idle_round(self, joins: int) -> None:
+        """This rank's part of a round of other replicas."""
+        self._do(self._model.idle_round, joins)
+
+    def meet(self, host: str, port: int) -> None:
+        """Meets the ranks of other replicas that share experts."""
+        transport = self._groups.tensor.carrier
+        assert isinstance(transport, Gloo)
+        meet_replicas(self._groups, (host, port), self._parallel, transport.host)
+
+    def draft(self, name: str, *arguments: Any) -> None:
+        """A call of the drafter's: this shard's part of a pass."""
+        self._do(getattr(self.proposer, name), *arguments)
+
     def release(self, request_id: str) -> None:
         """Drops what this shard keeps for a request."""
         self._model.release(request_id)
@@ -95,8 +119,8 @@ class Served(CacheCopies):
             return self._paged[key]
         return self.views[key]
 
-    def _do(self, call: Callable[[Any], Any], argument: Any) -> None:
+    def _do(self, call: Callable[..., Any], *arguments: Any) -> None:
         import torch
 
         with torch.inference_mode(), current_device(self.device):
-            call(argument)
+            call(*arguments)

@@ -6,6 +6,7 @@ shard is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pilotfish.kernels.device import current_device
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from pilotfish.protocols import ModelInputs, ModelOutputs, PipelineModel
     from pilotfish.ranks.ranks import Ranks
-    from pilotfish.state import SlotCache, SlotStateSpec, StateManager
+    from pilotfish.state import SlotCache, SlotStateSpec, StateManager, StateSpec
 
 
 class ShardedModel:
@@ -34,11 +35,14 @@ class ShardedModel:
             raise AttributeError(name)
         return getattr(self.model, name)
 
-    def attach(self, state: StateManager) -> None:
-        """The state whose paged caches passes read: what other ranks have in their place."""
+    def attach(self, state: StateManager, specs: Iterable[StateSpec]) -> None:
+        """The state whose paged caches passes read: what other ranks have in their place.
+
+        specs: of its caches.
+        """
         from pilotfish.state import PagedStateSpec
 
-        for spec in self.model.state:
+        for spec in specs:
             if isinstance(spec, PagedStateSpec) and spec.num_layers:
                 blocks = state.paged_cache(spec.name).blocks
                 self._blocks.append(blocks)  # alive, so that nothing else has its id
@@ -72,6 +76,11 @@ class ShardedModel:
     def lm_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """As the model's, on all ranks."""
         made: torch.Tensor = self._call("lm_head", hidden_states)
+        return made
+
+    def idle_round(self, joins: int) -> bool:
+        """As the model's, on all ranks."""
+        made: bool = self._call("idle_round", joins)
         return made
 
     def release(self, request_id: str) -> None:

@@ -14,23 +14,27 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import IO
+from typing import IO, Any
 
 import attrs
 
 from pilotfish.config.parallel import ParallelConfig
-from pilotfish.ranks.channel import Listener
-from pilotfish.ranks.launch import Worker
+from pilotfish.ranks.channel import Address, Channel, Listener
+from pilotfish.ranks.launch import Starts, Worker, threads_of_rank
 
 BOOT = """\
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-told = json.loads(sys.stdin.buffer.readline())
-sys.path[:] = told["path"]
-from pilotfish.ranks.worker import main
-main(tuple(told["address"]), bytes.fromhex(told["key"]), told["rank"])
+sys.path[:] = json.loads(sys.stdin.buffer.readline())
+from pilotfish.ranks.worker import import_early, main
+import_early()
+if told := sys.stdin.buffer.readline():
+    told = json.loads(told)
+    main(tuple(told["address"]), bytes.fromhex(told["key"]), told["rank"])
 """
-"""The path comes first, since pilotfish itself may be found by it alone."""
+"""The path comes first, since pilotfish itself may be found by it alone; then nothing, where the
+process is let go of before it is needed.
+"""
 _TAIL_BYTES = 2000
 _TERMINATE_S, _KILL_S = 0.5, 5.0
 """How long a process may take to end when it is told to, and when it is killed."""
@@ -67,43 +71,37 @@ class Spawn:
 
     host = "127.0.0.1"
 
-    def __init__(self, parallel: ParallelConfig) -> None:
-        del parallel
+    def __init__(
+        self, parallel: ParallelConfig, starts: Starts = "ranks", front: Channel | None = None
+    ) -> None:
+        del starts, front
+        self._parallel = parallel
+        self._early: list[Process] = []
+
+    def begin_early(self) -> None:
+        """Starts the ranks' processes, which import torch meanwhile and wait to be launched."""
+        is_one = self._parallel.num_replicas == 1  # else each replica starts its own
+        for rank in range(1, self._parallel.num_ranks) if is_one else ():
+            self._early.append(_start(rank, threads_of_rank(self._parallel)))
 
     def launch(self, rank: int, listener: Listener, num_threads: int) -> Process:
         """The key goes through its standard input, which others cannot read as they can arguments;
         the same pipe tells it when this process is gone.
         """
-        environment = {"OMP_NUM_THREADS": str(num_threads), **os.environ}
-        errors = tempfile.TemporaryFile()  # noqa: SIM115
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-u", "-c", BOOT, f"pilotfish-rank-{rank}"],
-                stdin=subprocess.PIPE,
-                stdout=errors,
-                stderr=errors,
-                env=environment,
-            )
-        except BaseException:
-            errors.close()
-            raise
-        told = {
-            "path": [*map(str, sys.path)],
-            "address": listener.address,
-            "key": listener.key.hex(),
-            "rank": rank,
-        }
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended already, as will be seen
-            process.stdin.write(json.dumps(told).encode() + b"\n")
-            process.stdin.flush()
-        return Process(rank, process, errors)
+        worker = self._early.pop(0) if self._early else _start(rank, num_threads)
+        _tell(worker, {"address": listener.address, "key": listener.key.hex(), "rank": rank})
+        return worker
+
+    def pass_on(self, rank: int, address: Address, key: bytes) -> None:
+        """Never asked: a lead starts its ranks itself."""
+        raise NotImplementedError(rank, address, key)
 
     def end(self, workers: Sequence[Worker], wait_s: float) -> None:
         """Those that have not ended by themselves are told to, and then are killed. Nothing of them
         is left, also where an interrupt cuts the patience short.
         """
-        processes = [one for one in workers if isinstance(one, Process)]
+        early, self._early = self._early, []
+        processes = [*(one for one in workers if isinstance(one, Process)), *early]
         try:
             _wait(processes, wait_s)
             for worker in _running(processes):
@@ -120,6 +118,33 @@ class Spawn:
                     if worker.process.stdin is not None:
                         worker.process.stdin.close()
                 worker.errors.close()
+
+
+def _start(rank: int, num_threads: int) -> Process:
+    environment = {"OMP_NUM_THREADS": str(num_threads), **os.environ}
+    errors = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", BOOT, f"pilotfish-rank-{rank}"],
+            stdin=subprocess.PIPE,
+            stdout=errors,
+            stderr=errors,
+            env=environment,
+        )
+    except BaseException:
+        errors.close()
+        raise
+    worker = Process(rank, process, errors)
+    _tell(worker, [*map(str, sys.path)])
+    return worker
+
+
+def _tell(worker: Process, line: Any) -> None:
+    stdin = worker.process.stdin
+    assert stdin is not None
+    with suppress(BrokenPipeError):  # it has ended already, as will be seen
+        stdin.write(json.dumps(line).encode() + b"\n")
+        stdin.flush()
 
 
 def _running(workers: Sequence[Process]) -> list[Process]:

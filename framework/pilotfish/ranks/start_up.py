@@ -20,6 +20,7 @@ from pilotfish.errors import ConfigError
 from pilotfish.parallel.gloo import Gloo
 from pilotfish.parallel.group import Groups
 from pilotfish.ranks.channel import Address, listen
+from pilotfish.ranks.launch import CONNECT_S
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -29,15 +30,17 @@ SERVE = "pilotfish.ranks.serve:make_model"
 
 @attrs.frozen(kw_only=True)
 class StartUp:
-    """serve: module:function that makes what a worker serves, of a StartUp and its Groups.
+    """rank: among those of all replicas.
+
+    serve: module:function that makes what a worker serves, of a StartUp and its Groups.
 
     options: arguments of `prepare_from_options`. memory_plan: the driver's. store: where ranks
-    meet.
+    meet; None for one that meets nobody.
     """
 
     parallel: ParallelConfig
     rank: int
-    store: Address
+    store: Address | None = None
     serve: str = SERVE
     options: Mapping[str, Any] = attrs.field(factory=dict)
     memory_plan: Any = None
@@ -81,9 +84,10 @@ def connect(groups: Groups, store: TCPStore, parallel: ParallelConfig, host: str
 
     host: this machine's address that they reach.
     """
+    within = groups.within_replica
     for group, name in (
-        (groups.tensor, "tensor"),
-        (groups.expert, f"expert {groups.tensor.rank // groups.expert.size}"),
+        (within.tensor, "tensor"),
+        (within.expert, f"expert {groups.tensor.rank // within.expert.size}"),
     ):
         if group is groups.expert and group.size == groups.tensor.size:
             group.transport = groups.tensor.transport
@@ -96,6 +100,23 @@ def connect(groups: Groups, store: TCPStore, parallel: ParallelConfig, host: str
                 timeout_s=parallel.rank_timeout,
                 host=host,
             )
+
+
+def meet_replicas(groups: Groups, meeting: Address, parallel: ParallelConfig, host: str) -> None:
+    """Meets the ranks of other replicas that share experts, all of which come now.
+
+    meeting: a store that no others met at. host: as for `connect`.
+    """
+    group, timeout_s = groups.expert, max(parallel.rank_timeout, CONNECT_S)
+    store, name = join_store(meeting, timeout_s), f"experts {groups.number // group.size}"
+    store.set(f"{name} {group.rank}", "")
+    everybody = [f"{name} {rank}" for rank in range(group.size)]
+    store.wait(everybody, timedelta(seconds=timeout_s))
+    if isinstance(group.transport, Gloo):
+        group.transport.close()
+    group.transport = Gloo(
+        store, name, group.rank, group.size, timeout_s=parallel.rank_timeout, host=host
+    )
 
 
 def transports_of(groups: Groups) -> tuple[Gloo, ...]:

@@ -14,11 +14,14 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from pilotfish.ranks.channel import Address, Channel
+from pilotfish.ranks.channel import Address, Channel, HungUp
 
 CLOSE = b""
 """The message that ends what is served."""
 READY, ERROR = "ready", "error"
+LAUNCH = "launch"
+"""What the lead of a replica says where another process starts its ranks: a rank, and where it
+listens for it."""
 _LOOK_S = 1.0
 """How often a worker looks whether its driver lives, beside what its standard input tells."""
 
@@ -26,15 +29,20 @@ _LOOK_S = 1.0
 def main(address: Address, key: bytes, rank: int) -> NoReturn:
     """Of a process that the driver started: serves until it is told to close, or that is gone."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-    import_module("pilotfish.ranks.start_up")  # torch: who has connected answers at once
     code = 0
     try:
         serve(Channel.connect(address, key, rank))
-    except EOFError:
+    except HungUp:
         pass
     except BaseException:
         code = 1
     end_process(code)
+
+
+def import_early() -> None:
+    """What every model needs, while the driver looks at this one."""
+    import_module("pilotfish.ranks.start_up")  # torch: who has connected answers at once
+    import_module("pilotfish.loading.prepare")
 
 
 def end_process(code: int) -> NoReturn:
@@ -47,12 +55,12 @@ def end_process(code: int) -> NoReturn:
 
 
 def serve(channel: Channel) -> None:
-    """Serves one model, until the driver closes it. Raises EOFError where the driver is gone, and
+    """Serves one model, until the driver closes it. Raises HungUp where the driver is gone, and
     whatever fails, which the driver has been told then.
     """
     try:
         _serve(channel)
-    except EOFError:
+    except HungUp:
         raise
     except BaseException as error:
         _say(channel, error)
@@ -69,10 +77,14 @@ def _serve(channel: Channel) -> None:
         return
     start = StartUp.from_bytes(message)
     groups = Groups.of_rank(start.rank, start.parallel)
-    store = join_store(start.store, start.parallel.rank_timeout)
-    connect(groups, store, start.parallel, channel.host)
+    if start.store is not None:
+        store = join_store(start.store, start.parallel.rank_timeout)
+        connect(groups, store, start.parallel, channel.host)
     module, _, name = start.serve.partition(":")
     served: Any = getattr(import_module(module), name)(start, groups)
+    if hasattr(served, "run"):  # it hears and answers by itself
+        served.run(channel)
+        return
     channel.send(encode([(READY, ())]))
     known, device = served.known, getattr(served, "device", "cpu")
     while (message := channel.recv()) != CLOSE:

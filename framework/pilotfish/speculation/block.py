@@ -99,8 +99,10 @@ class BlockProposer:
     samples_anchor: see above. max_positions: rows past it are never run: drafting pauses there.
     keeps_probs: whether proposals say which law each token was drawn from ("residual" acceptance
     needs it). whose: draft, for messages.
+    shared_calls: see `shared_calls_of`.
     """
 
+    shared_calls: ClassVar[tuple[str, ...]] = ("take_in", "forward")
     config_class: ClassVar[type[Any]]
 
     def __init__(

@@ -1,7 +1,8 @@
 """DraftNetwork and DraftModel: what drafts that read their target's hidden states have in common.
 
-Knows: loading, row padding, the start of a pass, what is borrowed of the target. Does not know: how
-blocks compute, which rows run, or how tokens are chosen (SequentialProposer, BlockProposer).
+Knows: loading, shards, row padding, the start of a pass, what is borrowed of the target. Does not
+know: how blocks compute, which rows run, or how tokens are chosen (SequentialProposer,
+BlockProposer).
 Axis letters: B requests, T packed rows, T' rows with padding, R rows of logits, D draft width, V
 vocabulary of the target.
 """
@@ -21,6 +22,7 @@ from pilotfish.invariance.rows import padded
 from pilotfish.kernels import KernelBackend
 from pilotfish.layers.attention import Attention, lay_outs
 from pilotfish.layers.block import PreNormBlock
+from pilotfish.layers.column_parallel import ColumnParallelLinear
 from pilotfish.layers.embedding import Embedding
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.layers.layer import Layer
@@ -28,12 +30,25 @@ from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.rope import Rotary
+from pilotfish.layers.splitting import is_plain
+from pilotfish.layers.vocab_parallel import VocabParallelEmbedding, VocabParallelHead
 from pilotfish.models.loading import load_layers
+from pilotfish.parallel.group import Groups
 from pilotfish.speculation.draft_config import DRAFT_CACHE, DraftConfig
 from pilotfish.speculation.draft_vocabulary import DraftVocabulary, fitted
 from pilotfish.speculation.proposer import ProposerSetup
 from pilotfish.state import KVCacheInputs
-from pilotfish.weights import LoadPlan, TensorInfo, WeightRules, WeightSource, plan_load
+from pilotfish.weights import (
+    LoadPlan,
+    TensorInfo,
+    WeightRules,
+    WeightSource,
+    plan_load,
+    stays_stored,
+    tensors_read,
+    without_ignored,
+)
+from pilotfish.weights.shards import check_shards
 
 Planned = TypeVar("Planned")
 
@@ -43,9 +58,11 @@ class DraftNetwork(Layer):
 
     backend: of all kernels; None: torch's. embed_tokens, lm_head, vocabulary: None where the draft
     has none of its own. padding: of rows, so that a row's bits are its own; set when the weights
-    are known.
+    are known. fc: what a subclass makes its rows of the target's hidden states with, if it has it.
     Parameters: embed_tokens.weight, lm_head.weight, vocabulary.offsets.
     """
+
+    fc: Linear
 
     def __init__(self, config: DraftConfig, backend: KernelBackend | None = None) -> None:
         self.backend = KernelBackend() if backend is None else backend
@@ -63,6 +80,19 @@ class DraftNetwork(Layer):
             )
         if config.has_head and config.has_offsets:
             self.vocabulary = DraftVocabulary(config.draft_vocab_size, config.target_vocab_size)
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Splits the layers, the vocabulary of an embedding and a head of its own, and fc."""
+        super().shard(groups, name)
+        embedding, head, group = self.embed_tokens, self.lm_head, groups.tensor
+        if group.is_alone:
+            return
+        if embedding is not None and is_plain(embedding, Embedding):
+            self.embed_tokens = VocabParallelEmbedding(embedding, group)
+        if head is not None and is_plain(head, Linear):
+            self.lm_head = VocabParallelHead(head, groups)
+        if is_plain(getattr(self, "fc", None), Linear):
+            self.fc = ColumnParallelLinear(self.fc, group)
 
     @cached_property
     def lay_outs(self) -> tuple[Callable[[ForwardPass], None], ...]:
@@ -167,9 +197,35 @@ class DraftModel:
         shapes = self.network.parameter_shapes()
         return {name: shape for name, shape in shapes.items() if name not in ties}
 
+    def shard(self, groups: Groups) -> None:
+        """Leaves one of several ranks its part of the network; once, before weights are planned.
+
+        What is borrowed of the target is the target's part. Raises ConfigError naming the layer
+        that cannot be split so.
+        """
+        self.network.shard(groups)
+
     def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
-        """Which tensors fill which parameter. Raises WeightsError naming what does not fit."""
-        return plan_load(self.weight_rules(), infos, self.network.parameter_shapes())
+        """Which tensors fill which parameter. Raises WeightsError naming what does not fit, and
+        ConfigError for a tensor that cannot be cut where ranks or slices want it.
+        """
+        network = self.network
+        plan = plan_load(self.weight_rules(), infos, network.parameter_shapes())
+        keeps = network.may_stay if self.backend.name == "native" else None
+        check_shards(plan, infos, network.shards(), keeps)
+        return plan
+
+    def without_ignored(self, infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """The tensors that `load_model` reads into parameters."""
+        return without_ignored(self.weight_rules(), infos, self.network.parameter_shapes())
+
+    def staying(self, infos: Mapping[str, TensorInfo]) -> frozenset[str]:
+        """The tensors that are used as they lie in the file, in what memory they take."""
+        if self.backend.name != "native":
+            return frozenset()
+        shapes = self.network.parameter_shapes()
+        read = tensors_read(self.weight_rules(), infos, filter(self.network.may_stay, shapes))
+        return frozenset(name for name in read if stays_stored(infos[name], self.config.dtype))
 
     def load_model(self, weights: WeightSource | None) -> None:
         """Fills every parameter, and finds to how many rows passes are padded on this machine.
@@ -191,7 +247,15 @@ class DraftModel:
             dtype=self.dtype,
             known=ProbeCache(),
         )
-        load_layers(network, plan, weights, self.dtype, backend=self.backend, device=self.device)
+        load_layers(
+            network,
+            plan,
+            weights,
+            self.dtype,
+            backend=self.backend,
+            device=self.device,
+            shards=network.shards(),
+        )
         for name in weights.infos:
             if network.vocabulary is not None and name.removeprefix("model.") == "t2d":
                 network.vocabulary.check_mask(weights.load(name))

@@ -145,7 +145,9 @@ class Proposer(Protocol):
 
     config_class: ClassVar[type[Any]]
 
-    # Not needed: `plan_load(infos)` and `plan_pass()`, as a model's (`OptionalOfModel`).
+    # Not needed: `plan_load(infos)`, `staying(infos)`, `without_ignored(infos)`, `plan_pass()` and
+    # `shard(groups)`, as a model's (`OptionalOfModel`).
+    # `shared_calls: ClassVar[tuple[str, ...]]`, beside `shard`: see `shared_calls_of`.
 
     def load_model(self, weights: WeightSource | None) -> None:
         """Fills its parameters; weights: the draft's, None for a method without a draft.
@@ -169,3 +171,20 @@ class Proposer(Protocol):
         request may come again under the same id.
         """
         ...
+
+
+def shared_calls_of(drafter: type[Any]) -> tuple[str, ...]:
+    """Methods of a drafter that every rank of its target calls; () where the first runs it alone.
+
+    They are those that `shared_calls` names, where the class has a `shard` too; a subclass with a
+    `propose` of its own names them anew. Each rank computes its part, of arguments that the first
+    rank gives all: tensors, plain values and records, by position.
+    """
+    if not callable(getattr(drafter, "shard", None)):
+        return ()
+    for kind in drafter.__mro__:
+        if "shared_calls" in vars(kind):
+            return tuple(vars(kind)["shared_calls"])
+        if "propose" in vars(kind):
+            return ()
+    return ()

@@ -88,9 +88,11 @@ class SequentialProposer:
     cache_name: its paged cache. shift: see above. max_positions: rows past it are never run:
     drafting pauses there. device: of its tensors. keeps_probs: whether proposals say which law each
     token was drawn from ("residual" acceptance needs it). whose: draft, for messages.
+    shared_calls: see `shared_calls_of`.
     """
 
     shift: ClassVar[int]
+    shared_calls: ClassVar[tuple[str, ...]] = ("forward",)
     config_class: ClassVar[type[Any]]
 
     def __init__(

@@ -13,6 +13,7 @@ import attrs
 
 from pilotfish.config.cache import CacheConfig
 from pilotfish.errors import CapacityError
+from pilotfish.state.copies import NO_COPIES, Copies
 from pilotfish.state.page_choice import DEVICE_SHARE, SET_BY, PageChoice, unasked_bytes
 from pilotfish.state.specs import PagedStateSpec, SlotStateSpec, StateSpec
 
@@ -95,7 +96,7 @@ class MemoryPlan:
     paged_caches: bytes of one page in each paged cache, and of what slot caches keep at its end.
     slots: bytes of each slot cache, all requests.
     images: bytes of what images take, by part; empty for text only.
-    others: what the other ranks take beside it.
+    others: what the other ranks take beside it. copies: what further replicas take.
     activations: bytes of a pass. available: bytes that could be taken when the plan was made.
     num_pages, page_size_tokens: the page pool. max_seq_len: the longest context asked for.
     scratch_tokens: rows that a request needs beyond it within a step.
@@ -119,6 +120,7 @@ class MemoryPlan:
     images: Mapping[str, int] = attrs.field(factory=dict, repr=_plain_repr)
     weight_kinds: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict, repr=_plain_repr)
     others: OtherRanks = ALONE
+    copies: Copies = NO_COPIES
     note: str = ""
     smaller: tuple[str, ...] | None = None
 
@@ -138,6 +140,7 @@ class MemoryPlan:
         images: Mapping[str, int] | None = None,
         weight_kinds: Mapping[str, Mapping[str, int]] | None = None,
         others: OtherRanks = ALONE,
+        copies: Copies = NO_COPIES,
     ) -> MemoryPlan:
         """Chooses num_pages: the user's number, else what the user's bytes hold, else enough.
 
@@ -153,12 +156,13 @@ class MemoryPlan:
         paged_caches, slots = bytes_of_pages(specs, cache), bytes_of_slots(specs, max_batch_size)
         page_bytes, slot_bytes = sum(paged_caches.values()), sum(slots.values())
         fixed = sum(weights.values()) + activations + sum((images or {}).values()) + slot_bytes
+        fixed += others.count * (others.weights + others.fixed)
         choice = PageChoice(
             cache=cache,
             page_bytes=page_bytes,
             slot_bytes=slot_bytes,
-            all_page_bytes=page_bytes + others.count * others.page_bytes,
-            left=available - fixed - others.count * (others.weights + others.fixed),
+            all_page_bytes=(page_bytes + others.count * others.page_bytes) * (1 + copies.count),
+            left=available - copies.all_of(fixed),
             device=device,
             pages_per_context=-(-(max_seq_len + scratch_tokens) // size),
             max_batch_size=max_batch_size,
@@ -180,6 +184,7 @@ class MemoryPlan:
             images=MappingProxyType(dict(images or {})),
             weight_kinds=MappingProxyType(dict(weight_kinds or {})),
             others=others,
+            copies=copies,
         )
 
     @property
@@ -191,8 +196,13 @@ class MemoryPlan:
 
     @property
     def num_ranks(self) -> int:
-        """Processes that the model lies on."""
+        """Processes that the model lies on, or each of its replicas."""
         return 1 + self.others.count
+
+    @property
+    def num_replicas(self) -> int:
+        """Replicas on this machine."""
+        return 1 + self.copies.count
 
     @property
     def total(self) -> int:
@@ -202,10 +212,10 @@ class MemoryPlan:
 
     @property
     def all_ranks(self) -> int:
-        """Bytes of all ranks together."""
+        """Bytes of all ranks together, of all replicas."""
         others = self.others
         each = others.weights + others.fixed + others.page_bytes * self.num_pages
-        return self.total + others.count * each
+        return self.copies.all_of(self.total + others.count * each)
 
     @property
     def missing(self) -> int:
@@ -215,7 +225,8 @@ class MemoryPlan:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page, on all ranks together."""
-        return sum(self.paged_caches.values()) + self.others.count * self.others.page_bytes
+        one = sum(self.paged_caches.values()) + self.others.count * self.others.page_bytes
+        return one * self.num_replicas
 
     @property
     def left(self) -> int:
@@ -261,6 +272,7 @@ class MemoryPlan:
             "available_bytes": self.available,
             "total_bytes": self.total,
             "num_ranks": self.num_ranks,
+            "num_replicas": self.num_replicas,
             "all_ranks_bytes": self.all_ranks,
             "missing_bytes": self.missing,
             "weights_bytes": dict(self.weights),
@@ -284,7 +296,7 @@ class MemoryPlan:
             f"memory on {self.device}{self._of_ranks()}: {size_in_words(self.all_ranks)} of "
             f"{size_in_words(self.available)} available{short}"
         ]
-        if self.others.count:
+        if self._of_ranks():
             lines.append(f"  of the first rank, which takes the most: {size_in_words(self.total)}")
         lines += [
             f"  weights ({name}): {size_in_words(count)}{self._by_kind(name)}"
@@ -308,7 +320,10 @@ class MemoryPlan:
         return "\n".join(lines)
 
     def _of_ranks(self) -> str:
-        return f", {self.num_ranks} ranks together" if self.others.count else ""
+        if not self.copies.count:
+            return f", {self.num_ranks} ranks together" if self.others.count else ""
+        ranks = f" of {self.num_ranks} ranks" if self.others.count else ""
+        return f", {self.num_replicas} replicas{ranks} together"
 
     def _by_kind(self, name: str) -> str:
         kinds = self.weight_kinds.get(name, {})
@@ -326,14 +341,17 @@ class MemoryPlan:
         parts |= {f"images ({name})": count for name, count in self.images.items()}
         parts["activations"] = self.activations
         listed = ", ".join(f"{name} {size_in_words(count)}" for name, count in parts.items())
-        of_first = f"{size_in_words(self.total)} on the first: " if self.others.count else ""
+        of_first = f"{size_in_words(self.total)} on the first: " if self._of_ranks() else ""
         raise CapacityError(
             f"{size_in_words(self.all_ranks)} are needed on {self.device}{self._of_ranks()} and "
             f"{size_in_words(self.available)} are available: {of_first}{listed}; {self._advice()}"
         )
 
     def _advice(self) -> str:
-        fixed = sum(self.weights.values()) + self.others.count * self.others.weights
+        weights = sum(self.weights.values()) + self.others.count * self.others.weights
+        fixed = self.copies.all_of(weights)
+        if self.copies.count and fixed > self.available:
+            return f"lower data_parallel (now {self.num_replicas}): the weights alone do not fit"
         if fixed > self.available:
             return "the weights alone do not fit: use a smaller model or dtype, or another device"
         if fixed + sum(self.images.values()) > self.available:

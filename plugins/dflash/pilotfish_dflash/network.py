@@ -18,10 +18,13 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.context_kv_write import write_context_kv
 from pilotfish.kernels.context_kv_write.native import plan_write_context_kv
 from pilotfish.kernels.native.buffers import Buffer, Pointer
+from pilotfish.layers.attention import heads_of_rank
 from pilotfish.layers.layer import Layer
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.pass_plan import PassPlan, has_plan, is_as_written
+from pilotfish.layers.splitting import may_split
+from pilotfish.parallel.group import Groups
 from pilotfish.speculation.draft_model import DraftNetwork, draft_block
 from pilotfish.state import KVCacheInputs
 from pilotfish_dflash.config import DFlashConfig
@@ -33,20 +36,35 @@ Planned = TypeVar("Planned", ContextPass, BlockPass)
 class ContextKV(Layer):
     """Keys and values of all layers, from one projection of the context's rows.
 
+    num_heads: query heads of the blocks' attention.
     Parameters: kv.weight [L 2 K H, D] (layer by layer, keys before values), kv.bias, k_norm [L, H].
     """
 
     k_norm: torch.Tensor
 
     def __init__(self, config: DFlashConfig) -> None:
-        self.shape = (
-            *(-1, config.num_hidden_layers, 2),
-            *(config.num_key_value_heads, config.head_dim),
-        )
+        kv_heads, head_dim = config.num_key_value_heads, config.head_dim
+        self.num_heads = config.num_attention_heads
+        self.shape = (-1, config.num_hidden_layers, 2, kv_heads, head_dim)
         self.eps = config.rms_norm_eps
-        rows = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
+        rows = config.num_hidden_layers * 2 * kv_heads * head_dim
         self.kv = Linear(config.hidden_size, rows, bias=config.attention_bias)
-        self.declare("k_norm", (config.num_hidden_layers, config.head_dim))
+        self.declare("k_norm", (config.num_hidden_layers, head_dim))
+
+    def shard(self, groups: Groups, name: str = "") -> None:
+        """Leaves this rank, in every layer, the keys and values that its query heads meet."""
+        if not may_split(self, ContextKV, {"kv": Linear}, groups.tensor, name):
+            return
+        _, num_layers, _, kv_heads, head_dim = self.shape
+        _, held = heads_of_rank(groups.tensor, self.num_heads, kv_heads, name)
+        starts = range(0, num_layers * 2 * kv_heads, kv_heads)
+        self.kv.keep_rows(
+            *(
+                range((start + held.start) * head_dim, (start + held.stop) * head_dim)
+                for start in starts
+            )
+        )
+        self.shape = (-1, num_layers, 2, len(held), head_dim)
 
     def write(
         self,

@@ -28,7 +28,7 @@ class ContextPass(DraftPass):
     def __init__(self, network: DFlashLlama3) -> None:
         super().__init__(network, dtype=network.dtype, cache_dtype=network.dtype)
         run = self.layers
-        features = run.buffer(network.fc.packed.in_features)
+        features = run.buffer(network.fc.in_features)
         rows = run.norm(network.hidden_norm, run.linear(network.fc, features))
         network.context.plan(run, rows, _CACHES)
         self.finish([features.columns()])
@@ -45,7 +45,7 @@ class BlockPass(DraftPass):
     def __init__(self, network: DFlashLlama3) -> None:
         super().__init__(network, dtype=network.dtype, cache_dtype=network.dtype)
         run = self.layers
-        entering = run.buffer(network.fc.packed.out_features)
+        entering = run.buffer(network.fc.out_features)
         x, residual = entering, None
         for layer in network.layers:
             x, residual = run.block(layer, x, residual)

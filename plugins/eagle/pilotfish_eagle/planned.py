@@ -25,7 +25,7 @@ class EaglePass(DraftPass):
 
     def __init__(self, network: EagleNetwork, *, combines: bool, dtype: torch.dtype) -> None:
         super().__init__(network, dtype=dtype, cache_dtype=dtype)
-        run, fc = self.layers, network.fc.packed
+        run, fc = self.layers, network.fc
         width = fc.out_features
         beside = fc.in_features if combines else width
         inputs: tuple[Columns, Columns]

@@ -6,9 +6,10 @@ import torch
 
 from pilotfish.layers.block import PreNormBlock, Sublayer
 from pilotfish.layers.embedding import Embedding
+from pilotfish.layers.experts import ExpertFormat
 from pilotfish.layers.linear import Linear
 from pilotfish.layers.mlp import GatedMLP
-from pilotfish.layers.moe import ExpertFormat, MixtureOfExperts
+from pilotfish.layers.moe import MixtureOfExperts
 from pilotfish.layers.norm import RMSNorm
 from pilotfish.layers.rope import Rotary, yarn_scale
 from pilotfish.layers.router import Routing

@@ -73,5 +73,5 @@ class LFM2Model(DecoderModel):
                 "kv_cache_inputs has no columns of the convolutions; wanted the cache that "
                 "make_cache makes given to the state: StateManager(..., slot_caches=[cache])"
             )
-        ids = tuple(context.request_id for context in replica_batches[0])
+        ids = tuple(context.request_id for context in self.packed_batch(replica_batches).contexts)
         return attrs.evolve(inputs, request_ids=ids)

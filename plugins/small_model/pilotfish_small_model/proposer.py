@@ -6,12 +6,13 @@ inputs are made of the driver's rows. Does not know: architectures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from pilotfish.batch import RequestContext
+from pilotfish.parallel.group import Groups
 from pilotfish.protocols import PipelineModel, ReturnLogits
 from pilotfish.protocols.optional import of_model
 from pilotfish.speculation import DraftOutputs, DraftRows, ProposerSetup, SequentialProposer
@@ -45,9 +46,28 @@ class SmallModelProposer(SequentialProposer):
             return_logits=ReturnLogits.VARIABLE,
         )
 
-    def plan_load(self, infos: Mapping[str, TensorInfo]) -> None:
-        """Raises WeightsError naming tensors that do not fit the draft's architecture."""
-        of_model(self._model).plan_load(infos)
+    @property
+    def network(self) -> object:
+        """The draft's network; None for a model that is none of layers."""
+        return getattr(self._model, "network", None)
+
+    def shard(self, groups: Groups) -> None:
+        """As the draft's architecture is shared. Raises ConfigError where it is not."""
+        of_model(self._model).shard(groups)
+
+    def plan_load(self, infos: Mapping[str, TensorInfo]) -> object:
+        """As a model's. Raises WeightsError naming tensors that do not fit the draft's
+        architecture.
+        """
+        return of_model(self._model).plan_load(infos)
+
+    def without_ignored(self, infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """As a model's."""
+        return of_model(self._model).without_ignored(infos)
+
+    def staying(self, infos: Mapping[str, TensorInfo]) -> Collection[str]:
+        """As a model's."""
+        return of_model(self._model).staying(infos)
 
     def load_model(self, weights: WeightSource | None) -> None:
         """Loads the draft as a model of its own."""

@@ -53,7 +53,7 @@ class UnifiedInputs(ModelInputs):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        num_requests = self.input_row_offsets.shape[0] - 1
+        num_requests = self.num_requests
         drafts, kv = self.draft_tokens, self.kv_cache_inputs
         if drafts is not None and (drafts.ndim != 2 or drafts.shape[0] != num_requests):
             raise ValueError(
@@ -82,3 +82,9 @@ class UnifiedOutputs:
     num_committed: tuple[int, ...]
     next_draft_tokens: tuple[tuple[int, ...], ...]
     next_draft_probs: tuple[torch.Tensor | None, ...]
+
+
+NOTHING = UnifiedOutputs(
+    num_accepted=(), tokens=(), num_committed=(), next_draft_tokens=(), next_draft_probs=()
+)
+"""Of a step without requests."""

@@ -17,8 +17,8 @@ from pilotfish.batch import NO_DRAFT, RequestContext
 from pilotfish.config import PipelineConfig
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.device import current_device
-from pilotfish.models.inputs import initial_inputs
-from pilotfish.parallel.group import Groups
+from pilotfish.models.inputs import PackedBatch, initial_inputs
+from pilotfish.parallel.group import Group, Groups
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ModelInputs, PipelineModel, ReturnLogits
 from pilotfish.protocols.optional import of_model
@@ -27,10 +27,15 @@ from pilotfish.sampling import Sampler
 from pilotfish.sampling.bitmask import apply_bitmask
 from pilotfish.speculation.acceptance import Accepted
 from pilotfish.speculation.acceptance_rules import acceptance_rule
-from pilotfish.speculation.proposer import DraftRequest, Proposer, ProposerSetup
+from pilotfish.speculation.proposer import (
+    DraftRequest,
+    Proposer,
+    ProposerSetup,
+    shared_calls_of,
+)
 from pilotfish.speculation.step import propose, verify
 from pilotfish.speculation.unified.config import UnifiedConfig
-from pilotfish.speculation.unified.inputs import UnifiedInputs, UnifiedOutputs
+from pilotfish.speculation.unified.inputs import NOTHING, UnifiedInputs, UnifiedOutputs
 from pilotfish.speculation.unified.step import DraftPages, Step
 from pilotfish.state import CacheParams, KVCacheInputs, StateSpec
 from pilotfish.weights import WeightSource
@@ -90,13 +95,25 @@ class UnifiedModel:
         return cls.config_class.initialize(pipeline_config, model).get_max_seq_len()
 
     def shard(self, groups: Groups) -> None:
-        """Leaves this rank its part of the target; once, before `load_model`.
+        """Leaves this rank its part of target and draft; once, before `load_model`.
 
-        The draft is whole on every rank: given the same inputs, all of them make the same step.
-        Raises ConfigError naming the layer that cannot be split so.
+        A draft that ranks cannot share is whole on each. Given the same inputs, all of them make
+        the same step. Raises ConfigError naming the layer that cannot be split so.
         """
         self.groups = attrs.evolve(groups, logits_everywhere=True)
         of_model(self.target).shard(self.groups)
+        if not groups.within_replica.is_trivial and shared_calls_of(type(self.draft)):
+            of_model(self.draft).shard(self.groups.within_replica)
+
+    @property
+    def signal_buffers(self) -> Group:
+        """The ranks of this replica, through which its layers tell one another their parts."""
+        return self.groups.tensor
+
+    @property
+    def ep_inputs(self) -> Group:
+        """The ranks that share experts, through which rows go to them."""
+        return self.groups.expert
 
     def get_kv_params(self) -> CacheParams:
         """The geometry of the target's paged cache, of this rank's part."""
@@ -105,7 +122,9 @@ class UnifiedModel:
     @property
     def state(self) -> tuple[StateSpec, ...]:
         """The caches of both, of this rank's part."""
-        return (*self.target.state, *self.config.draft.get_state_specs())
+        of_draft = self.config.draft.get_state_specs()
+        size = self.groups.tensor.size if shared_calls_of(type(self.draft)) else 1
+        return (*self.target.state, *(spec.of_rank(size) for spec in of_draft))
 
     def load_model(self, weights: WeightSource, draft_weights: WeightSource) -> None:
         """Fills both. Raises WeightsError naming tensors that do not fit."""
@@ -121,10 +140,12 @@ class UnifiedModel:
         return_n_logits: int | Sequence[int] = 1,
         **fields: Any,
     ) -> UnifiedInputs:
-        """Packs the scheduled tokens that count; fields: further ones of the inputs."""
-        if len(replica_batches) != 1:
-            raise ValueError(f"got {len(replica_batches)} replica batches; wanted one replica")
-        batch = replica_batches[0]
+        """Packs the scheduled tokens that count; fields: further ones of the inputs.
+
+        replica_batches: see `PipelineModel`.
+        """
+        packed = PackedBatch.of(replica_batches, self.groups.data)
+        batch = packed.contexts
         ends = [context.num_computed + context.num_scheduled for context in batch]
         following = [[*c.tokens[end : end + 1], -1][0] for c, end in zip(batch, ends, strict=True)]
         return initial_inputs(
@@ -133,6 +154,7 @@ class UnifiedModel:
             kv_cache_inputs,
             return_n_logits,
             device=self.device,
+            data_parallel_splits=packed.splits,
             following_tokens=torch.tensor(following, dtype=torch.int64, device=self.device),
             **fields,
         )
@@ -172,6 +194,9 @@ class UnifiedModel:
                 f"the inputs are {type(model_inputs).__name__}; wanted "
                 f"{self.inputs_class.__name__}: make them with prepare_initial_token_inputs"
             )
+        if not model_inputs.num_requests:
+            self.target.execute(model_inputs)  # others' rows go through its experts
+            return NOTHING
         kv, blocks = model_inputs.kv_cache_inputs, model_inputs.draft_kv_blocks
         if kv is None or blocks is None:
             raise ValueError("kv_cache_inputs and draft_kv_blocks are needed and one is None")
@@ -224,7 +249,8 @@ class UnifiedModel:
             len(proposal.tokens) + 1 if wants else 0
             for proposal, wants in zip(step.drafts, step.wants, strict=True)
         ]
-        return self.target_inputs(contexts, kv, counts, model_inputs)
+        made = self.target_inputs(contexts, kv, counts, model_inputs)
+        return attrs.evolve(made, data_parallel_splits=model_inputs.data_parallel_splits)
 
     def target_inputs(
         self,

@@ -16,6 +16,7 @@ from pilotfish.config import ParallelConfig
 from pilotfish.errors import ConfigError
 from pilotfish.parallel.group import Groups
 from pilotfish.parallel.threads import run_ranks, thread_groups
+from pilotfish.protocols.optional import of_model
 from pilotfish.testing.compare import want_same_bits
 from pilotfish.testing.outcome import NotApplicable, want
 from pilotfish.testing.session import Session
@@ -26,7 +27,10 @@ SIZES = (2, 4)
 
 
 def any_number_of_ranks_gives_the_same_bits(subject: Subject) -> None:
-    """Logits on 2 and 4 ranks have the bits of one device with as many reduction slices."""
+    """Logits on 2 and 4 ranks, and on 2 that share experts alone, have the bits of one device.
+
+    It has as many reduction slices.
+    """
     backend = subject.prepared(subject.dtype).backend
     if backend.name == "torch":
         raise NotApplicable("torch's products may depend on the number of columns; native ones not")
@@ -46,6 +50,25 @@ def any_number_of_ranks_gives_the_same_bits(subject: Subject) -> None:
     if len(refused) == len(sizes):
         want(subject.num_ranks is None, refused[sizes[0]], f"{sizes[0]} ranks that share it")
         raise NotApplicable(refused[sizes[0]])
+    if subject.num_ranks is None:
+        _check_replicas(subject)
+
+
+def _check_replicas(subject: Subject) -> None:
+    """Where the model has experts that two replicas of one rank each can share."""
+    config = ParallelConfig(data_parallel=2, expert_parallel=2)
+    try:
+        subject.prepared(subject.dtype, parallel=config)
+    except ConfigError:
+        return
+    for dtype in subject.dtypes:
+        wanted = _logits(subject, dtype, ParallelConfig())
+        for replica, found in enumerate(_of_all_ranks(subject, dtype, config)):
+            for name, logits in wanted.items():
+                said = (
+                    f"{dtype}, {name} in replica {replica} of 2, whose experts are shared, logits"
+                )
+                want_same_bits(found[name], logits, said)
 
 
 def _accepted(
@@ -65,13 +88,22 @@ def _accepted(
 
 
 def _logits(subject: Subject, dtype: str, config: ParallelConfig) -> Mapping[str, torch.Tensor]:
-    """Of every row, in passes over a random few: on the first rank, which samples."""
+    """On the first rank, which samples."""
+    return _of_all_ranks(subject, dtype, config)[0]
+
+
+def _of_all_ranks(
+    subject: Subject, dtype: str, config: ParallelConfig
+) -> list[Mapping[str, torch.Tensor]]:
+    """Of every row, in passes over a random few, which are others in each replica."""
 
     def run(groups: Groups) -> Mapping[str, torch.Tensor]:
         prepared = subject.prepared(dtype, parallel=config, groups=groups)
         session = Session(prepared.model, prepared.load())
         session.add_all({name: subject.tokens(LONG, seed) for seed, name in enumerate("abc")})
-        return session.finish_mixed(random.Random(0))
+        found = session.finish_mixed(random.Random(groups.data.rank))
+        while groups.num_expert_replicas > 1 and of_model(prepared.model).idle_round(0):
+            pass
+        return found
 
-    first, *_ = run_ranks(thread_groups(config), run)
-    return first
+    return run_ranks(thread_groups(config), run)

@@ -1,4 +1,4 @@
-"""Loading: what an LLM is made of, from what was prepared.
+"""Loaded: what an LLM is made of, from what was prepared.
 
 Knows: the order in which weights, state, drafter and engine come. Does not know: what is asked of
 them.
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False)
 class Loaded:
-    """proposer: the drafter; None without. at_end: to be called when the engine is let go of."""
+    """proposer: the drafter; None without. at_end: to be called when the engine is let go of.
+
+    Replicas have state and drafter in their own processes.
+    """
 
     engine: Engine
-    state: StateManager
+    state: StateManager | None
     proposer: Proposer | None
     at_end: Callable[[], object] | None = None
 
@@ -64,11 +67,23 @@ def admission_of(prepared: Prepared, tokenizer: Tokenizer | None) -> Admission:
 def load(
     prepared: Prepared, options: Mapping[str, Any], registry: Registry, launcher: Launcher
 ) -> Loaded:
-    """Reads the weights, on all ranks, with a bar on the terminal.
+    """Reads the weights, on all ranks of all replicas.
 
     options: those of `prepare_from_options` that it was prepared with. Raises what loading raises;
     nothing is left then.
     """
+    if prepared.pipeline_config.parallel.num_replicas > 1:
+        from pilotfish.replicas.engine import load_replicas
+
+        replicas: Any = load_replicas(prepared, options)
+        return Loaded(replicas, None, None, replicas.close)
+    return load_here(prepared, options, registry, launcher)
+
+
+def load_here(
+    prepared: Prepared, options: Mapping[str, Any], registry: Registry, launcher: Launcher
+) -> Loaded:
+    """As `load`, with this process as the first rank of the one model, or of its replica."""
     at_end = None
     with (
         LoadingBar(*prepared.sources, bytes_read=prepared.share.bytes_read) as bar,
@@ -77,10 +92,11 @@ def load(
         if prepared.pipeline_config.parallel.num_ranks > 1:
             from pilotfish.ranks.driver import load_on_ranks
 
-            whole, state, ranks = load_on_ranks(prepared, options, bar.counted, launcher)
+            loaded = load_on_ranks(prepared, options, bar.counted, launcher)
+            whole, state, ranks, proposer = loaded
             at_end = undo.callback(ranks.close)
         else:
-            whole, state = prepared, prepared.load(bar.counted)
-        proposer = whole.load_proposer(registry, bar.counted)
+            whole, state, proposer = prepared, prepared.load(bar.counted), None
+        proposer = proposer or whole.load_proposer(registry, bar.counted)
         undo.pop_all()
     return Loaded(make_engine(whole, state, proposer), state, proposer, at_end)

@@ -1,0 +1,1 @@
+"""Replicas: whole copies of a model in processes of their own, and what tells them what to do."""
