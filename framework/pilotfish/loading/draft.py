@@ -87,7 +87,7 @@ class PreparedDraft:
             plan = more.plan_load(infos)
         if not is_shared:
             return self
-        share = Share.of_drafter(
+        share = Share.of(
             proposer,
             groups,
             plan=plan,

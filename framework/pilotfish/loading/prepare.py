@@ -223,6 +223,7 @@ class _Maker:
         share = Share.of(
             model,
             self.groups,
+            specs=model.state,
             plan=plan,
             infos=infos,
             staying=() if absent else more.staying(infos),

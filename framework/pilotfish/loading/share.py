@@ -7,7 +7,7 @@ or what is done with the numbers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Self
 
@@ -21,7 +21,6 @@ from pilotfish.parallel.group import Groups
 from pilotfish.parallel.lockstep import agreement
 from pilotfish.parallel.shard import Shard
 from pilotfish.parallel.traffic import Collective, PassRows, Talks, collectives_of
-from pilotfish.protocols import PipelineModel
 from pilotfish.state import StateSpec
 from pilotfish.state.specs import DTYPE_BYTES
 from pilotfish.weights import LoadPlan, TensorInfo
@@ -49,42 +48,23 @@ class Share:
     @classmethod
     def of(
         cls,
-        model: PipelineModel,
+        model: object,
         groups: Groups,
         *,
+        specs: Iterable[StateSpec] = (),
         plan: object,
         infos: Mapping[str, TensorInfo],
         staying: Collection[str],
         dtype: str,
     ) -> Self:
-        """Of a model that was split already, without weights."""
+        """Of a model, or a drafter, that was split already, without weights.
+
+        specs: of its caches; none for a drafter, whose caches are its config's.
+        """
         network = getattr(model, "network", None)
         return cls(
             groups=groups,
-            specs=tuple(model.state),
-            network=network if isinstance(network, Layer) else None,
-            plan=plan if isinstance(plan, LoadPlan) else None,
-            infos=infos,
-            staying=staying,
-            dtype=dtype,
-        )
-
-    @classmethod
-    def of_drafter(
-        cls,
-        proposer: object,
-        groups: Groups,
-        *,
-        plan: object,
-        infos: Mapping[str, TensorInfo],
-        staying: Collection[str],
-        dtype: str,
-    ) -> Self:
-        """Of a drafter that was split already, without weights; its caches are its config's."""
-        network = getattr(proposer, "network", None)
-        return cls(
-            groups=groups,
-            specs=(),
+            specs=tuple(specs),
             network=network if isinstance(network, Layer) else None,
             plan=plan if isinstance(plan, LoadPlan) else None,
             infos=infos,
