@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -21,20 +22,14 @@ from pilotfish.engine.step_result import StepResult
 from pilotfish.errors import StateError
 
 
-class Engine:
-    """Runs requests together until each has had its one terminal event.
+class WholeCalls:
+    """What `Engine` and whatever stands in its place have in common: calls that are done whole.
 
-    has_leavers: set beside `Caller.is_gone`, at any time and from any thread; the next call, or the
-        one that runs, lets go of the requests of such a caller.
-
-    Not for several threads at once, nor for a call within a call, as from a signal handler or a
-    finalizer: that raises StateError. After any exception, an interrupt included, every request is
-    intact, and its rows are computed anew: step again, or abort.
+    scheduler: has `requests`, `has_work` and `release_failure`. has_leavers, is_busy: see `Engine`.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
-        self.runner = runner
         self._ended: list[Request] = []
         self.has_leavers = False
         self.is_busy = False
@@ -43,29 +38,15 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether any request has not ended."""
-        return self.scheduler.has_work
-
-    def add(self, request: Request) -> None:
-        """Puts an admitted request in the queue."""
-        self._whole(partial(self.scheduler.add, request))
-
-    def step(self) -> list[Request]:
-        """Runs one pass; returns the requests that ended since the last call that returned.
-
-        A request whose own part fails ends with "error" and does not disturb the others. An
-        exception that concerns the whole pass is raised; nothing that was not committed counts.
-        `take_release_failure` gives what letting go of a request raised.
-        """
-        self._whole(self._step)
-        ended, self._ended = self._ended, []
-        return ended
+        return bool(self.scheduler.has_work)
 
     def take_release_failure(self) -> Exception | None:
         """What a drafter's or model's `release` raised first since the last call; mostly None.
 
         The pass is done and the pages are back: nothing else stops for it.
         """
-        failure, self.scheduler.release_failure = self.scheduler.release_failure, None
+        failure: Exception | None = self.scheduler.release_failure
+        self.scheduler.release_failure = None
         return failure
 
     def abort(self, requests: Iterable[Request]) -> None:
@@ -79,22 +60,6 @@ class Engine:
         if not self.is_busy:
             self._whole(lambda: None)
             self._ended.clear()
-
-    def forget_cached_prefixes(self) -> None:
-        """Empties the prefix cache."""
-        self._whole(self.runner.state.forget_cached)
-
-    def begin_in_fork(self, is_torn: bool) -> None:
-        """For a fork of the process, which lacks the other threads and whom they answer.
-
-        is_torn: one of them was in a call of the engine.
-        """
-        me = get_ident()
-        for request in self.scheduler.requests:  # a stream may be read by any thread
-            request.caller.is_gone |= not request.streams and request.caller.thread != me
-        self.has_leavers = True
-        if is_torn:
-            self.is_busy = self._is_whole = False
 
     def _whole(self, work: Callable[[], None]) -> None:
         """Does the work. If that is interrupted anywhere, all begins anew from the requests."""
@@ -121,6 +86,66 @@ class Engine:
         finally:
             self.is_busy = False
 
+    def _let_leavers_go(self) -> None:
+        self.has_leavers = False
+        self._abort([one for one in self.scheduler.requests if one.caller.is_gone])
+
+    def _abort(self, requests: Iterable[Request]) -> None:
+        raise NotImplementedError
+
+    def _restart(self) -> None:
+        """After an exception, so that every request can go on; may itself be begun again."""
+        raise NotImplementedError
+
+
+class Engine(WholeCalls):
+    """Runs requests together until each has had its one terminal event.
+
+    has_leavers: set beside `Caller.is_gone`, at any time and from any thread; the next call, or the
+        one that runs, lets go of the requests of such a caller.
+
+    Not for several threads at once, nor for a call within a call, as from a signal handler or a
+    finalizer: that raises StateError. After any exception, an interrupt included, every request is
+    intact, and its rows are computed anew: step again, or abort.
+    """
+
+    scheduler: Scheduler
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        super().__init__(scheduler)
+        self.runner = runner
+
+    def add(self, request: Request) -> None:
+        """Puts an admitted request in the queue."""
+        self._whole(partial(self.scheduler.add, request))
+
+    def step(self) -> list[Request]:
+        """Runs one pass; returns the requests that ended since the last call that returned.
+
+        A request whose own part fails ends with "error" and does not disturb the others. An
+        exception that concerns the whole pass is raised; nothing that was not committed counts.
+        `take_release_failure` gives what letting go of a request raised.
+        """
+        self._whole(self._step)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def forget_cached_prefixes(self) -> None:
+        """Empties the prefix cache."""
+        self._whole(self.runner.state.forget_cached)
+
+    def begin_in_fork(self, is_torn: bool) -> None:
+        """For a fork of the process, which lacks the other threads and whom they answer.
+
+        is_torn: one of them was in a call of the engine.
+        """
+        me = get_ident()
+        for request in self.scheduler.requests:  # a stream may be read by any thread
+            request.caller.is_gone |= not request.streams and request.caller.thread != me
+        self.has_leavers = True
+        if is_torn:
+            self.is_busy = self._is_whole = False
+
     @torch.inference_mode()
     def _restart(self) -> None:
         for request in self.scheduler.requests:
@@ -134,10 +159,6 @@ class Engine:
         self.has_leavers = True  # it may have been interrupted as it looked for them
         self._let_leavers_go()
         self._is_whole = True
-
-    def _let_leavers_go(self) -> None:
-        self.has_leavers = False
-        self._abort([r for r in self.scheduler.requests if r.caller.is_gone])
 
     def _step(self) -> None:
         batch = self.scheduler.schedule()

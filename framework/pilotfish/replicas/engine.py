@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.errors import StateError
+from pilotfish.engine.engine import WholeCalls
 from pilotfish.ranks.start_up import StartUp
 from pilotfish.replicas.dispatcher import Dispatcher
 from pilotfish.replicas.router import Router
@@ -26,7 +26,7 @@ _WAIT_S = 0.01
 """How long a step waits for news, and whoever wants a turn between two steps with it."""
 
 
-class ReplicaEngine:
+class ReplicaEngine(WholeCalls):
     """As `Engine`; a step waits for news of any replica, a little while.
 
     scheduler: what has the requests.
@@ -34,18 +34,11 @@ class ReplicaEngine:
     After any exception, an interrupt included, every request goes on where it is computed.
     """
 
-    def __init__(self, scheduler: Dispatcher) -> None:
-        self.scheduler = scheduler
-        self.has_leavers = False
-        self.is_busy = False
-        self._is_whole = True
-        self._ended: list[Request] = []
-        self._end = weakref.finalize(self, scheduler.close)
+    scheduler: Dispatcher
 
-    @property
-    def has_work(self) -> bool:
-        """Whether any request has not ended."""
-        return self.scheduler.has_work
+    def __init__(self, scheduler: Dispatcher) -> None:
+        super().__init__(scheduler)
+        self._end = weakref.finalize(self, scheduler.close)
 
     def add(self, request: Request) -> None:
         """Sends an admitted request to a replica. Raises RankError where none is left."""
@@ -57,21 +50,6 @@ class ReplicaEngine:
         ended, self._ended = self._ended, []
         self.warn()
         return ended
-
-    def take_release_failure(self) -> Exception | None:
-        """See `Engine`; of any replica."""
-        failure, self.scheduler.release_failure = self.scheduler.release_failure, None
-        return failure
-
-    def abort(self, requests: Iterable[Request]) -> None:
-        """Ends requests that have not ended, here and where they are computed."""
-        self._whole(partial(self.scheduler.abort, requests))
-
-    def tidy(self) -> None:
-        """Lets go of the requests of callers that are gone. Nothing is done within a call."""
-        if not self.is_busy:
-            self._whole(lambda: None)
-            self._ended.clear()
 
     def forget_cached_prefixes(self) -> None:
         """Empties the prefix cache of every replica."""
@@ -96,37 +74,13 @@ class ReplicaEngine:
         self.scheduler.wait(_WAIT_S)
         self._ended += self.scheduler.finish()
 
-    def _whole(self, work: Callable[[], None]) -> None:
-        if self.is_busy:
-            raise StateError(
-                "the engine was called within one of its own calls, as a signal handler or a "
-                "finalizer does; wanted a call after that one has returned"
-            )
-        self.is_busy = True
-        try:
-            if not self._is_whole:  # the restart was interrupted too
-                self._restart()
-            self._is_whole = False
-            if self.has_leavers:
-                self._let_leavers_go()
-            work()
-            if self.has_leavers:
-                self._let_leavers_go()
-            self._is_whole = True
-        except BaseException:
-            self._restart()
-            raise
-        finally:
-            self.is_busy = False
-
     def _restart(self) -> None:
         self._ended += self.scheduler.settle()
         self._let_leavers_go()
         self._is_whole = True
 
-    def _let_leavers_go(self) -> None:
-        self.has_leavers = False
-        self.scheduler.abort([one for one in self.scheduler.requests if one.caller.is_gone])
+    def _abort(self, requests: Iterable[Request]) -> None:
+        self.scheduler.abort(requests)
 
 
 def load_replicas(prepared: Prepared, options: Mapping[str, Any]) -> ReplicaEngine:
