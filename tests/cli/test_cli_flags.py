@@ -20,9 +20,10 @@ import pytest
 from pilotfish import LLM, CacheConfig, SamplingParams
 from pilotfish.cli import main
 from pilotfish.cli.main import VERBS, make_parser
-from pilotfish.cli.options import engine_options, sampling_params
+from pilotfish.cli.options import engine_options
 from pilotfish.cli.parser import Parser, UsageError
 from pilotfish.cli.requests import Reading, with_system
+from pilotfish.cli.sampling_flags import sampling_params
 from pilotfish.cli.version import native_kernels, versions
 from pilotfish.errors import RequestError
 from pilotfish.kernels.native import library

@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.native_cases import needs_library
+from kernels.weight_cases import draw_rows
+from pilotfish.kernels.linear.native import KINDS, linear, prepare_blocks
+from pilotfish.kernels.linear.planned import plan_slices
 from pilotfish.kernels.native import plan as plan_module
 from pilotfish.kernels.native.buffers import Buffer, Pointer, Rows
 from pilotfish.kernels.native.library import library
@@ -25,6 +28,7 @@ from pilotfish.kernels.take_rows import native as take
 pytestmark = needs_library
 
 WIDTH, EPS = 40, 1e-5
+ROW_COUNTS = (1, 3, 6, 7, 13, 40, 96, 130)
 WEIGHTS = [torch.rand(WIDTH) + 0.5 for _ in range(4)]
 
 
@@ -252,3 +256,30 @@ def test_what_is_filled_before_and_read_after_keeps_its_memory() -> None:
         ]
         assert torch.equal(calls.tensor(early), wanted[0])
         assert torch.equal(calls.tensor(last), wanted[1])
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_slices_in_one_call_have_the_bits_of_a_product_each(data: st.DataObject) -> None:
+    kinds = data.draw(st.lists(st.sampled_from([*KINDS]), min_size=1, max_size=2))
+    width = 256 * data.draw(st.integers(1, 2))
+    weights = []
+    for place in range(data.draw(st.integers(1, 5))):
+        drawn = [draw_rows(kind, 9 + 30 * i, width, place)[0] for i, kind in enumerate(kinds)]
+        weights.append(prepare_blocks(drawn, None, dtype=torch.float32))
+    outputs, count = weights[0].out_features, len(weights)
+    plan, rows = Plan(), Rows("T")
+    given_rows = Buffer(rows, count * width, torch.bfloat16)
+    made = Buffer(rows, count * outputs, torch.float32)
+    plan.read(plan_slices(plan, given_rows, weights, made))
+    calls = plan.finish()
+    for num_rows in data.draw(st.lists(st.sampled_from(ROW_COUNTS), min_size=1, max_size=2)):
+        x = torch.randn(num_rows, count * width).bfloat16()
+        calls.begin({rows: num_rows})
+        calls.tensor(given_rows).copy_(x)
+        calls.run({}, data.draw(st.integers(1, 3)))
+        for place, weight in enumerate(weights):
+            columns = x[:, place * width : (place + 1) * width].contiguous()
+            wanted = linear(columns, weight, out_dtype=torch.float32)
+            found = calls.tensor(made)[:, place * outputs : (place + 1) * outputs]
+            assert torch.equal(found, wanted)

@@ -204,7 +204,7 @@ static void multiply(Case& c, const std::vector<pf_weight_part>& parts, int64_t 
   for (int64_t rows : {1, 3, 29}) {
     pf_linear a = {};
     a.rows = rows, a.in_features = a.x_stride = columns, a.out_stride = outputs;
-    a.parts = parts.data(), a.num_parts = (int64_t)parts.size();
+    a.parts = parts.data(), a.num_parts = (int64_t)parts.size(), a.slices = 1;
     a.x_dtype = a.out_dtype = a.bias_dtype = dtype;
     a.x = c.numbers(dtype, rows * columns);
     if (rows == 3) a.bias = c.numbers(dtype, outputs);
@@ -223,6 +223,26 @@ static void multiply(Case& c, const std::vector<pf_weight_part>& parts, int64_t 
 static void case_linear_floats(Case& c) {
   for_each_dtype([&](int64_t dtype, size_t) {
     for (int64_t columns : {1, 47, 1100}) multiply(c, {float_rows(c, dtype, 37, columns)}, columns, dtype);
+  });
+}
+// Each slice with a weight of its own; what a row has beside its slices is not read.
+static void case_linear_slices(Case& c) {
+  for_each_dtype([&](int64_t dtype, size_t) {
+    for (int64_t rows : {1, 5, 29, 100}) {
+      const int64_t slices = 3, columns = 47, outputs = 37;
+      std::vector<pf_weight_part> parts;
+      for (int64_t s = 0; s < slices; s++) {
+        parts.push_back(float_rows(c, dtype, 20, columns));
+        parts.push_back(float_rows(c, PF_FLOAT32, 17, columns));
+      }
+      pf_linear a = {};
+      a.rows = rows, a.in_features = columns, a.slices = slices, a.parts = parts.data(), a.num_parts = 2;
+      a.x_dtype = dtype, a.x_stride = slices * columns + 5, a.out_dtype = PF_FLOAT32, a.out_stride = slices * outputs + 3;
+      a.x = c.numbers(dtype, rows * a.x_stride);
+      a.out = c.nothing(rows * a.out_stride * 4);
+      c.run("linear", a);
+      c.result(a.out, rows * a.out_stride * 4);
+    }
   });
 }
 static void case_linear_blocks(Case& c) {
@@ -281,7 +301,6 @@ static void case_write_kv(Case& c) {
       a.cache = c.nothing(5 * 52 * cache_size);
       c.run("write_kv", a);
       c.result(a.cache, 5 * 52 * cache_size);
-      (void)size;
     });
   });
 }
@@ -462,6 +481,7 @@ static const NamedCase CASES[] = {
     {"linear_floats", case_linear_floats},
     {"linear_blocks", case_linear_blocks},
     {"linear_int4", case_linear_int4},
+    {"linear_slices", case_linear_slices},
     {"linear_parts", case_linear_parts},
     {"paged_attention", case_paged_attention},
     {"grouped_linear", case_grouped_linear},

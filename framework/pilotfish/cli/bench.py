@@ -11,15 +11,10 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import (
-    DTYPES,
-    add_model,
-    add_parallel_flags,
-    add_speculation_flags,
-    parallel_config,
-    speculative_config,
-)
+from pilotfish.cli.options import DTYPES, add_model
 from pilotfish.cli.parser import UsageError, add_flag
+from pilotfish.cli.rank_flags import add_parallel_flags, parallel_config
+from pilotfish.cli.speculation_flags import add_speculation_flags, speculative_config
 from pilotfish.config.parallel import ParallelConfig
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from pilotfish.cli.advice import flag_of_ours, with_flags
 from pilotfish.cli.chat_commands import NAMES, is_command, run_command, unquoted
 from pilotfish.cli.chat_keys import TypedKeys
 from pilotfish.cli.chat_options import add_chat_flags, given_by_flags
@@ -19,16 +20,9 @@ from pilotfish.cli.chat_prompt import Dropped, PipedLines, Reader, has_keyboard,
 from pilotfish.cli.chat_talk import Talk
 from pilotfish.cli.deltas import check_show_draft, tell_of_other_text
 from pilotfish.cli.loading import load_llm
-from pilotfish.cli.options import (
-    add_model,
-    add_model_flags,
-    add_sampling_flags,
-    flag_of_ours,
-    sampling_params,
-    tell_of_defaults,
-    with_flags,
-)
+from pilotfish.cli.options import add_model, add_model_flags
 from pilotfish.cli.parser import add_flag
+from pilotfish.cli.sampling_flags import add_sampling_flags, sampling_params, tell_of_defaults
 from pilotfish.cli.terminal import say_dim
 from pilotfish.config.sampling import NO_LIMIT
 from pilotfish.errors import CapacityError, RequestError

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from pilotfish.cli.advice import flag_of_ours, with_flags
 from pilotfish.cli.batch import Asked, answer_all, prompt_of
 from pilotfish.cli.chat_keys import Meanwhile, TypedKeys
 from pilotfish.cli.chat_options import add_chat_flags, first_chat_flag, given_by_flags
@@ -27,20 +28,16 @@ from pilotfish.cli.deltas import (
 )
 from pilotfish.cli.lines import Lines
 from pilotfish.cli.loading import load_llm
-from pilotfish.cli.options import (
-    add_answer_flags,
-    add_model,
-    add_model_flags,
-    add_sampling_flags,
-    check_sampling,
-    engine_options,
-    flag_of_ours,
-    sampling_fields,
-    tell_of_defaults,
-    with_flags,
-)
+from pilotfish.cli.options import add_model, add_model_flags, engine_options
 from pilotfish.cli.parser import Parser, UsageError, add_flag, flag_of
 from pilotfish.cli.requests import FileRequest, Reading, with_system
+from pilotfish.cli.sampling_flags import (
+    add_answer_flags,
+    add_sampling_flags,
+    check_sampling,
+    sampling_fields,
+    tell_of_defaults,
+)
 from pilotfish.cli.standard_streams import print_json, read_input
 from pilotfish.cli.status_line import reading_line
 from pilotfish.cli.terminal import say_dim

@@ -10,15 +10,11 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pilotfish.cli.advice import with_flags
 from pilotfish.cli.inspect_ranks import describe_ranks, lines_of_ranks
-from pilotfish.cli.options import (
-    PARALLEL,
-    add_model,
-    add_model_flags,
-    engine_options,
-    with_flags,
-)
+from pilotfish.cli.options import add_model, add_model_flags, engine_options
 from pilotfish.cli.parser import add_flag
+from pilotfish.cli.rank_flags import PARALLEL
 from pilotfish.config.parallel import ParallelConfig
 from pilotfish.config.speculative import MOST
 from pilotfish.errors import CheckpointError, ConfigError, RequestError

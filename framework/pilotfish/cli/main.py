@@ -100,7 +100,7 @@ def _code_of(error: BaseException, args: argparse.Namespace | None) -> int:
         _drop(sys.stdout)
         return PIPE_CLOSED
     if isinstance(error, UserError):
-        from pilotfish.cli.options import with_flags
+        from pilotfish.cli.advice import with_flags
 
         line = " ".join(str(error).split())
         _say(f"error: {with_variables(with_flags(line), args)}")

@@ -115,6 +115,11 @@ def flag_of(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None: a flag that was left out is None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def add_flag(
     group: Any,
     name: str,

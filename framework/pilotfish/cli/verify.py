@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilotfish.cli.options import DTYPES, add_place_flags, add_speculation_flags, speculative_config
+from pilotfish.cli.options import DTYPES, add_place_flags
 from pilotfish.cli.parser import add_flag
+from pilotfish.cli.speculation_flags import add_speculation_flags, speculative_config
 from pilotfish.cli.verify_pace import Pace
 from pilotfish.errors import ConfigError, UserError
 

@@ -14,7 +14,7 @@ import torch
 from pilotfish.errors import ConfigError
 from pilotfish.kernels import KernelBackend
 from pilotfish.kernels.linear import LinearWeight, linear, prepare_blocks, prepare_linear
-from pilotfish.kernels.linear.planned import plan_linear
+from pilotfish.kernels.linear.planned import plan_slices
 from pilotfish.kernels.native.buffers import Buffer
 from pilotfish.kernels.sum_slices import sum_slices
 from pilotfish.kernels.sum_slices.native import plan_sum_slices
@@ -127,9 +127,7 @@ class RowParallelLinear(Layer):
         out = out or Buffer(x.rows, self.out_features, x.dtype)
         width, count = self.out_features, len(self.partials)
         terms = Buffer(x.rows, count * width, torch.float32)
-        for place, weight in enumerate(self.partials):
-            columns = x.columns(place * self.slice_width, self.slice_width)
-            plan_linear(run.plan, columns, weight, terms.columns(place * width, width))
+        plan_slices(run.plan, x, self.partials, terms)
         if self.group.is_alone:
             return plan_sum_slices(run.plan, terms, count, self.bias, out)
         if count > 1 and are_nodes(self.group.size, self.num_slices):

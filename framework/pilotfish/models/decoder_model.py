@@ -2,7 +2,7 @@
 
 Knows: padding, row selection, logit and hidden modes. Does not know: any architecture (a
 plugin subclasses it and says which network to build and how weights are named), or how what it
-claims of its rows' bits is found (`claims.py`), or how weights come (`loads_network.py`).
+claims of its rows' bits is found (`claims.py`), or how weights come (`loads_decoder.py`).
 Axis letters: B requests, T packed tokens, T' rows with padding, D model width, V vocabulary.
 """
 
@@ -22,7 +22,7 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.layers.forward_pass import ForwardPass
 from pilotfish.models.decoder import Decoder, Residual
 from pilotfish.models.inputs import DecoderInputs, initial_inputs, next_inputs
-from pilotfish.models.loads_network import LoadsNetwork
+from pilotfish.models.loads_decoder import LoadsDecoder
 from pilotfish.models.native_pass import NativePass, why_called
 from pilotfish.models.replicas import SharedByReplicas
 from pilotfish.parallel.group import Groups
@@ -35,7 +35,7 @@ _Laid: TypeAlias = tuple[ReturnHiddenStates, tuple[int, ...], torch.dtype, objec
 """What a planned pass was laid down for: what it keeps of the stream, and its caches' dtype."""
 
 
-class DecoderModel(SharedByReplicas, LoadsNetwork):
+class DecoderModel(SharedByReplicas, LoadsDecoder):
     """Base of decoder-only models; `PipelineModel` and `SpeculativeTarget` in one.
 
     A subclass sets `config_class` (and `inputs_class` if it adds fields) and implements

@@ -1,4 +1,4 @@
-"""Gloo: carries tensors between processes on CPUs, by torch's Gloo.
+"""Gloo: carries tensors between processes on CPUs: long ones by torch's Gloo, the others directly.
 
 Knows: one process group of its own, which is nobody else's default. Does not know: who the
 processes are, or how they were started.
@@ -11,11 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+
+from pilotfish.parallel.direct import SHORT_BYTES, Direct
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -51,9 +54,12 @@ class Gloo:
         options._devices = [gloo.create_device(hostname=host)]
         meeting = distributed_c10d.PrefixStore(name, store)
         self._processes: Any = _told(lambda: gloo(meeting, rank, size, options))
+        near = distributed_c10d.PrefixStore(f"{name} direct", store)
+        self._direct = _told(lambda: Direct(near, rank, size, timeout_s=timeout_s, host=host))
 
     def close(self) -> None:
         """Lets go of the connections. May be called twice."""
+        self._direct.close()
         self._processes = None
 
     def abandon(self) -> None:
@@ -64,57 +70,59 @@ class Gloo:
 
     def all_gather(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         """x: contiguous, of one shape and dtype on all ranks. Returns every rank's, in order."""
-        sent = _bytes_of(x)
-        self._count("all_gather", sent.numel() * (self.size - 1))
-        if not sent.numel():
-            return [x] * self.size
-        found = torch.empty(self.size * sent.numel(), dtype=torch.uint8)
-        _told(lambda: self._open._allgather_base(found, sent).wait())
-        return [_as(x, part) for part in found.chunk(self.size)]
+        self._begin("all_gather", x.nbytes * (self.size - 1))
+        found = x.new_empty((self.size, *x.shape))
+        if x.nbytes <= SHORT_BYTES:
+            parts = _parts_of(found, [x.nbytes] * self.size)
+            self._direct.exchange([_memory_of(x)] * self.size, parts)
+        else:
+            given, taken = _bytes_of(x), _bytes_of(found)
+            _told(lambda: self._processes._allgather_base(taken, given).wait())
+        return found.unbind(0)
 
     def all_to_all(self, x: torch.Tensor) -> torch.Tensor:
         """x: [ranks, ...], contiguous. Returns every rank's part for this one, in order."""
-        sent = _bytes_of(x)
-        self._count("all_to_all", sent.numel() // self.size * (self.size - 1))
-        if not sent.numel():
-            return x
-        found = torch.empty_like(sent)
-        _told(lambda: self._open.alltoall_base(found, sent, [], []).wait())
-        return _as(x, found)
+        each = x.nbytes // self.size
+        self._begin("all_to_all", each * (self.size - 1))
+        found = torch.empty_like(x)
+        if each <= SHORT_BYTES:
+            lengths = [each] * self.size
+            self._direct.exchange(_parts_of(x, lengths), _parts_of(found, lengths))
+        else:
+            given, taken = _bytes_of(x), _bytes_of(found)
+            _told(lambda: self._processes.alltoall_base(taken, given, [], []).wait())
+        return found
 
     def all_to_all_rows(
         self, x: torch.Tensor, sent: Sequence[int], received: Sequence[int]
     ) -> torch.Tensor:
-        """x: [rows, ...], contiguous; see `Transport`. A rank may have none of them."""
+        """x: [rows, ...], contiguous; see `Transport`. A rank may have none of them.
+
+        No rank knows how long the messages between two others are, so short ones are no way apart.
+        """
         width = math.prod(x.shape[1:]) * x.itemsize
-        self._count("all_to_all_rows", width * (sum(sent) - sent[self.rank]))
-        found = torch.empty(sum(received) * width, dtype=torch.uint8)
+        self._begin("all_to_all_rows", width * (sum(sent) - sent[self.rank]))
+        found = x.new_empty((sum(received), *x.shape[1:]))
         given, taken = ([count * width for count in counts] for counts in (sent, received))
-        _told(lambda: self._open.alltoall_base(found, _bytes_of(x), taken, given).wait())
-        return found.view(x.dtype).view(sum(received), *x.shape[1:])
+        self._direct.exchange(_parts_of(x, given), _parts_of(found, taken))
+        return found
 
     def gather(self, x: torch.Tensor, root: int) -> Sequence[torch.Tensor] | None:
         """As `all_gather`, on the rank `root`; None on the others."""
-        sent = _bytes_of(x)
         is_root = self.rank == root
-        self._count("gather", 0 if is_root else sent.numel())
-        if not sent.numel():
-            return [x] * self.size if is_root else None
-        options = dist.GatherOptions()
-        options.rootRank = root
-        found = [torch.empty_like(sent) for _ in range(self.size)] if is_root else []
-        _told(lambda: self._open.gather([found] if is_root else [], [sent], options).wait())
-        return [_as(x, part) for part in found] if is_root else None
+        self._begin("gather", 0 if is_root else x.nbytes)
+        found = x.new_empty((self.size if is_root else 0, *x.shape))
+        given = [x.nbytes if rank == root else 0 for rank in range(self.size)]
+        taken = [x.nbytes if is_root else 0] * self.size
+        self._direct.exchange(_parts_of(x, given), _parts_of(found, taken))
+        return found.unbind(0) if is_root else None
 
-    def _count(self, name: str, num_bytes: int) -> None:
-        self.sent[f"{name} calls"] += 1
-        self.sent[f"{name} bytes"] += num_bytes
-
-    @property
-    def _open(self) -> Any:
+    def _begin(self, name: str, num_bytes: int) -> None:
+        """Counts a call."""
         if self._processes is None:
             raise ConnectionError(f"the group {self.name!r} is closed")
-        return self._processes
+        self.sent[f"{name} calls"] += 1
+        self.sent[f"{name} bytes"] += num_bytes
 
 
 def _bytes_of(x: torch.Tensor) -> torch.Tensor:
@@ -122,9 +130,15 @@ def _bytes_of(x: torch.Tensor) -> torch.Tensor:
     return x.detach().reshape(-1).view(torch.uint8)
 
 
-def _as(x: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """Bytes as a tensor of x's shape and dtype."""
-    return part.view(x.dtype).view(x.shape)
+def _memory_of(x: torch.Tensor) -> memoryview:
+    """Its bytes, as long as x lives. x: contiguous."""
+    return memoryview((ctypes.c_ubyte * x.nbytes).from_address(x.data_ptr())).cast("B")
+
+
+def _parts_of(x: torch.Tensor, lengths: Sequence[int]) -> list[memoryview]:
+    """Parts of its bytes, one after the other."""
+    whole, ends = _memory_of(x), list(accumulate(lengths))
+    return [whole[end - length : end] for length, end in zip(lengths, ends, strict=True)]
 
 
 def _told(call: Callable[[], Any]) -> Any:

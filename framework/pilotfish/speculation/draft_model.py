@@ -9,7 +9,7 @@ vocabulary of the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -33,22 +33,13 @@ from pilotfish.layers.rope import Rotary
 from pilotfish.layers.splitting import is_plain
 from pilotfish.layers.vocab_parallel import VocabParallelEmbedding, VocabParallelHead
 from pilotfish.models.loading import load_layers
+from pilotfish.models.loads_network import LoadsNetwork
 from pilotfish.parallel.group import Groups
 from pilotfish.speculation.draft_config import DRAFT_CACHE, DraftConfig
 from pilotfish.speculation.draft_vocabulary import DraftVocabulary, fitted
 from pilotfish.speculation.proposer import ProposerSetup
 from pilotfish.state import KVCacheInputs
-from pilotfish.weights import (
-    LoadPlan,
-    TensorInfo,
-    WeightRules,
-    WeightSource,
-    plan_load,
-    stays_stored,
-    tensors_read,
-    without_ignored,
-)
-from pilotfish.weights.shards import check_shards
+from pilotfish.weights import WeightSource
 
 Planned = TypeVar("Planned")
 
@@ -156,7 +147,7 @@ def draft_block(
     )
 
 
-class DraftModel:
+class DraftModel(LoadsNetwork):
     """Base of a proposer, beside its driver; a subclass sets `network` and has `weight_rules`.
 
     target: lends its embedding and its head where the draft has none of its own.
@@ -165,14 +156,9 @@ class DraftModel:
     config_class: ClassVar[type[Any]]
     config: DraftConfig
     network: DraftNetwork
-    backend: KernelBackend
     device: torch.device
     dtype: torch.dtype
     target: Any
-
-    def weight_rules(self) -> WeightRules:
-        """How a draft's file becomes the network's parameters."""
-        raise NotImplementedError
 
     def take_setup(self, setup: ProposerSetup) -> dict[str, Any]:
         """Keeps what it is made from. Returns arguments that every driver takes."""
@@ -191,12 +177,6 @@ class DraftModel:
 
     # Loading.
 
-    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every parameter with memory of its own, name -> shape; a tied one has none."""
-        ties = self.weight_rules().ties
-        shapes = self.network.parameter_shapes()
-        return {name: shape for name, shape in shapes.items() if name not in ties}
-
     def shard(self, groups: Groups) -> None:
         """Leaves one of several ranks its part of the network; once, before weights are planned.
 
@@ -204,28 +184,6 @@ class DraftModel:
         that cannot be split so.
         """
         self.network.shard(groups)
-
-    def plan_load(self, infos: Mapping[str, TensorInfo]) -> LoadPlan:
-        """Which tensors fill which parameter. Raises WeightsError naming what does not fit, and
-        ConfigError for a tensor that cannot be cut where ranks or slices want it.
-        """
-        network = self.network
-        plan = plan_load(self.weight_rules(), infos, network.parameter_shapes())
-        keeps = network.may_stay if self.backend.name == "native" else None
-        check_shards(plan, infos, network.shards(), keeps)
-        return plan
-
-    def without_ignored(self, infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-        """The tensors that `load_model` reads into parameters."""
-        return without_ignored(self.weight_rules(), infos, self.network.parameter_shapes())
-
-    def staying(self, infos: Mapping[str, TensorInfo]) -> frozenset[str]:
-        """The tensors that are used as they lie in the file, in what memory they take."""
-        if self.backend.name != "native":
-            return frozenset()
-        shapes = self.network.parameter_shapes()
-        read = tensors_read(self.weight_rules(), infos, filter(self.network.may_stay, shapes))
-        return frozenset(name for name in read if stays_stored(infos[name], self.config.dtype))
 
     def load_model(self, weights: WeightSource | None) -> None:
         """Fills every parameter, and finds to how many rows passes are padded on this machine.
@@ -256,6 +214,7 @@ class DraftModel:
             device=self.device,
             shards=network.shards(),
         )
+        self._planned_load = None
         for name in weights.infos:
             if network.vocabulary is not None and name.removeprefix("model.") == "t2d":
                 network.vocabulary.check_mask(weights.load(name))

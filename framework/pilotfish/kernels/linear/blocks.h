@@ -21,11 +21,12 @@ enum pf_kind {
 };
 
 // Some outputs of a weight, all of one kind, where the file or a tensor has them.
-// data: [outputs] rows of `row_bytes` bytes. scale: INT4 only, [outputs, K / group_size] of `scale_dtype`.
+// data: [outputs] rows, `row_bytes` bytes apart; memory is asked for `ahead` bytes before it is used.
+// scale: INT4 only, [outputs, K / group_size] of `scale_dtype`.
 typedef struct pf_weight_part {
   const void* data;
   const void* scale;
-  int64_t kind, outputs, row_bytes;
+  int64_t kind, outputs, row_bytes, ahead;
   int64_t scale_dtype, group_size;
 } pf_weight_part;
 }
@@ -35,11 +36,11 @@ namespace PF_ISA {
 
 // Columns that are decoded at once.
 constexpr int64_t CHUNK = 512;
-// How far ahead of the bytes in use memory is asked for.
-constexpr int64_t AHEAD = 8192;
 
 PF_INLINE int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-PF_INLINE void ask_for(const void* p) { __builtin_prefetch((const char*)p + AHEAD, 0, 2); }
+PF_INLINE void ask_for(const pf_weight_part* part, const void* p) {
+  __builtin_prefetch((const char*)p + part->ahead, 0, 2);
+}
 
 PF_INLINE float half(const uint8_t* p) {
   uint16_t bits;
@@ -99,7 +100,8 @@ template <int KIND> struct Blocks {
   static constexpr int64_t BYTES = NUMBERS + (KIND == PF_Q8_0 ? 32 : 16);
 
   template <int N, typename Take>
-  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+  PF_INLINE void read(const pf_weight_part* part, const uint8_t* const* rows, int64_t column, int64_t columns,
+                      Take take) {
     const int64_t num_blocks = columns / 32, start = column / 32 * BYTES;
     float heads[N][CHUNK / 32][4];  // scale, low end, and what follows
     for (int o = 0; o < N; o++) {
@@ -110,7 +112,7 @@ template <int KIND> struct Blocks {
       for (int o = 0; o < N; o++) {
         const uint8_t* block = rows[o] + start + i * BYTES;
         const uint8_t* numbers = block + NUMBERS;
-        ask_for(numbers);
+        ask_for(part, numbers);
         const Floats d = all(heads[o][i][0]);
         if constexpr (KIND == PF_Q8_0) {
           take(o, i * 32, d * to_floats(widen_i8((const int8_t*)numbers)));
@@ -174,7 +176,8 @@ template <int KIND> struct KBlocks {
   }
 
   template <int N, typename Take>
-  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+  PF_INLINE void read(const pf_weight_part* part, const uint8_t* const* rows, int64_t column, int64_t columns,
+                      Take take) {
     for (int64_t done = 0; done < columns; done += 256) {
       const int64_t start = (column + done) / 256 * BYTES;
       float scale[N][LANES];
@@ -188,7 +191,7 @@ template <int KIND> struct KBlocks {
         }
         for (int o = 0; o < N; o++) {
           const uint8_t* numbers = rows[o] + start + 16 + HIGH_BYTES + i * 16;
-          ask_for(numbers);
+          ask_for(part, numbers);
           const Floats d0 = all(scale[o][i]), m0 = all(scale[o][8 + i]);
           const Floats d1 = all(scale[o][i + 1]), m1 = all(scale[o][9 + i]);
           const int64_t k = done + i * 32;
@@ -214,12 +217,12 @@ template <int KIND> struct KBlocks {
 // 256 columns: 128 bytes of low halves, 64 of two high bits, sixteen scales of a byte, one in half precision.
 struct Q6KBlocks {
   // To a byte each, from 0 to 63.
-  PF_INLINE void read_numbers(const uint8_t* block, uint8_t* six) {
+  PF_INLINE void read_numbers(const pf_weight_part* part, const uint8_t* block, uint8_t* six) {
     for (int i = 0; i < 2; i++) {
       const uint8_t *low = block + i * 64, *high = block + 128 + i * 32;
       uint8_t* to = six + i * 128;
-      ask_for(low);
-      ask_for(high);
+      ask_for(part, low);
+      ask_for(part, high);
 #if defined(__AVX512F__)
       const __m512i both = twice(high), four = _mm512_loadu_si512(low);
       const __m512i up = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
@@ -241,7 +244,8 @@ struct Q6KBlocks {
   }
 
   template <int N, typename Take>
-  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+  PF_INLINE void read(const pf_weight_part* part, const uint8_t* const* rows, int64_t column, int64_t columns,
+                      Take take) {
     for (int64_t done = 0; done < columns; done += 256) {
       float scale[N][LANES], low[N][LANES];
       uint8_t six[N][256];
@@ -250,7 +254,7 @@ struct Q6KBlocks {
         const Floats d = all(half(block + 208)) * to_floats(widen_i8((const int8_t*)block + 192));
         store(scale[o], d);
         store(low[o], d * all(-32.0f));
-        read_numbers(block, six[o]);
+        read_numbers(part, block, six[o]);
       }
       leave_in_memory(six);
       leave_in_memory(scale);
@@ -274,8 +278,9 @@ PF_INLINE float scale_at(const void* scale, int64_t dtype, int64_t i) {
 }
 
 // Numbers of INT4 words, one to a byte, and eight zeros.
-static __attribute__((noinline)) void read_int4(const uint8_t* bytes, int64_t columns, int8_t* __restrict numbers) {
-  for (int64_t k = 0; k < columns; k += 128) ask_for(bytes + k / 2);
+static __attribute__((noinline)) void read_int4(const pf_weight_part* part, const uint8_t* bytes, int64_t columns,
+                                                int8_t* __restrict numbers) {
+  for (int64_t k = 0; k < columns; k += 128) ask_for(part, bytes + k / 2);
   for (int64_t i = 0; i < columns / 2; i++) {
     numbers[2 * i] = (int8_t)((bytes[i] & 15) - 8);
     numbers[2 * i + 1] = (int8_t)((bytes[i] >> 4) - 8);
@@ -309,7 +314,7 @@ struct Int4Words {
     float scale[N][CHUNK / 8 + 1];
     for (int o = 0; o < N; o++) {
       const int64_t output = (rows[o] - (const uint8_t*)part->data) / part->row_bytes;
-      read_int4(rows[o] + column / 2, columns, numbers[o]);
+      read_int4(part, rows[o] + column / 2, columns, numbers[o]);
       scale[o][columns / 8] = 0.0f;
       if (is_simple) read_scales<LANES>(part, output, column, columns, scale[o]);
       else read_scales<8>(part, output, column, columns, scale[o]);
@@ -329,13 +334,14 @@ struct Int4Words {
 
 template <int DTYPE> struct FloatRows {
   template <int N, typename Take>
-  PF_INLINE void read(const pf_weight_part*, const uint8_t* const* rows, int64_t column, int64_t columns, Take take) {
+  PF_INLINE void read(const pf_weight_part* part, const uint8_t* const* rows, int64_t column, int64_t columns,
+                      Take take) {
     using Type = typename Element<DTYPE>::Type;
     int64_t k = 0;
     for (; k + LANES <= columns; k += LANES) {
       for (int o = 0; o < N; o++) {
         const Type* x = (const Type*)rows[o] + column + k;
-        ask_for(x);
+        ask_for(part, x);
         take(o, k, pilotfish::PF_ISA::read<DTYPE>(x));
       }
     }

@@ -12,12 +12,14 @@
 extern "C" {
 // x: [rows, K] of x_dtype; out: [rows, O] of out_dtype; both contiguous in columns, strides of rows in elements.
 // parts: together the O outputs, in order. bias: [O] of bias_dtype, or null.
+// slices: products of as many runs of columns, K wide each, which x has one after the other, and out their results;
+// num_parts parts for each of them, and no bias where there are several.
 typedef struct pf_linear {
   const void* x;
   void* out;
   const pf_weight_part* parts;
   const void* bias;
-  int64_t rows, in_features, num_parts;
+  int64_t rows, in_features, slices, num_parts;
   int64_t x_dtype, x_stride, out_dtype, out_stride, bias_dtype;
 } pf_linear;
 
@@ -47,13 +49,14 @@ struct Rows {
   bool is_turned;
 };
 
-// Few rows: this thread's own copy (or x itself); else the team's, which it waits for.
+// Few rows: this thread's own copy (or x itself); else the team's, which it waits for. It is number `place` of `places`.
 static Rows rows_of(const void* x, int64_t dtype, int64_t stride, int64_t rows, int64_t columns, bool is_turned,
-                    pf_team* team) {
+                    pf_team* team, int64_t place = 0, int64_t places = 1) {
   if (rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0) return {{(const float*)x, rows, columns}, false};
   const int64_t bytes = WideRows::bytes(rows, columns);
   const bool is_few = rows <= WIDENED_ALONE || team->count == 1;
-  float* out = (float*)(is_few ? team->scratch(team, 0, bytes) : team->shared(team, 0, bytes));
+  void* all_of_them = is_few ? team->scratch(team, 0, places * bytes) : team->shared(team, 0, places * bytes);
+  float* out = (float*)((uint8_t*)all_of_them + place * bytes);
   float* row = is_turned ? (float*)team->scratch(team, 1, WideRows::bytes(1, columns)) : nullptr;
   const Share mine = is_few ? Share{0, rows} : share(rows, team);
   with_dtype(dtype, [&](auto d) {
@@ -141,13 +144,15 @@ static void multiply(const pf_weight_part* part, int64_t from, int64_t last, int
 
 PF_INLINE int64_t groups_of(const pf_weight_part& part) { return (part.outputs + GROUP - 1) / GROUP; }
 
-// Some rows times outputs begin to end, counted in groups of four, of which each part's last may have fewer.
-static void multiply_groups(const pf_linear* a, const Rows& x, int64_t first_row, int64_t rows, int64_t begin,
-                            int64_t end, pf_team* team) {
+// Some rows times outputs begin to end of a slice, counted in groups of four, of which each part's last may have fewer.
+static void multiply_groups(const pf_linear* a, int64_t slice, const Rows& x, int64_t first_row, int64_t rows,
+                            int64_t begin, int64_t end, pf_team* team) {
   const Results results = {a->out, a->out_dtype, a->out_stride, a->bias, a->bias_dtype};
+  const pf_weight_part* parts = a->parts + slice * a->num_parts;
   int64_t first_group = 0, first_output = 0;
+  for (int64_t p = 0; slice && p < a->num_parts; p++) first_output += slice * parts[p].outputs;
   for (int64_t p = 0; p < a->num_parts; p++) {
-    const pf_weight_part* part = a->parts + p;
+    const pf_weight_part* part = parts + p;
     const int64_t groups = groups_of(*part);
     const int64_t from = begin > first_group ? begin - first_group : 0;
     const int64_t to = end - first_group < groups ? end - first_group : groups;
@@ -162,19 +167,27 @@ static void linear(const void* args, pf_team* team) {
   const pf_linear* a = (const pf_linear*)args;
   if (a->rows == 0) return;
   const bool is_turned = a->rows >= MANY_ROWS;
-  const Rows x = rows_of(a->x, a->x_dtype, a->x_stride, a->rows, a->in_features, is_turned, team);
+  Rows* x = (Rows*)team->scratch(team, 3, a->slices * (int64_t)sizeof(Rows));
+  const int64_t slice_bytes = a->in_features * (a->x_dtype == PF_FLOAT32 ? 4 : 2);
+  for (int64_t s = 0; s < a->slices; s++) {
+    const void* columns = (const uint8_t*)a->x + s * slice_bytes;
+    x[s] = rows_of(columns, a->x_dtype, a->x_stride, a->rows, a->in_features, is_turned, team, s, a->slices);
+  }
   int64_t groups = 0;
   for (int64_t p = 0; p < a->num_parts; p++) groups += groups_of(a->parts[p]);
   // Rows are shared too where a thread would get less than a panel of outputs.
   const int64_t panel = is_turned ? turned::OUTPUTS : PANEL, fewest = is_turned ? MANY_ROWS : WIDENED_ALONE;
   int64_t row_parts = 1;
   while (groups * row_parts * GROUP < panel * team->count && a->rows / (row_parts * 2) >= fewest) row_parts *= 2;
+  // Few rows meet a panel's slices one after the other: so a row of the file is read whole, by one thread.
+  const int64_t at_once = a->slices > 1 && a->rows <= FEW_ROWS ? PANEL / GROUP : groups;
   const Share mine = share(groups * row_parts, team);
   for (int64_t i = mine.begin; i < mine.end;) {
     const int64_t row_part = i / groups, begin = i % groups;
-    const int64_t end = begin + mine.end - i < groups ? begin + mine.end - i : groups;
+    const int64_t left = mine.end - i < groups - begin ? mine.end - i : groups - begin;
+    const int64_t end = begin + (left < at_once ? left : at_once);
     const int64_t first = a->rows * row_part / row_parts, last = a->rows * (row_part + 1) / row_parts;
-    multiply_groups(a, x, first, last - first, begin, end, team);
+    for (int64_t s = 0; s < a->slices; s++) multiply_groups(a, s, x[s], first, last - first, begin, end, team);
     i += end - begin;
   }
 }

@@ -37,11 +37,16 @@ KINDS = {
 """Kind -> its number in native code, the columns of a block, the bytes of a block."""
 
 
+AHEAD, ROWS_AHEAD = 8192, 4
+"""How long before it is used memory is asked for: in bytes, which are the rows that follow; and in
+rows, where only columns of them are read, a slice's for one."""
+
+
 class Part(Structure):
     """A `pf_weight_part`."""
 
     _fields_ = record_fields(
-        pointers="data scale", ints="kind outputs row_bytes scale_dtype group_size"
+        pointers="data scale", ints="kind outputs row_bytes ahead scale_dtype group_size"
     )
 
 
@@ -50,7 +55,7 @@ class Arguments(Structure):
 
     _fields_ = record_fields(
         pointers="x out parts bias",
-        ints="rows in_features num_parts x_dtype x_stride out_dtype out_stride bias_dtype",
+        ints="rows in_features slices num_parts x_dtype x_stride out_dtype out_stride bias_dtype",
     )
 
 
@@ -100,12 +105,14 @@ def prepare_int4(packed: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) 
 def part_of(rows: PackedRows) -> Part:
     """The record that native code reads; what it points to must be kept by the caller."""
     scale = rows.scale
+    row_bytes = rows.blocks.stride(0) * rows.blocks.element_size()
     return Part(
         rows.blocks.data_ptr(),
         address(scale),
         KINDS[rows.kind][0],
         rows.out_features,
-        rows.blocks.stride(0) * rows.blocks.element_size(),
+        row_bytes,
+        AHEAD if rows.blocks.is_contiguous() else ROWS_AHEAD * row_bytes,
         0 if scale is None else dtype_code(scale.dtype),
         0 if scale is None else rows.in_features // scale.shape[-1],
     )
@@ -192,6 +199,7 @@ def linear_into(x: torch.Tensor, weight: LinearWeight, out: torch.Tensor) -> Non
             address(bias),
             num_rows,
             weight.in_features,
+            1,
             len(weight.parts),
             dtype_code(x.dtype),
             x.stride(0),
