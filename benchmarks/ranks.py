@@ -4,7 +4,8 @@
 
 MODEL: such as benchmarks/make_llama_1b.py writes. All runs are loaded at once and take turns, each
 round in another order; a figure is the median of the rounds. One process has all threads, ranks
-share them. Texts of equal slices are compared. Prints Markdown.
+share them. Texts of equal slices are compared. Of the ranks' messages, those of decode steps are
+timed where they are packed and, once more, unpacked. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from pilotfish import LLM, SamplingParams
+from pilotfish.ranks import messages, ranks
 
 IDS = [100 + i * 7919 % 20000 for i in range(512)]
 START = (
@@ -44,6 +46,36 @@ def steps(llm: LLM, num_tokens: int) -> tuple[float, float, list[int]]:
     return decode, perf_counter() - start, tokens
 
 
+class Messages:
+    """What is told to the other ranks in each pass: messages, and seconds to pack them."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[bytes, float]] = []
+        ranks.encode = self.encode  # type: ignore[attr-defined]
+
+    def encode(self, calls: Any, keys: Any = None) -> bytes:
+        """As `messages.encode`."""
+        start = perf_counter()
+        made = messages.encode(calls, keys)
+        self.found.append((made, perf_counter() - start))
+        return made
+
+    def __str__(self) -> str:
+        size = statistics.median(len(made) for made, _ in self.found)
+        packing = statistics.median(seconds for _, seconds in self.found)
+        unpacking = statistics.median(_unpacked(made) for made, _ in self.found)
+        times = f"packed in {1e6 * packing:.0f} us, unpacked in {1e6 * unpacking:.0f}"
+        return f"{size:.0f} bytes, {times}"
+
+
+def _unpacked(message: bytes) -> float:
+    """Seconds."""
+    start = perf_counter()
+    for _, arguments in messages.decode(bytearray(message), lambda key: ()):
+        arguments()
+    return perf_counter() - start
+
+
 def start_up(model: str, options: dict[str, Any]) -> float:
     """Seconds of a process that loads and ends."""
     start = perf_counter()
@@ -60,6 +92,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=16)
     args = parser.parse_args()
+    if not 1 < args.ranks != args.slices > 1:
+        parser.error("wanted two ranks or more, and another number of slices than of ranks")
     runs: dict[str, dict[str, Any]] = {
         "one process": {},
         f"one process, {args.ranks} slices": {"reduction_slices": args.ranks},
@@ -67,6 +101,7 @@ def main() -> None:
         f"{args.ranks} ranks": {"tensor_parallel": args.ranks},
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    told = Messages()
     texts: dict[str, list[int]] = {}
     with ExitStack() as exits:
         made = {
@@ -95,7 +130,7 @@ def main() -> None:
             f"| {name} | {1000 * decode:.1f} | {base[0] / decode:.2f} | {1000 * prefill:.0f} "
             f"| {base[1] / prefill:.2f} | {start} |"
         )
-    print(f"\nTokens of {names[1]} and {names[3]}: equal.")
+    print(f"\nTokens of {names[1]} and {names[3]}: equal. A step's message: {told}.")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from pilotfish.platform.mkl import ask_for_strict_products
+from slow import mark_slow
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -43,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     soak = parser.getgroup("soak")
     soak.addoption("--histories", type=int, default=100, help="how many the soak test plays")
     soak.addoption("--first", type=int, default=0, help="the number of its first history")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_slow(items)
 
 
 def pytest_collection_finish() -> None:

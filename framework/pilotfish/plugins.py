@@ -13,6 +13,7 @@ from itertools import pairwise
 from types import FunctionType
 from typing import Any, TypeVar
 
+import attrs
 import pluggy
 
 from pilotfish.errors import PluginConflictError, PluginError
@@ -48,34 +49,50 @@ def load_registry(environ: Mapping[str, str] | None = None) -> Registry:
     PluginConflictError when two distributions claim one name, PluginError when
     `PILOTFISH_PLUGINS` names a plugin that is not installed.
     """
-    found = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, _source(entry)))
-    wanted = _wanted(os.environ if environ is None else environ, {e.name for e in found})
-    chosen = [entry for entry in found if wanted is None or entry.name in wanted]
+    installed = _installed()
+    wanted = _wanted(os.environ if environ is None else environ, {one.name for one in installed})
+    chosen = [one for one in installed if wanted is None or one.name in wanted]
     _check_names(chosen)
     plugins: list[Plugin] = []
     failures: list[PluginFailure] = []
-    for entry in chosen:
-        distribution, version = _source(entry)
+    for one in chosen:
         try:
-            plugins.append(_load(entry))
+            plugins.append(_load(one))
         except (Exception, SystemExit) as error:
             failures.append(
                 PluginFailure(
-                    name=entry.name,
-                    distribution=distribution,
-                    version=version,
-                    error=_failure(entry, error),
+                    name=one.name,
+                    distribution=one.distribution,
+                    version=one.version,
+                    error=_failure(one, error),
                 )
             )
     return Registry(plugins=tuple(plugins), failures=tuple(failures), limited_to=wanted)
 
 
-def _source(entry: EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+@attrs.frozen(order=True)
+class _Installed:
+    """An entry point, and which distribution has it; "" where none is known."""
+
+    name: str
+    distribution: str
+    version: str
+    entry: EntryPoint = attrs.field(order=False)
 
 
-def _label(entry: EntryPoint) -> str:
-    return plugin_label(entry.name, *_source(entry))
+def _installed() -> list[_Installed]:
+    """By name. A distribution's metadata, in which its README stands too, are read once."""
+    sources: dict[int, tuple[str, str]] = {}
+    found = []
+    for entry in entry_points(group=GROUP):
+        dist = entry.dist
+        if dist is None:
+            sources[id(dist)] = "", ""
+        elif id(dist) not in sources:
+            said = dist.metadata
+            sources[id(dist)] = said["Name"] or "", said["Version"] or ""
+        found.append(_Installed(entry.name, *sources[id(dist)], entry))
+    return sorted(found)
 
 
 def _wanted(environ: Mapping[str, str], installed: Iterable[str]) -> tuple[str, ...] | None:
@@ -91,35 +108,35 @@ def _wanted(environ: Mapping[str, str], installed: Iterable[str]) -> tuple[str, 
     return names or None
 
 
-def _check_names(entries: Sequence[EntryPoint]) -> None:
-    for first, second in pairwise(entries):
+def _check_names(chosen: Sequence[_Installed]) -> None:
+    for first, second in pairwise(chosen):
         if first.name == second.name:
-            claims = " and by ".join(" ".join(_source(entry)) for entry in (first, second))
+            claims = " and by ".join(f"{one.distribution} {one.version}" for one in (first, second))
             raise PluginConflictError(
                 f"the plugin name {first.name!r} is claimed by {claims}: uninstall one"
             )
 
 
-def _failure(entry: EntryPoint, error: BaseException) -> PluginError:
+def _failure(plugin: _Installed, error: BaseException) -> PluginError:
     """The recorded error: which plugin failed and why, with the plugin's exception as cause."""
     said = str(error)
     if not isinstance(error, PluginError):
         said = f"{type(error).__name__}: {said}{of_other_api(error)}"
-    failure = PluginError(f"plugin {_label(entry)} failed to load: {said}")
+    label = plugin_label(plugin.name, plugin.distribution, plugin.version)
+    failure = PluginError(f"plugin {label} failed to load: {said}")
     failure.__cause__ = error
     return failure
 
 
-def _load(entry: EntryPoint) -> Plugin:
-    module = entry.load()
+def _load(plugin: _Installed) -> Plugin:
+    module = plugin.entry.load()
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(PilotfishHooks)
     _check_hooks(module, manager)
-    distribution, version = _source(entry)
     return Plugin(
-        name=entry.name,
-        distribution=distribution,
-        version=version,
+        name=plugin.name,
+        distribution=plugin.distribution,
+        version=plugin.version,
         architectures=_call(manager, "pilotfish_architectures", ArchitectureSpec),
         speculators=_call(manager, "pilotfish_speculators", SpeculatorSpec),
     )

@@ -67,6 +67,7 @@ def run_page(page: Path, folder: Path, site: Path) -> subprocess.CompletedProces
         env={
             **clean,
             **forked.SETTINGS,
+            **forked.ranks_too(),
             "PYTHONPATH": str(site),
             "PATH": os.pathsep.join(programs),
         },

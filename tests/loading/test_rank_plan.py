@@ -104,7 +104,7 @@ def test_a_shard_that_is_counted_whole_is_found(
     vars(other)["shards"] = {}
     planned = other.parameter_bytes
     for group in (found.groups.tensor, found.groups.expert):
-        group.transport = ThreadTransport(0, None)  # type: ignore[arg-type]
+        group.transport = ThreadTransport(0, [[]], 1.0)
     assert bytes_given(found, monkeypatch) != planned
 
 
@@ -256,7 +256,7 @@ def test_a_pass_is_narrower_on_more_ranks_and_counts_what_they_exchange(tmp_path
 def test_the_bar_counts_what_a_rank_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = prepared(tiny("LlamaForCausalLM", tmp_path), 2)
     for group in (found.groups.tensor, found.groups.expert):
-        group.transport = ThreadTransport(0, None)  # type: ignore[arg-type]
+        group.transport = ThreadTransport(0, [[]], 1.0)
     whole = sum(info.num_bytes for info in found.weights.infos.values())
     read = found.share.bytes_read
     with LoadingBar(*found.sources, bytes_read=read, shown=True) as bar:

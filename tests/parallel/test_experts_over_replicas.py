@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from threading import BrokenBarrierError
 from typing import Any
 
 import attrs
@@ -24,7 +23,7 @@ from pilotfish.batch import RequestContext
 from pilotfish.config import ParallelConfig
 from pilotfish.errors import ConfigError
 from pilotfish.parallel.group import Groups
-from pilotfish.parallel.threads import run_ranks, thread_groups
+from pilotfish.parallel.threads import OtherRankFailedError, run_ranks, thread_groups
 from pilotfish.plugins import load_registry
 from pilotfish.protocols import ModelInputs
 from pilotfish.testing.session import Session
@@ -224,7 +223,7 @@ def test_what_a_pass_raises_in_its_replica_is_raised(shelf: Callable[[str], Path
         model: Any = session.model
         is_first = model.groups.data.rank == 0
         session.add("a", [1, 10**6] if is_first else [1, 2])
-        with pytest.raises(IndexError if is_first else BrokenBarrierError) as raised:
+        with pytest.raises(IndexError if is_first else OtherRankFailedError) as raised:
             session.run({"a": 2})
         raise raised.value
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import BrokenBarrierError
 from typing import Any, TypeVar, cast
 
 import pytest
 
 from pilotfish.loading.prepared import Prepared
 from pilotfish.parallel.group import Groups
-from pilotfish.parallel.threads import thread_groups
+from pilotfish.parallel.threads import OtherRankFailedError, thread_groups
 from pilotfish.ranks import driver
 from pilotfish.ranks.messages import Call, Key, decode, encode
 from pilotfish.ranks.serve import Served, make_model
@@ -43,7 +42,7 @@ class ThreadRanks:
         except BaseException as error:
             self._give_up()
             errors = [one.exception() for one in told]
-            found = [e for e in errors if e is not None and not isinstance(e, BrokenBarrierError)]
+            found = [e for e in errors if e is not None and not isinstance(e, OtherRankFailedError)]
             raise (found[0] if found else error) from error
         for one in told:
             one.result()

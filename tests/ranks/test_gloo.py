@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pilotfish.parallel.collectives import all_gather_columns, gather
-from pilotfish.parallel.direct import SHORT_BYTES
+from pilotfish.parallel.direct import PIECE_BYTES
 from pilotfish.parallel.gloo import Gloo
 from pilotfish.parallel.group import Group
 
@@ -36,7 +36,7 @@ def test_every_rank_gets_all_in_order(size: int) -> None:
     def work(transport: Gloo) -> list[bool]:
         found = []
         for dtype in DTYPES:
-            for shape in ((), (3,), (2, 0), (2, 3), (3, SHORT_BYTES)):
+            for shape in ((), (3,), (2, 0), (2, 3), (3, PIECE_BYTES)):
                 own = [torch.full(shape, rank + 1).to(dtype) for rank in range(size)]
                 got = transport.all_gather(own[transport.rank])
                 at_root = transport.gather(own[transport.rank], 1)
@@ -51,7 +51,7 @@ def test_every_rank_gets_all_in_order(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,), (SHORT_BYTES // 4,), (SHORT_BYTES,)])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,), (PIECE_BYTES // 4,), (PIECE_BYTES,)])
 def test_every_rank_gets_its_part_of_all(size: int, shape: tuple[int, ...]) -> None:
     def part(sender: int, receiver: int) -> torch.Tensor:
         return torch.full(shape, float(10 * sender + receiver))

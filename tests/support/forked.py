@@ -9,28 +9,35 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import json
 import os
 import random
 import runpy
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module, invalidate_caches
 from pathlib import Path
-from types import ModuleType
-from typing import NoReturn
+from time import monotonic
+from types import ModuleType, SimpleNamespace
+from typing import IO, Any, NoReturn
+from unittest import mock
 
 IMPORTED = (
     "pilotfish.cli.main",
     "pilotfish.cli.verify",
     "pilotfish.engine.llm",
+    "pilotfish.loading.prepare",
+    "pilotfish.ranks.serve",
     "pilotfish.testing.suite",
     "pilotfish_llama3.model",
     "tokenizers",
@@ -43,11 +50,17 @@ READ_ONCE = (
     *("MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "PILOTFISH_NATIVE", "PYTHON", "TORCH"),
     *("TRANSFORMERS_", "TRITON_"),
 )
-"""How the names of settings begin that are read as libraries are imported; not PYTHONPATH."""
+"""How the names of settings begin that are read as libraries are imported."""
+SET_HERE = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
+"""But these: the first is obeyed, and torch sets the other."""
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 """Of what is run here, beside those of the tests."""
 TESTS = Path(__file__).parents[1]
-OWN = "a process of its own"
+RANKS = "FORKS_RANKS"
+"""Set where ranks that a program starts are forked too: to where the server listens."""
+PID_BYTES = 10
+"""Of a process, told before its exit code; 0 for what wants a process of its own."""
+LOST = "the process that is forked from has ended"
 
 
 def run(
@@ -65,7 +78,8 @@ def run(
         tempfile.TemporaryFile() as err,
     ):
         streams = [nothing.fileno(), out.fileno(), err.fileno()]
-        code = _ask(_server(), words, str(cwd or Path.cwd()), env, streams)
+        program = _start(_server(), words, str(cwd or Path.cwd()), env, streams)
+        code = None if program is None else program.wait()
         if code is None:
             command = [sys.executable, *words]
             return subprocess.run(
@@ -90,33 +104,112 @@ def programs() -> Path:
     return folder
 
 
+class Program:
+    """A program that runs; as `subprocess.Popen`. Its process is the server's child's child."""
+
+    def __init__(self, answers: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdin: IO[bytes] | None = None
+        self._answers, self._said = answers, b""
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else monotonic() + timeout
+        while self.returncode is None:
+            left = None if deadline is None else max(0.0, deadline - monotonic())
+            if not select.select([self._answers], [], [], left)[0]:
+                assert timeout is not None
+                raise subprocess.TimeoutExpired("a forked program", timeout)
+            if more := self._answers.recv(64):
+                self._said += more
+                continue
+            self._answers.close()
+            assert self._said, LOST
+            self.returncode = int(self._said)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def terminate(self) -> None:
+        self._tell(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._tell(signal.SIGKILL)
+
+    def _tell(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def popen(command: Sequence[str], *, env: Mapping[str, str], **streams: Any) -> Any:
+    """As `subprocess.Popen` of this Python, whose standard input is a pipe.
+
+    streams: stdin, which is PIPE; stdout and stderr, files.
+    """
+    assert streams["stdin"] == subprocess.PIPE
+    near, far = os.pipe()
+    with os.fdopen(near, "rb") as read, suppress(OSError):
+        numbers = [read.fileno(), streams["stdout"].fileno(), streams["stderr"].fileno()]
+        made = _start(_server(), command[1:], str(Path.cwd()), {**SETTINGS, **env}, numbers)
+    written = os.fdopen(far, "wb")
+    if made is None:
+        written.close()
+        return subprocess.Popen(command, env=env, **streams)
+    made.stdin = written
+    return made
+
+
+def ranks_too() -> dict[str, str]:
+    """Settings of a program whose ranks are forked too, and of those that it starts."""
+    return {RANKS: _server()}
+
+
+@contextmanager
+def ranks_are_forked() -> Iterator[None]:
+    """Processes of ranks that are started inside are forked, not those that they start."""
+    names = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired, "Popen": popen}
+    with mock.patch("pilotfish.ranks.spawn.subprocess", SimpleNamespace(**names)):
+        yield
+
+
 def main(address: str, before: Sequence[str]) -> None:
     """A program of that folder: what it is asked for, with its streams."""
     words = [*before, *sys.argv[1:]]
     is_whole = all(stream is not None for stream in (sys.stdin, sys.stdout, sys.stderr))
-    code = _ask(address, words, str(Path.cwd()), os.environ, [0, 1, 2]) if is_whole else None
-    if code is None:
+    program = _start(address, words, str(Path.cwd()), os.environ, [0, 1, 2]) if is_whole else None
+    if program is None:
         os.execv(sys.executable, [sys.executable, *words])
+    code = program.wait()
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _ask(
+def _start(
     address: str, words: Sequence[str], cwd: str, env: Mapping[str, str], streams: Sequence[int]
-) -> int | None:
-    """The exit code, negative for a signal; None where it wants a process of its own."""
+) -> Program | None:
+    """None where it wants a process of its own. Its exit code is negative for a signal."""
     asked = json.dumps([words, cwd, dict(env)]).encode()
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(address)
-        socket.send_fds(client, [b"%10d" % len(asked)], streams)
-        client.sendall(asked)
-        said = b"".join(iter(lambda: client.recv(64), b"")).decode()
-    assert said, "the process that is forked from has ended"
-    return None if said == OWN else int(said)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(address)
+    socket.send_fds(client, [b"%10d" % len(asked)], streams)
+    client.sendall(asked)
+    said = b""
+    while len(said) < PID_BYTES and (more := client.recv(PID_BYTES - len(said))):
+        said += more
+    assert said, LOST
+    if int(said):
+        return Program(client, int(said))
+    client.close()
+    return None
 
 
 @cache
 def _server() -> str:
     """Starts it, once a session of tests; where it listens."""
+    if RANKS in os.environ:
+        return os.environ[RANKS]
     folder = Path(tempfile.mkdtemp(prefix="forks-"))
     path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     address = str(folder / "socket")
@@ -176,7 +269,7 @@ def _answer(client: socket.socket, environ: Mapping[str, str], packages: list[st
         asked += client.recv(1 << 16)
     words, cwd, env = json.loads(asked)
     if _read_once(env) != _read_once(environ):
-        client.sendall(OWN.encode())
+        client.sendall(b"0" * PID_BYTES)
         os._exit(0)
     program = os.fork()
     if not program:
@@ -185,13 +278,14 @@ def _answer(client: socket.socket, environ: Mapping[str, str], packages: list[st
             os.dup2(stream, number)
             os.close(stream)
         os._exit(_become(words, cwd, env, packages))
+    client.sendall(b"%0*d" % (PID_BYTES, program))
     client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])).encode())
     os._exit(0)
 
 
 def _read_once(env: Mapping[str, str]) -> dict[str, str]:
     kept = {name: env[name] for name in env if name.startswith(READ_ONCE)}
-    return {name: value for name, value in kept.items() if name != "PYTHONPATH"}
+    return {name: value for name, value in kept.items() if name not in SET_HERE}
 
 
 def _become(words: list[str], cwd: str, env: Mapping[str, str], packages: list[str]) -> int:
@@ -201,13 +295,24 @@ def _become(words: list[str], cwd: str, env: Mapping[str, str], packages: list[s
     os.chdir(cwd)
     random.seed()
     text = {"encoding": sys.stdout.encoding}
-    sys.stdin, sys.stdout = os.fdopen(0, **text), os.fdopen(1, "w", **text)
+    is_unbuffered = words[0] == "-u"
+    sys.stdin = os.fdopen(0, **text)
+    if is_unbuffered:
+        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", buffering=0), write_through=True, **text)
+    else:
+        sys.stdout = os.fdopen(1, "w", **text)
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", **text)
+    words = words[is_unbuffered:]
     how, *rest = words
     first = {"-c": "", "-m": cwd}.get(how, str(Path(how).resolve().parent))
     sys.argv[:] = rest if how == "-m" else words
     sys.path[:] = [first, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *packages]
     invalidate_caches()
+    with ranks_are_forked() if RANKS in env else nullcontext():
+        return _run(how, rest)
+
+
+def _run(how: str, rest: list[str]) -> int:
     code = 0
     try:
         if how == "-c":

@@ -150,10 +150,10 @@ def _offered(
 
 def with_variables(text: str, args: argparse.Namespace | None) -> str:
     """A message in which values that environment variables gave are told of."""
-    given: dict[str, str] = getattr(args, "variables", {})
+    taken: dict[str, str] = getattr(args, "variables", {})
     named = [
         f"{name}={os.environ.get(name)}"
-        for dest, name in given.items()
+        for dest, name in taken.items()
         if re.search(rf"(?<![\w./]){re.escape(dest).replace('_', '[_-]')}(?![\w/])", text)
     ]
     return f"{text} ({' and '.join(named)} in the environment)" if named else text

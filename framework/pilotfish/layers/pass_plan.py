@@ -45,30 +45,27 @@ def replaced(layer: object, kind: type) -> list[str]:
     """
     kinds = type(layer).__mro__
     below, own = kinds[: kinds.index(kind)], kinds[kinds.index(kind) :]
+    in_place = (getattr(layer, "__dict__", {}), *map(vars, below))
     found: set[str] = set()
     for one in own:
-        methods, written = (
-            _methods(names) for names in (vars(one), vars(one).get("_written", vars(one)))
+        now = vars(one)
+        written = now.get("_written", now)
+        differ = (
+            name for name in now.keys() | written.keys() if now.get(name) is not written.get(name)
         )
-        found |= {
-            name
-            for name in methods.keys() | written.keys()
-            if methods.get(name) != written.get(name)
-        }
-        for names in (getattr(layer, "__dict__", {}), *map(vars, below)):
-            found |= methods.keys() & names.keys()
+        found |= {n for n in differ if _computes(n, now.get(n)) or _computes(n, written.get(n))}
+        for names in in_place:
+            found |= {name for name in names.keys() & now.keys() if _computes(name, now[name])}
     return sorted(found)
 
 
-def _methods(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that may compute: not how a layer is made, nor what every Layer has."""
-    return {
-        name: value
-        for name, value in attributes.items()
-        if callable(value)
+def _computes(name: str, value: object) -> bool:
+    """Whether it may: it is not how a layer is made, nor what every Layer has."""
+    return (
+        callable(value)
         and name not in vars(Layer)
         and (name == "__call__" or not name.startswith("__"))
-    }
+    )
 
 
 AddressOf: TypeAlias = Callable[[ForwardPass], int]

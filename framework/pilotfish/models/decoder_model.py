@@ -28,7 +28,6 @@ from pilotfish.models.replicas import SharedByReplicas
 from pilotfish.parallel.group import Groups
 from pilotfish.protocols import ModelInputs, ModelOutputs, ReturnHiddenStates, ReturnLogits
 from pilotfish.state import KVCacheInputs, PagedStateSpec, SlotCache, SlotStateSpec
-from pilotfish.weights import WeightRules
 
 _HIDDEN = ReturnHiddenStates
 _Laid: TypeAlias = tuple[ReturnHiddenStates, tuple[int, ...], torch.dtype, object]
@@ -76,10 +75,6 @@ class DecoderModel(SharedByReplicas, LoadsDecoder):
 
     def build_network(self) -> Decoder:
         """The network of `self.config`, without weights."""
-        raise NotImplementedError
-
-    def weight_rules(self) -> WeightRules:
-        """How a checkpoint's tensors become the network's parameters."""
         raise NotImplementedError
 
     def make_cache(

@@ -18,9 +18,14 @@ from pilotfish.parallel.group import Groups
 from pilotfish.state import StateSpec
 from pilotfish.weights import WeightSource, check_int4
 
+if TYPE_CHECKING:
+    from pilotfish.models.decoder import Decoder
+
 
 class LoadsDecoder(LoadsNetwork, Claims):
     """The part of a DecoderModel that reads weights."""
+
+    network: Decoder
 
     if TYPE_CHECKING:
 

@@ -1,4 +1,5 @@
-"""Gloo: carries tensors between processes on CPUs: long ones by torch's Gloo, the others directly.
+"""Gloo: carries tensors between processes on CPUs. What all ranks know to be long goes by torch's
+Gloo, all else directly.
 
 Knows: one process group of its own, which is nobody else's default. Does not know: who the
 processes are, or how they were started.
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from pilotfish.parallel.direct import SHORT_BYTES, Direct
+from pilotfish.parallel.direct import PIECE_BYTES, Direct
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -67,30 +68,31 @@ class Gloo:
         go of it would wait for ever. So it is never let go of.
         """
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._processes))
+        self._direct.abandon()
 
     def all_gather(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         """x: contiguous, of one shape and dtype on all ranks. Returns every rank's, in order."""
-        self._begin("all_gather", x.nbytes * (self.size - 1))
+        group = self._begin("all_gather", x, x.nbytes * (self.size - 1))
         found = x.new_empty((self.size, *x.shape))
-        if x.nbytes <= SHORT_BYTES:
+        if x.nbytes <= PIECE_BYTES:
             parts = _parts_of(found, [x.nbytes] * self.size)
             self._direct.exchange([_memory_of(x)] * self.size, parts)
         else:
             given, taken = _bytes_of(x), _bytes_of(found)
-            _told(lambda: self._processes._allgather_base(taken, given).wait())
+            _told(lambda: group._allgather_base(taken, given).wait())
         return found.unbind(0)
 
     def all_to_all(self, x: torch.Tensor) -> torch.Tensor:
         """x: [ranks, ...], contiguous. Returns every rank's part for this one, in order."""
         each = x.nbytes // self.size
-        self._begin("all_to_all", each * (self.size - 1))
+        group = self._begin("all_to_all", x, each * (self.size - 1))
         found = torch.empty_like(x)
-        if each <= SHORT_BYTES:
+        if each <= PIECE_BYTES:
             lengths = [each] * self.size
             self._direct.exchange(_parts_of(x, lengths), _parts_of(found, lengths))
         else:
             given, taken = _bytes_of(x), _bytes_of(found)
-            _told(lambda: self._processes.alltoall_base(taken, given, [], []).wait())
+            _told(lambda: group.alltoall_base(taken, given, [], []).wait())
         return found
 
     def all_to_all_rows(
@@ -98,10 +100,10 @@ class Gloo:
     ) -> torch.Tensor:
         """x: [rows, ...], contiguous; see `Transport`. A rank may have none of them.
 
-        No rank knows how long the messages between two others are, so short ones are no way apart.
+        No rank knows how long the messages between two others are, so all of them go directly.
         """
         width = math.prod(x.shape[1:]) * x.itemsize
-        self._begin("all_to_all_rows", width * (sum(sent) - sent[self.rank]))
+        self._begin("all_to_all_rows", x, width * (sum(sent) - sent[self.rank]))
         found = x.new_empty((sum(received), *x.shape[1:]))
         given, taken = ([count * width for count in counts] for counts in (sent, received))
         self._direct.exchange(_parts_of(x, given), _parts_of(found, taken))
@@ -110,19 +112,25 @@ class Gloo:
     def gather(self, x: torch.Tensor, root: int) -> Sequence[torch.Tensor] | None:
         """As `all_gather`, on the rank `root`; None on the others."""
         is_root = self.rank == root
-        self._begin("gather", 0 if is_root else x.nbytes)
+        self._begin("gather", x, 0 if is_root else x.nbytes)
         found = x.new_empty((self.size if is_root else 0, *x.shape))
         given = [x.nbytes if rank == root else 0 for rank in range(self.size)]
         taken = [x.nbytes if is_root else 0] * self.size
         self._direct.exchange(_parts_of(x, given), _parts_of(found, taken))
         return found.unbind(0) if is_root else None
 
-    def _begin(self, name: str, num_bytes: int) -> None:
-        """Counts a call."""
+    def _begin(self, name: str, x: torch.Tensor, num_bytes: int) -> Any:
+        """Counts a call. Returns the process group."""
         if self._processes is None:
             raise ConnectionError(f"the group {self.name!r} is closed")
+        if x.device.type != "cpu" or not x.is_contiguous():
+            raise ValueError(
+                f"{name} was given a tensor on {x.device} with strides {x.stride()}; wanted a "
+                "contiguous one on a CPU"
+            )
         self.sent[f"{name} calls"] += 1
         self.sent[f"{name} bytes"] += num_bytes
+        return self._processes
 
 
 def _bytes_of(x: torch.Tensor) -> torch.Tensor:
@@ -131,7 +139,7 @@ def _bytes_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def _memory_of(x: torch.Tensor) -> memoryview:
-    """Its bytes, as long as x lives. x: contiguous."""
+    """Its bytes, as long as x lives."""
     return memoryview((ctypes.c_ubyte * x.nbytes).from_address(x.data_ptr())).cast("B")
 
 

@@ -1,14 +1,14 @@
 """Ranks as threads of one process: for trying what several devices compute, where there is one.
 
-Knows: one slot a rank and a barrier. Does not know: models. A rank that fails breaks the barrier,
-so the others raise too.
+Knows: a queue from each rank to each other. Does not know: models. A rank that fails says so to the
+others, which raise too.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -17,21 +17,25 @@ from pilotfish.config.parallel import ParallelConfig
 from pilotfish.parallel.group import Group, Groups
 
 Made = TypeVar("Made")
+_FAILED = object()
+"""What a rank that fails has for the others."""
 
 
-class _Exchange:
-    """What the threads of one group have in common."""
-
-    def __init__(self, size: int, timeout_s: float) -> None:
-        self.sent: list[Any] = [None] * size
-        self.barrier = threading.Barrier(size, timeout=timeout_s)
+class OtherRankFailedError(ConnectionError):
+    """Another rank of the group has failed, or is silent."""
 
 
 class ThreadTransport:
-    """A `Transport` of one rank. calls: names of what was called, with the bytes it sent."""
+    """A `Transport` of one rank. calls: names of what was called, with the bytes it sent.
 
-    def __init__(self, rank: int, exchange: _Exchange) -> None:
-        self.rank, self._exchange = rank, exchange
+    queues: of every rank of the group, what each other has for it.
+    """
+
+    def __init__(
+        self, rank: int, queues: Sequence[Sequence[SimpleQueue[Any]]], timeout_s: float
+    ) -> None:
+        self.rank, self._queues, self._timeout_s = rank, queues, timeout_s
+        self._others = [other for other in range(len(queues)) if other != rank]
         self.calls: list[tuple[str, int]] = []
 
     def all_gather(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -71,16 +75,25 @@ class ThreadTransport:
 
     def _passed(self, own: Any) -> list[Any]:
         """What every rank has, in order: never to be written."""
-        held = self._exchange
-        held.sent[self.rank] = own
-        held.barrier.wait()
-        found = [*held.sent]
-        held.barrier.wait()
-        return found
+        self._tell(own)
+        found = {self.rank: own}
+        for other in self._others:
+            try:
+                found[other] = self._queues[self.rank][other].get(timeout=self._timeout_s)
+            except Empty:
+                raise OtherRankFailedError(f"rank {other} is silent") from None
+            if found[other] is _FAILED:
+                self._tell(_FAILED)  # who waits for this one need not wait for the other
+                raise OtherRankFailedError(f"rank {other} has failed")
+        return [found[rank] for rank in sorted(found)]
 
     def give_up(self) -> None:
         """Lets the other ranks raise instead of waiting."""
-        self._exchange.barrier.abort()
+        self._tell(_FAILED)
+
+    def _tell(self, own: Any) -> None:
+        for other in self._others:
+            self._queues[other][self.rank].put(own)
 
 
 def thread_groups(config: ParallelConfig, timeout_s: float = 60.0) -> list[Groups]:
@@ -89,10 +102,13 @@ def thread_groups(config: ParallelConfig, timeout_s: float = 60.0) -> list[Group
     ranks = [Groups.of_rank(rank, config) for rank in range(size)]
     for name in ("tensor", "expert"):
         each: int = getattr(ranks[0], name).size
-        exchanges = [_Exchange(each, timeout_s) for _ in range(size // each)]
+        queues = [
+            [[SimpleQueue[Any]() for _ in range(each)] for _ in range(each)]
+            for _ in range(size // each)
+        ]
         for number, groups in enumerate(ranks):
             group: Group = getattr(groups, name)
-            group.transport = ThreadTransport(group.rank, exchanges[number // each])
+            group.transport = ThreadTransport(group.rank, queues[number // each], timeout_s)
     return ranks
 
 
@@ -112,7 +128,7 @@ def run_ranks(ranks: Sequence[Groups], work: Callable[[Groups], Made]) -> list[M
         running = [pool.submit(run, groups) for groups in ranks]
         errors = [error for one in running if (error := one.exception()) is not None]
     for error in errors:
-        if not isinstance(error, threading.BrokenBarrierError):
+        if not isinstance(error, OtherRankFailedError):
             raise error
     if errors:
         raise errors[0]

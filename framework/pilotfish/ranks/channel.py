@@ -15,6 +15,8 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Self
 
+from pilotfish.parallel.direct import listen
+
 Address = tuple[str, int]
 """Host and port."""
 
@@ -163,12 +165,6 @@ class Listener:
     def close(self) -> None:
         """May be called twice."""
         self._socket.close()
-
-
-def listen(host: str) -> socket.socket:
-    """A socket that listens on some port of one address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, 0), family=family)
 
 
 def _proof(key: bytes, nonce: bytes, who: bytes) -> bytes:

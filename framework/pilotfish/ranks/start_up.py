@@ -17,9 +17,10 @@ import attrs
 
 from pilotfish.config.parallel import ParallelConfig
 from pilotfish.errors import ConfigError
+from pilotfish.parallel.direct import listen
 from pilotfish.parallel.gloo import Gloo
 from pilotfish.parallel.group import Groups
-from pilotfish.ranks.channel import Address, listen
+from pilotfish.ranks.channel import Address
 from pilotfish.ranks.launch import CONNECT_S
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ static void grouped_linear(const void* args, pf_team* team) {
   const pf_grouped_linear* a = (const pf_grouped_linear*)args;
   const int64_t num_spans = a->spans[0], *const spans = a->spans + 1;
   if (num_spans == 0) return;
-  const Rows x = rows_of(a->x, a->x_dtype, a->x_stride, a->x_rows, a->in_features, false, team);
+  Rows x;
+  rows_of(a->x, a->x_dtype, a->x_stride, a->x_rows, a->in_features, 1, false, team, &x);
   const Results results = {a->out, a->out_dtype, a->out_stride, nullptr, 0};
   // Threads share the cost of all spans in a row; a group of four outputs is one thread's.
   int64_t total = 0;

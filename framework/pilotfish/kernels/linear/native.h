@@ -49,22 +49,27 @@ struct Rows {
   bool is_turned;
 };
 
-// Few rows: this thread's own copy (or x itself); else the team's, which it waits for. It is number `place` of `places`.
-static Rows rows_of(const void* x, int64_t dtype, int64_t stride, int64_t rows, int64_t columns, bool is_turned,
-                    pf_team* team, int64_t place = 0, int64_t places = 1) {
-  if (rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0) return {{(const float*)x, rows, columns}, false};
-  const int64_t bytes = WideRows::bytes(rows, columns);
-  const bool is_few = rows <= WIDENED_ALONE || team->count == 1;
-  void* all_of_them = is_few ? team->scratch(team, 0, places * bytes) : team->shared(team, 0, places * bytes);
-  float* out = (float*)((uint8_t*)all_of_them + place * bytes);
+// For each of some slices of x's columns: this thread's own copy where rows are few (or x itself), else the team's,
+// which it waits for.
+static void rows_of(const void* x, int64_t dtype, int64_t stride, int64_t rows, int64_t columns, int64_t slices,
+                    bool is_turned, pf_team* team, Rows* found) {
+  const int64_t bytes = WideRows::bytes(rows, columns), slice_bytes = columns * (dtype == PF_FLOAT32 ? 4 : 2);
+  const bool is_plain = rows == 1 && dtype == PF_FLOAT32 && columns % LANES == 0;
+  const bool is_few = is_plain || rows <= WIDENED_ALONE || team->count == 1;
+  uint8_t* room = (uint8_t*)(is_few ? team->scratch(team, 0, slices * bytes) : team->shared(team, 0, slices * bytes));
   float* row = is_turned ? (float*)team->scratch(team, 1, WideRows::bytes(1, columns)) : nullptr;
   const Share mine = is_few ? Share{0, rows} : share(rows, team);
-  with_dtype(dtype, [&](auto d) {
-    if (is_turned) turned::turn_rows<d()>(x, stride, mine.begin, mine.end, row, out, columns);
-    else widen_rows<d()>(x, stride, mine.begin, mine.end, out, columns);
-  });
+  for (int64_t s = 0; s < slices; s++) {
+    const void* from = (const uint8_t*)x + s * slice_bytes;
+    float* out = (float*)(room + s * bytes);
+    found[s] = {{is_plain ? (const float*)from : out, rows, columns}, is_turned};
+    if (is_plain) continue;
+    with_dtype(dtype, [&](auto d) {
+      if (is_turned) turned::turn_rows<d()>(from, stride, mine.begin, mine.end, row, out, columns);
+      else widen_rows<d()>(from, stride, mine.begin, mine.end, out, columns);
+    });
+  }
   if (!is_few) team->wait(team);
-  return {{out, rows, columns}, is_turned};
 }
 
 // Bias of outputs first to first + count, zeros past them; x + -0 is x.
@@ -168,11 +173,7 @@ static void linear(const void* args, pf_team* team) {
   if (a->rows == 0) return;
   const bool is_turned = a->rows >= MANY_ROWS;
   Rows* x = (Rows*)team->scratch(team, 3, a->slices * (int64_t)sizeof(Rows));
-  const int64_t slice_bytes = a->in_features * (a->x_dtype == PF_FLOAT32 ? 4 : 2);
-  for (int64_t s = 0; s < a->slices; s++) {
-    const void* columns = (const uint8_t*)a->x + s * slice_bytes;
-    x[s] = rows_of(columns, a->x_dtype, a->x_stride, a->rows, a->in_features, is_turned, team, s, a->slices);
-  }
+  rows_of(a->x, a->x_dtype, a->x_stride, a->rows, a->in_features, a->slices, is_turned, team, x);
   int64_t groups = 0;
   for (int64_t p = 0; p < a->num_parts; p++) groups += groups_of(a->parts[p]);
   // Rows are shared too where a thread would get less than a panel of outputs.

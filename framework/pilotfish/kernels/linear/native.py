@@ -38,8 +38,8 @@ KINDS = {
 
 
 AHEAD, ROWS_AHEAD = 8192, 4
-"""How long before it is used memory is asked for: in bytes, which are the rows that follow; and in
-rows, where only columns of them are read, a slice's for one."""
+"""How far ahead of its use memory is asked for: in bytes, of whole rows; in rows where only columns
+of them are read, a slice's for one."""
 
 
 class Part(Structure):

@@ -37,7 +37,8 @@ def plan_slices(plan: Plan, x: Buffer | Columns, slices: Sequence[LinearWeight],
         )
     assert count == 1 or all(one.bias is None for one in slices)
     parts = [part for one in slices for part in one.native]
-    assert len(parts) == count * len(weight.parts), "slices of other parts than the first one's"
+    shapes = {tuple(part.out_features for part in one.parts) for one in slices}
+    assert len(shapes) == 1, f"slices have parts of {shapes} outputs; wanted the same of each"
     records = (Part * len(parts))(*parts)
     plan.keep(*slices, records)
     plan.call(

@@ -1,0 +1,74 @@
+"""Tests that `make test` leaves to `make test-all`: each takes seconds, and one like it stays.
+
+Knows: names. Of a test with parameters, those that are left out; all where none is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import pytest
+
+OPTIONS, WIDTHS = "options are read or refused", "rows are their own at real widths"
+"""What they check of one family they check of Llama, LFM2 and Kimi too."""
+
+SLOW: Mapping[str, Collection[str]] = {
+    "benchmarks/test_gpu_script.py::test_every_part_gives_its_figures": (),
+    "dflash/test_dflash_triton.py::test_logits_are_as_near_float64_as_eager_torch": (
+        *("mixed", "speculators-anchor"),
+    ),
+    "engine/test_turns.py::test_a_real_fork": ("torch",),
+    "house/test_demo.py::test_the_same_seed_gives_the_same_tokens_for_every_mixture": ("float32",),
+    "kernels/test_context_kv_write.py::test_no_further_from_float64_than_twice_the_reference": (
+        "triton",
+    ),
+    "kernels/test_paged_attention.py::test_the_first_columns_of_values_are_the_wholes": (
+        "torch.float32-triton",
+    ),
+    "kernels/test_short_conv.py::test_pieces_have_the_bits_of_the_whole": ("triton-torch.float16",),
+    "layers/test_moe.py::test_a_rows_bits_do_not_depend_on_the_rows_beside_it": (
+        *("False-dtype0-triton", "True-dtype0-triton"),
+    ),
+    "lfm2/test_lfm2_invariance.py::test_any_history_over_shared_prefixes_does": ("width-5",),
+    "lfm2/test_lfm2_invariance.py::"
+    "test_any_history_of_rejections_equals_feeding_only_what_was_committed": ("width-5",),
+    "soak/test_soak.py::test_histories": ("0", "50", "75"),
+    "speculation/test_speculative_engine.py::"
+    "test_an_exception_at_every_call_leaves_lengths_equal_and_texts_alone": (
+        *("True-ToyShiftedDraft", "False-ToyDraft"),
+    ),
+    "testing/test_conformance.py::test_deepseek_v3": (OPTIONS, WIDTHS),
+    "testing/test_conformance.py::test_granite": (OPTIONS,),
+    "testing/test_conformance.py::test_lfm2": (WIDTHS,),
+    "testing/test_conformance.py::test_mistral": (OPTIONS,),
+    "testing/test_conformance.py::test_olmo": (OPTIONS,),
+    "testing/test_conformance.py::test_phi3": (OPTIONS, WIDTHS),
+    "testing/test_conformance.py::test_qwen2": (OPTIONS,),
+    "testing/test_conformance.py::test_qwen3": (OPTIONS,),
+    "testing/test_conformance.py::test_smollm3": (OPTIONS,),
+}
+
+
+def mark_slow(items: Sequence[pytest.Item]) -> None:
+    """Raises UsageError for a name that fits no test, where all of them are there."""
+    found: dict[str, set[str]] = {}
+    for item in items:
+        name, _, parameters = item.nodeid.removeprefix("tests/").partition("[")
+        found.setdefault(name, set()).add(parameters.removesuffix("]"))
+        left_out = SLOW.get(name)
+        if left_out is not None and (not left_out or parameters.removesuffix("]") in left_out):
+            item.add_marker(pytest.mark.slow)
+    lost = list(_lost(found)) if len(found) > MANY else []
+    if lost:
+        raise pytest.UsageError(f"tests/slow.py names what is no test: {', '.join(lost)}")
+
+
+MANY = 1000
+"""Tests; fewer are not the whole."""
+
+
+def _lost(found: Mapping[str, Collection[str]]) -> Iterable[str]:
+    for name, left_out in SLOW.items():
+        if name not in found:
+            yield name
+        yield from (f"{name}[{one}]" for one in left_out if one not in found.get(name, ()))
