@@ -13,10 +13,17 @@ OPTIONS, WIDTHS = "options are read or refused", "rows are their own at real wid
 """What they check of one family they check of Llama, LFM2 and Kimi too."""
 
 SLOW: Mapping[str, Collection[str]] = {
+    "benchmarks/test_gpu_script.py::test_a_trial_makes_no_page_of_a_gpu": (),
     "benchmarks/test_gpu_script.py::test_every_part_gives_its_figures": (),
+    "dflash/test_dflash_ranks.py::test_every_rank_has_the_logits_of_one_device": (
+        *("biases", "default-ids", "factors", "linear", "llama3", "longrope", "mixed", "override"),
+        *("sliding", "speculators-default", "speculators-own", "speculators-sliding", "unsorted"),
+    ),
     "dflash/test_dflash_triton.py::test_logits_are_as_near_float64_as_eager_torch": (
         *("mixed", "speculators-anchor"),
     ),
+    "docs/test_scale.py::test_the_tables_are_those_that_inspect_makes": (),
+    "docs/test_third_party.py::test_the_examples_own_tests_are_the_conformance_kit": (),
     "engine/test_turns.py::test_a_real_fork": ("torch",),
     "house/test_demo.py::test_the_same_seed_gives_the_same_tokens_for_every_mixture": ("float32",),
     "kernels/test_context_kv_write.py::test_no_further_from_float64_than_twice_the_reference": (
@@ -32,10 +39,22 @@ SLOW: Mapping[str, Collection[str]] = {
     "lfm2/test_lfm2_invariance.py::test_any_history_over_shared_prefixes_does": ("width-5",),
     "lfm2/test_lfm2_invariance.py::"
     "test_any_history_of_rejections_equals_feeding_only_what_was_committed": ("width-5",),
+    "native/test_golden.py::test_models_give_the_bits_of_the_file": ("avx512-2-bfloat16",),
+    "ranks/test_driver_exits.py::test_a_driver_that_ends_without_closing": (
+        *("sys.exit(3)", "del ranks", "own = ranks"),
+    ),
+    "ranks/test_driver_exits.py::test_a_driver_that_is_killed": ("in a pass",),
+    "ranks/test_torchrun.py::test_a_rank_that_fails_is_named_before_torchrun_ends_all": (
+        "SIGKILL",
+    ),
     "soak/test_soak.py::test_histories": ("0", "50", "75"),
     "speculation/test_speculative_engine.py::"
     "test_an_exception_at_every_call_leaves_lengths_equal_and_texts_alone": (
         *("True-ToyShiftedDraft", "False-ToyDraft"),
+    ),
+    "speculation/test_promises.py::test_a_drafter_keeps_the_promise": tuple(
+        f"hybrid-{drafter}-residual acceptance keeps the law"
+        for drafter in ("eagle-1", "eagle-3", "dflash", "small model")
     ),
     "testing/test_conformance.py::test_deepseek_v3": (OPTIONS, WIDTHS),
     "testing/test_conformance.py::test_granite": (OPTIONS,),
