@@ -141,7 +141,8 @@ class Program:
 
     def _tell(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(self.pid, number)
 
 
 def popen(command: Sequence[str], *, env: Mapping[str, str], **streams: Any) -> Any:
