@@ -50,7 +50,7 @@ class Direct:
     def __init__(self, store: Store, rank: int, size: int, *, timeout_s: float, host: str) -> None:
         self.rank, self.size = rank, size
         self._peers: dict[int, socket.socket] = {}
-        self._num_calls, self._in_use = 0, threading.Lock()
+        self._num_calls, self._in_use = 0, threading.RLock()
         deadline = monotonic() + timeout_s
         if rank == 0:
             store.set("key", secrets.token_hex(16))
