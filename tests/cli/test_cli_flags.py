@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import pytest
 
+from kernels.native_cases import needs_library
 from pilotfish import LLM, CacheConfig, SamplingParams
 from pilotfish.cli import main
 from pilotfish.cli.main import VERBS, make_parser
@@ -249,6 +250,14 @@ def test_the_version_names_all_parts(capsys: pytest.CaptureFixture[str]) -> None
         assert f"\n{part}" in f"\n{shown}"
     native = library()
     assert native_kernels().startswith("none: " if native is None else native.instruction_set)
+
+
+@needs_library
+def test_the_version_says_that_an_instruction_set_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PILOTFISH_INSTRUCTIONS", "avx3")
+    assert native_kernels().startswith("none: PILOTFISH_INSTRUCTIONS is 'avx3'; this library has ")
 
 
 @pytest.mark.parametrize(
