@@ -25,6 +25,8 @@ RUNS := $(shell $(PYTHON) -c '$(WHICH)' $(VERSIONS) 2>/dev/null)
 STAMP := $(VENV)/.ready-$(RUNS)
 PIP := $(BIN)/pip install --no-input --disable-pip-version-check
 # Tests run one thread each, in two processes. `make test WORKERS=` runs them in one.
+# They start programs by the hundred, which would compile every module anew: git ignores __pycache__.
+unexport PYTHONDONTWRITEBYTECODE
 WORKERS := -n 2 --dist worksteal
 
 .PHONY: setup native anew demo test test-fast test-all lint format bench gpu docs clean

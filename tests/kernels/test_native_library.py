@@ -16,6 +16,7 @@ import torch
 from kernels.native_cases import needs_library
 from native.compiled import compiled_program, needs_compiler, on_linux
 from native.team_scenarios import NUM_ELEMENTS, Add
+from pilotfish.errors import ConfigError
 from pilotfish.kernels.native import building, library, run, why_not
 from pilotfish.kernels.native.building import INSTRUCTION_SETS, find_compiler, machine
 from pilotfish.kernels.native.library import FILE_VARIABLE, SMALL_WORK, VARIABLE
@@ -59,17 +60,17 @@ def test_an_instruction_set_limits_what_is_used(in_force: Callable[..., str]) ->
         best = next((one for one in names[index:] if one in available), None)
         assert in_force(**{VARIABLE: name}).split()[0] == str(best)
     for name in ("mmx", "avx512_bf16"):
-        said = in_force(**{VARIABLE: name})
-        assert said == f"None {VARIABLE} is {name!r}; this library has {', '.join(names)}"
+        said = f"{VARIABLE} is {name!r}; this library has {', '.join(names)}: name one of them"
+        with pytest.raises(ConfigError, match=f"^{said}"):
+            in_force(**{VARIABLE: name})
 
 
 def test_a_file_that_is_not_there_or_no_library_is_named(
     tmp_path: Path, in_force: Callable[..., str]
 ) -> None:
     missing = tmp_path / "library.so"
-    assert in_force(**{FILE_VARIABLE: str(missing)}) == (
-        f"None {FILE_VARIABLE} is {missing}: no such file"
-    )
+    with pytest.raises(ConfigError, match=f"^{FILE_VARIABLE} is {missing}: no such file; unset it"):
+        in_force(**{FILE_VARIABLE: str(missing)})
     missing.write_text("no library")
     assert in_force(**{FILE_VARIABLE: str(missing)}).startswith("None it does not load: ")
 

@@ -57,7 +57,7 @@ def native_kernels() -> str:
     lib.pf_instruction_set.restype = ctypes.c_char_p
     names = [lib.pf_instruction_set(i).decode() for i in range(lib.pf_num_instruction_sets())]
     if limit and limit not in names:
-        return f"none: PILOTFISH_INSTRUCTIONS is {limit!r}; this library has {', '.join(names)}"
+        return f"refused: PILOTFISH_INSTRUCTIONS is {limit!r}; this library has {', '.join(names)}"
     first = names.index(limit) if limit else 0
     has = (name for i, name in enumerate(names) if i >= first and lib.pf_has_instruction_set(i))
     return next(has, f"none: this processor has none of {', '.join(names[first:])}")

@@ -66,7 +66,10 @@ class NativeLibrary:
 
 @cache
 def library() -> NativeLibrary | None:
-    """The library, or None where `why_not` says why."""
+    """The library, or None where `why_not` says why.
+
+    Raises ConfigError where an environment variable asks for what there is not.
+    """
     return _load()[0]
 
 
@@ -95,7 +98,9 @@ def _file() -> Path:
     given = os.environ.get(FILE_VARIABLE)
     if given:
         if not Path(given).exists():
-            raise _NoLibrary(f"{FILE_VARIABLE} is {given}: no such file")
+            raise ConfigError(
+                f"{FILE_VARIABLE} is {given}: no such file; unset it for the package's own"
+            )
         return Path(given)
     path = HERE / library_name()
     if not path.exists():
@@ -126,7 +131,10 @@ def _chosen(lib: Any) -> NativeLibrary:
     limit = os.environ.get(VARIABLE, "")
     names = [lib.pf_instruction_set(i).decode() for i in range(lib.pf_num_instruction_sets())]
     if limit and limit not in names:
-        raise _NoLibrary(f"{VARIABLE} is {limit!r}; this library has {', '.join(names)}")
+        raise ConfigError(
+            f"{VARIABLE} is {limit!r}; this library has {', '.join(names)}: name one of them, or "
+            f"none for torch's kernels, or unset it for the best that the processor has"
+        )
     first = names.index(limit) if limit else 0
     for index in range(first, len(names)):
         if lib.pf_has_instruction_set(index):
