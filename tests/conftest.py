@@ -21,9 +21,11 @@ from hypothesis import HealthCheck, settings
 
 from pilotfish.platform.mkl import ask_for_strict_products
 from slow import mark_slow
+from support.interpreter import hasten
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    hasten()
 ask_for_strict_products()  # as an LLM does, and before any test multiplies
 torch.set_num_threads(1)  # toy sizes: a second thread costs more than it gives
 
@@ -64,6 +66,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def kept_probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What probes find is found once a session: for rooms that plant nothing in what they try."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PILOTFISH_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "kept-probes"))
+        yield
 
 
 @pytest.fixture(scope="session")

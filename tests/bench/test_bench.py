@@ -15,6 +15,7 @@ import attrs
 import numpy as np
 import pytest
 
+from bench.planted_peers import Breaks, Ends, Liar, TellsSpinCount, exits
 from pilotfish import SpeculativeConfig
 from pilotfish.bench import BenchRow, peer_process, rows, run_speculation, run_suite
 from pilotfish.bench import suite as suite_module
@@ -29,17 +30,21 @@ from pilotfish.platform import openmp
 from support.gguf_files import write_gguf
 
 PROMPTS = [[1, 2, 3], [5, 6, 7, 8, 9, 10, 11], [4]]
-IMPORTED = ("generation.utils", "models.auto.modeling_auto", "models.llama.modeling_llama")
+IMPORTED = (
+    *("pilotfish.bench.peers", "pytest", "transformers.generation.utils"),
+    *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
+    __name__,
+)
 
 
 @pytest.fixture
 def forked_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes of peers come from one that has transformers: to import it takes most of theirs.
+    """Processes of peers come from one that has imported what they do: it takes most of their time.
 
     Not where they are to find what the user has set, which that one found before.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload([f"transformers.{module}" for module in IMPORTED])
+    context.set_forkserver_preload([*IMPORTED])
     monkeypatch.setattr(peer_process, "get_context", lambda _: context)
 
 
@@ -62,15 +67,6 @@ def test_both_sides_give_the_same_tokens(tiny_checkpoint: Path) -> None:
     ours = PilotfishSide(str(tiny_checkpoint), dtype="float32")
     theirs = TransformersSide(str(tiny_checkpoint), dtype="float32")
     assert compare_tokens(ours, theirs, PROMPTS, num_tokens=8) is True
-
-
-class Liar:
-    """A side that answers something else."""
-
-    name = "liar"
-
-    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
-        return [[0] * num_tokens for _ in prompts]
 
 
 def test_other_tokens_are_not_called_equal(tiny_checkpoint: Path) -> None:
@@ -115,32 +111,6 @@ def test_a_judge_tells_near_ties_from_real_differences(tiny_checkpoint: Path) ->
     assert compare_tokens(ours, ours, PROMPTS, 8, judge) is True
 
 
-def exits(directory: str, *, dtype: str, num_threads: int) -> Liar:
-    os._exit(3)
-
-
-class Breaks(Liar):
-    """A side that fails at work."""
-
-    name = "breaks"
-
-    def __init__(self, directory: str, *, dtype: str, num_threads: int) -> None:
-        if dtype != "float32":
-            raise TypeError(f"no {dtype}")
-
-    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
-        raise RuntimeError(f"{num_tokens} are too many")
-
-
-class Ends(Breaks):
-    """A side whose process ends at work."""
-
-    name = "ends"
-
-    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
-        os._exit(4)
-
-
 def test_a_side_in_a_process_of_its_own_gives_the_same_tokens(tiny_checkpoint: Path) -> None:
     ours = PilotfishSide(str(tiny_checkpoint), dtype="float32")
     with PeerProcess(TransformersSide, str(tiny_checkpoint), dtype="float32") as theirs:
@@ -170,13 +140,6 @@ def test_the_process_of_a_peer_imports_no_torch_for_us() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-class TellsSpinCount(Breaks):
-    """A side whose token is how long its OpenMP threads spin; 0: as torch has it."""
-
-    def generate(self, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
-        return [[int(os.environ.get("GOMP_SPINCOUNT", "0"))]]
 
 
 @pytest.mark.parametrize(("of_the_user", "ours", "theirs"), [(None, 5000, 0), ("77", 77, 77)])

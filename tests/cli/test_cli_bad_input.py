@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from pilotfish.cli import main
 from pilotfish.cli.lines import Lines
 from pilotfish.cli.requests import Reading
+from support import forked
 
 PROMPT = ["--prompt", "hello", "--max-tokens", "4"]
 
@@ -255,30 +257,18 @@ def test_flags_of_speculation_that_nobody_would_read(
 
 
 def test_ctrl_c_exits_with_130() -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "pilotfish.cli",
-            "generate",
-            "demo",
-            "--prompt",
-            "Once",
-            "--ignore-eos",
-            "--max-tokens",
-            "4000",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell starts what it runs in the background with the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    assert process.stdout is not None
-    assert len(process.stdout.read(50)) == 50  # it is in the midst of its answer
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
+    flags = ["--prompt", "Once", "--ignore-eos", "--max-tokens", "4000"]
+    command = [sys.executable, "-m", "pilotfish.cli", "generate", "demo", *flags]
+    near, far = os.pipe()
+    with os.fdopen(near, "rb") as stdout, TemporaryFile() as stderr:
+        with os.fdopen(far, "wb") as written:
+            streams = {"stdin": subprocess.PIPE, "stdout": written, "stderr": stderr}
+            process = forked.popen(command, env=os.environ, **streams)
+        assert len(stdout.read(50)) == 50  # it is in the midst of its answer
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+        stderr.seek(0)
+        assert b"Traceback" not in stderr.read()
 
 
 def test_a_chat_that_cannot_be_rendered_does_not_disturb_the_others(

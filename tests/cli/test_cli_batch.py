@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
+import attrs
 import pytest
 
 from pilotfish import RequestOutput, SamplingParams
@@ -21,6 +25,7 @@ from pilotfish.cli.batch import MOST_HELD, answer_all
 from pilotfish.cli.lines import _split
 from pilotfish.cli.requests import FileRequest
 from pilotfish.errors import RequestError
+from support import forked
 
 BATCH = 4
 LINE = {"prompt_token_ids": [1, 2, 3], "seed": 5, "max_tokens": 2, "ignore_eos": True}
@@ -145,36 +150,56 @@ def test_lines_end_wherever_chunks_do(size: int) -> None:
     assert lines == [b"one", b"", b" two\r", b"thr\xc3\xa9e"]
 
 
-def started(checkpoint: Path, *flags: str) -> subprocess.Popen[bytes]:
+@attrs.frozen
+class Running:
+    """A program that answers lines."""
+
+    process: Any
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+    def said(self) -> str:
+        """All of its standard error."""
+        self.stderr.seek(0)
+        return self.stderr.read().decode()
+
+
+@contextmanager
+def started(checkpoint: Path, *flags: str) -> Iterator[Running]:
     """The program; what never answers is killed, and so its pipes end."""
     program = "from pilotfish.cli import main; raise SystemExit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "generate", str(checkpoint), "--input-file", "-", *flags],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell starts what it runs in the background with the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    timer = threading.Timer(300, process.kill)
-    timer.daemon = True
-    timer.start()
-    return process
+    command = [sys.executable, "-c", program, "generate", str(checkpoint), "--input-file", "-"]
+    near, far = os.pipe()
+    with os.fdopen(near, "rb") as stdout, TemporaryFile() as stderr:
+        with os.fdopen(far, "wb") as written:
+            streams = {"stdin": subprocess.PIPE, "stdout": written, "stderr": stderr}
+            process = forked.popen([*command, *flags], env=os.environ, **streams)
+        timer = threading.Timer(300, process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield Running(process, process.stdin, stdout, stderr)
+        finally:
+            timer.cancel()
+            process.kill()
 
 
-def test_two_thousand_lines_through_a_pipe_that_stays_open(tiny_checkpoint: Path) -> None:
+def test_many_lines_through_a_pipe_that_stays_open(tiny_checkpoint: Path) -> None:
     """Answers come while lines are still written, few lines ahead of them; then Ctrl-C."""
-    process = started(tiny_checkpoint, "--json")
-    stdin, stdout = process.stdin, process.stdout
-    assert stdin is not None
-    assert stdout is not None
+    with started(tiny_checkpoint, "--json") as process:
+        many_lines(process)
+
+
+def many_lines(run: Running) -> None:
+    stdin, stdout = run.stdin, run.stdout
     line = json.dumps({**LINE, "custom_id": "mine"}).encode().ljust(1000) + b"\n"
-    num_lines, num_fed, most_ahead = 2000, 0, 0
+    num_lines, num_fed, most_ahead = 1200, 0, 0
 
     def feed() -> None:
         nonlocal num_fed
         for number in range(num_lines):
-            stdin.write(b"[]\n" if number == 1000 else line)
+            stdin.write(b"[]\n" if number == 600 else line)
             num_fed += 1
         stdin.flush()
 
@@ -186,38 +211,32 @@ def test_two_thousand_lines_through_a_pipe_that_stays_open(tiny_checkpoint: Path
         most_ahead = max(most_ahead, num_fed - number)
     feeder.join()
     assert [output["index"] for output in outputs] == list(range(num_lines))
-    bad = outputs.pop(1000)
-    assert "standard input, line 1001: got list; wanted a JSON object" in bad["error"]
+    bad = outputs.pop(600)
+    assert "standard input, line 601: got list; wanted a JSON object" in bad["error"]
     assert len({tuple(output["token_ids"]) for output in outputs}) == 1
     assert {output["custom_id"] for output in outputs} == {"mine"}
     assert most_ahead < 800, "what two pipes hold, and what is read ahead"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b"")
-    assert err.decode().splitlines()[-1] == "pilotfish: interrupted"
-    assert b"Traceback" not in err
+    os.kill(run.process.pid, signal.SIGINT)
+    assert (run.process.wait(60), stdout.read()) == (130, b"")
+    assert run.said().splitlines()[-1] == "pilotfish: interrupted"
+    assert "Traceback" not in run.said()
 
 
 @pytest.mark.parametrize("end", ["sigterm", "closed pipe"])
 def test_a_run_that_ends_early_has_written_what_was_done(tiny_checkpoint: Path, end: str) -> None:
-    process = started(tiny_checkpoint, "--order", "done", "--json")
-    stdin, stdout = process.stdin, process.stdout
-    assert stdin is not None
-    assert stdout is not None
     line = json.dumps(LINE).encode() + b"\n"
-    stdin.write(3 * line)
-    stdin.flush()
-    assert sorted(json.loads(stdout.readline())["index"] for _ in range(3)) == [0, 1, 2]
-    if end == "sigterm":
-        process.send_signal(signal.SIGTERM)
-    else:
-        stdout.close()
-        stdin.write(line)
-        stdin.flush()
-    assert process.wait(60) == (-signal.SIGTERM if end == "sigterm" else 141)
-    assert process.stderr is not None
-    assert b"Traceback" not in process.stderr.read()
-    stdin.close()
+    with started(tiny_checkpoint, "--order", "done", "--json") as run:
+        run.stdin.write(3 * line)
+        run.stdin.flush()
+        assert sorted(json.loads(run.stdout.readline())["index"] for _ in range(3)) == [0, 1, 2]
+        if end == "sigterm":
+            os.kill(run.process.pid, signal.SIGTERM)
+        else:
+            run.stdout.close()
+            run.stdin.write(line)
+            run.stdin.flush()
+        assert run.process.wait(60) == (-signal.SIGTERM if end == "sigterm" else 141)
+        assert "Traceback" not in run.said()
 
 
 def test_texts_are_told_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -257,7 +257,9 @@ def test_the_version_says_that_an_instruction_set_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PILOTFISH_INSTRUCTIONS", "avx3")
-    assert native_kernels().startswith("refused: PILOTFISH_INSTRUCTIONS is 'avx3'; this library has ")
+    assert native_kernels().startswith(
+        "refused: PILOTFISH_INSTRUCTIONS is 'avx3'; this library has "
+    )
 
 
 @pytest.mark.parametrize(

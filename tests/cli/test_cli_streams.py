@@ -16,11 +16,14 @@ import pytest
 from pilotfish.cli import main
 from pilotfish.cli.interrupts import interrupts_held
 from pilotfish.cli.standard_streams import print_json
+from support import forked
 
 
 def command(line: str, **settings: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs a line of the shell in which $PILOTFISH is the program, without the tests' variables."""
-    env = {**os.environ, **settings, "PILOTFISH": f"{sys.executable} -m pilotfish.cli"}
+    """Runs a line of the shell in which $PILOTFISH is the program, and $FORKED the same, forked."""
+    env = {**os.environ, **forked.SETTINGS, **settings}
+    for name, python in (("PILOTFISH", sys.executable), ("FORKED", forked.programs() / "python")):
+        env[name] = f"{python} -m pilotfish.cli"
     return subprocess.run(["sh", "-c", line], capture_output=True, check=False, env=env)
 
 
@@ -44,7 +47,7 @@ def test_bytes_that_are_no_text_on_standard_input_are_one_line(
     settings: dict[str, str], tiny_checkpoint: Path
 ) -> None:
     done = command(
-        f"printf '\\377\\376a' | $PILOTFISH generate {tiny_checkpoint} --prompt -", **settings
+        f"printf '\\377\\376a' | $FORKED generate {tiny_checkpoint} --prompt -", **settings
     )
     (line,) = lines_of(done.stderr)
     assert "not UTF-8 text" in line
@@ -143,7 +146,7 @@ def test_no_folder_for_temporary_files_is_one_line(
 
 def test_a_warning_is_a_line_of_the_program() -> None:
     chat = "generate demo --chat hi --max-tokens 1 --temperature 0"
-    done = command(f"$PILOTFISH {chat} --chat-template-kwargs '{{\"enable_thinking\": true}}'")
+    done = command(f"$FORKED {chat} --chat-template-kwargs '{{\"enable_thinking\": true}}'")
     (line,) = [text for text in lines_of(done.stderr) if "enable_thinking" in text]
     assert line.startswith("pilotfish: warning: the chat template does not read enable_thinking")
     assert done.returncode == 0

@@ -16,6 +16,7 @@ from pilotfish.cli import main
 from pilotfish.cli.deltas import draft_colors
 from pilotfish.kernels.native import library
 from pilotfish.weights.formats.gguf import GGUFFile
+from support.talkers import talkative_checkpoint
 
 
 def test_inspect_says_what_would_run_and_reads_no_weights(
@@ -129,6 +130,11 @@ def test_chat_without_a_chat_template_is_refused(
     assert "tokenizer" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(talkative_checkpoint(tmp_path_factory.mktemp("talker")))
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -141,15 +147,16 @@ def test_chat_without_a_chat_template_is_refused(
 def test_text_that_is_not_the_models_own_is_told_of_on_stderr(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    talker: str,
     flags: list[str],
     said: str | None,
 ) -> None:
     options = ["--speculative", "ngram", "--max-tokens", "3", "--max-length", "128", *flags]
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
-    for verb in (["generate", "demo", "--prompt", "1 2 3"], ["chat", "demo"]):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello!\n"))
+    for verb in (["generate", talker, "--prompt", "1 2 3"], ["chat", talker]):
         assert main([*verb, *options]) == 0
         lines = [line for line in capsys.readouterr().err.splitlines() if "acceptance" in line]
         assert len(lines) == (said is not None)
         assert said is None or lines[0].startswith(f"pilotfish: {said}")
-    assert main(["generate", "demo", "--prompt", "1 2 3", "--json", *options]) == 0
+    assert main(["generate", talker, "--prompt", "1 2 3", "--json", *options]) == 0
     assert "acceptance" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ No engine: what is accepted is drawn, so histories come up that no sampler would
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -21,7 +22,7 @@ from pilotfish.sampling import SamplingRow
 from pilotfish.speculation import BlockRows, DraftBatch, DraftRequest, Proposal, ProposerSetup
 from pilotfish.speculation.draft_config import DRAFT_CACHE
 from pilotfish.state import StateManager
-from pilotfish.weights import open_checkpoint
+from pilotfish.weights import Checkpoint, open_checkpoint
 from pilotfish_dflash.config import DFlashConfig
 from pilotfish_dflash.model import DFlashProposer
 from pilotfish_llama3.config import Llama3Config
@@ -29,13 +30,17 @@ from pilotfish_llama3.model import Llama3Model
 
 BACKEND = KernelBackend()
 CPU = torch.device("cpu")
+registry = cache(load_registry)
 
 
 def pipeline(target: Path, draft: Path, dtype: str = "float32") -> PipelineConfig:
     """The options of a pair on disk."""
-    models: list[ModelConfig] = [
-        open_checkpoint(str(path)).model_config() for path in (target, draft)
-    ]
+    return options_of(*(open_checkpoint(str(path)) for path in (target, draft)), dtype=dtype)
+
+
+def options_of(target: Checkpoint, draft: Checkpoint, dtype: str = "float32") -> PipelineConfig:
+    """The options of a pair that is open."""
+    models: list[ModelConfig] = [one.model_config() for one in (target, draft)]
     return PipelineConfig(
         model=models[0],
         draft_model=models[1],
@@ -74,9 +79,9 @@ def load(
     """A loaded draft over a loaded target; the target runs on torch where there is no GPU, and
     nothing native is asked for. groups: of a rank that has a part of both.
     """
-    options = pipeline(target, draft, dtype)
-    config = DFlashConfig.initialize(options)
     target_file, draft_file = open_checkpoint(str(target)), open_checkpoint(str(draft))
+    options = options_of(target_file, draft_file, dtype)
+    config = DFlashConfig.initialize(options)
     target_weights, draft_weights = target_file.weights(), draft_file.weights()
     config = config.finalize(draft_file.huggingface_config, draft_weights.infos)
     model = Llama3Model(
@@ -100,7 +105,7 @@ def load(
             backend=backend,
             device=device,
             target=model,
-            registry=load_registry(),
+            registry=registry(),
         )
     )
     if groups is not None:

@@ -10,7 +10,7 @@ import torch
 
 from dflash.checkpoints import CASES, VOCAB
 from dflash.driver import Drafted, Driver, Move, Recorder
-from dflash.oracle import NaiveDraft, NaiveTarget
+from dflash.oracle import NaiveDraft, target_of
 
 After = Callable[[Driver], None]
 
@@ -51,17 +51,18 @@ class Oracles:
     """The oracle of one case in float64, and in float32 for the error that rounding makes."""
 
     def __init__(self, case: str, target: Path) -> None:
-        self.exact = NaiveDraft(CASES[case], NaiveTarget(target, torch.float64))
-        self.eager = NaiveDraft(CASES[case], NaiveTarget(target, torch.float32))
+        self.exact = NaiveDraft(CASES[case], target_of(target, torch.float64))
+        self.eager = NaiveDraft(CASES[case], target_of(target, torch.float32))
 
     def check(self, found: list[Drafted]) -> tuple[float, float, bool]:
         """(our largest error, eager float32's, whether every token is the exact argmax)."""
         ours = eager = 0.0
         same = True
         for one in found:
-            width = len(one.proposal.tokens)
-            exact = self.exact.block(one.tokens, width, one.prompt_length)
-            rounded = self.eager.block(one.tokens, width, one.prompt_length)
+            width, texts = len(one.proposal.tokens), (other.tokens for other in found)
+            whole = max((t for t in texts if t[: len(one.tokens)] == one.tokens), key=len)[:-1]
+            asked = one.tokens, width, one.prompt_length, whole
+            exact, rounded = (draft.block(*asked) for draft in (self.exact, self.eager))
             known = exact.isfinite()
             same &= bool((known == one.logits.isfinite()).all())
             same &= exact.argmax(-1).tolist() == list(one.proposal.tokens)

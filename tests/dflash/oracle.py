@@ -7,6 +7,7 @@ T rows, D draft width, V the target's vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class NaiveTarget:
                 if type(module).__name__.endswith("RMSNorm"):
                     module.forward = lambda x, own=module: rms_norm(x, own.weight)
         self.dtype = dtype
+        self._streams = dict[tuple[int, ...], tuple[list[torch.Tensor], torch.Tensor]]()
 
     @property
     def embedding(self) -> torch.Tensor:
@@ -48,9 +50,18 @@ class NaiveTarget:
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         return self.embedding[torch.tensor(tokens)]
 
-    @torch.no_grad()
     def read(self, tokens: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Boundaries 0 to L, each [T, D], the last one before the final norm; logits [T, V]."""
+        """Boundaries 0 to L, each [T, D], the last one before the final norm; logits [T, V].
+
+        A text is read once.
+        """
+        text = tuple(tokens)
+        if text not in self._streams:
+            self._streams[text] = self._read(text)
+        return self._streams[text]
+
+    @torch.no_grad()
+    def _read(self, tokens: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
         before_norm: list[torch.Tensor] = []
         norm = getattr(self.model.model, "norm", None) or self.model.model.embedding_norm
         hook = norm.register_forward_pre_hook(lambda module, args: before_norm.append(args[0]))
@@ -59,6 +70,17 @@ class NaiveTarget:
         states = [state[0] for state in found.hidden_states]
         states[-1] = before_norm[0][0]
         return states, found.logits[0]
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The prompt and `count` tokens that the target says after it, one by one."""
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + count:
+            tokens.append(int(self.read(tokens)[1][-1].argmax()))
+        return tokens
+
+
+target_of = cache(NaiveTarget)
+"""As NaiveTarget, which is loaded once."""
 
 
 class NaiveDraft(oracle.NaiveDraft):
@@ -74,9 +96,19 @@ class NaiveDraft(oracle.NaiveDraft):
         super().__init__(facts_of(case), target, tensors)
         self.case, self._started = case, 0
 
-    def block(self, tokens: Sequence[int], width: int, started: int = 0) -> torch.Tensor:
-        self._started = started
-        return super().block(tokens, width)
+    def block(
+        self,
+        tokens: Sequence[int],
+        width: int,
+        started: int = 0,
+        whole: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """whole: a text that begins with all but the newest, to be read instead of these alone: the
+        target is causal.
+        """
+        self._started, num_context = started, len(tokens) - 1
+        context = self.context(tokens[:-1] if whole is None else whole)[:num_context]
+        return self.block_of(context, tokens[-1], width)
 
     def keys_values(self, context: torch.Tensor, index: int, started: int = 0) -> torch.Tensor:
         self._started = started
@@ -84,11 +116,15 @@ class NaiveDraft(oracle.NaiveDraft):
 
     def turn(self, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Half-split; angles in float32 as models are trained."""
-        cos, sin = angles(self.case.layer, positions, heads.shape[-1], self._started)
+        cos, sin = self._angles.of(positions, self._started)
         a, b = heads.chunk(2, -1)
         turned = torch.cat((-b, a), -1)
         cos, sin = (part.to(heads.dtype)[:, None] for part in (cos, sin))
         return heads * cos + turned * sin
+
+    @cached_property
+    def _angles(self) -> Angles:
+        return Angles(self.case.layer, self.head_dim)
 
 
 def facts_of(case: DraftCase) -> oracle.DraftFacts:
@@ -110,27 +146,32 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS))
 
 
-def angles(
-    layer: dict[str, Any], positions: torch.Tensor, width: int, started: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [T, H], from transformers' own tables of inverse frequencies."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+class Angles:
+    """Of a draft's layers and their head's width; from transformers' own inverse frequencies."""
 
-    fields = {key: value for key, value in layer.items() if key != "model_type"}
-    config = transformers.Qwen3Config(**fields)
-    rope = config.rope_parameters
-    kind = rope["rope_type"]
-    rows = []
-    for position in positions.tolist():
+    def __init__(self, layer: dict[str, Any], width: int) -> None:
+        fields = {key: value for key, value in layer.items() if key != "model_type"}
+        self._config, self._width = transformers.Qwen3Config(**fields), width
+        self._row = cache(self._of_one)
+
+    def of(self, positions: torch.Tensor, started: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [T, H]. started: tokens of the prompt."""
+        rows = [self._row(position, started) for position in positions.tolist()]
+        return torch.stack([c for c, _ in rows]), torch.stack([s for _, s in rows])
+
+    def _of_one(self, position: int, started: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        rope = self._config.rope_parameters
+        kind = rope["rope_type"]
         if kind == "default":
-            exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
+            exponents = torch.arange(0, self._width, 2, dtype=torch.float32) / self._width
             frequencies, scale = 1.0 / (rope["rope_theta"] ** exponents), 1.0
         else:
             length = max(started, position + 1)
-            frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=length)
+            frequencies, scale = ROPE_INIT_FUNCTIONS[kind](self._config, "cpu", seq_len=length)
         angle = torch.cat((position * frequencies,) * 2)
-        rows.append((angle.cos() * scale, angle.sin() * scale))
-    return torch.stack([c for c, _ in rows]), torch.stack([s for _, s in rows])
+        return angle.cos() * scale, angle.sin() * scale
 
 
 # Whole generations
@@ -150,23 +191,22 @@ def generate(
 ) -> list[NaiveStep]:
     """Greedy generation with the draft; the first step proposes nothing.
 
+    Drafts count while they are what the target says by itself: the text is that of the target.
+
     spare: tokens at the end for which nothing is proposed, since the target's own will do.
     """
-    tokens, steps = list(prompt), []
-    proposed: list[int] = []
-    while len(tokens) < len(prompt) + max_tokens:
-        _, logits = draft.target.read(tokens + proposed)
-        own = logits[len(tokens) - 1 :].argmax(-1).tolist()
+    text = draft.target.greedy(prompt, max_tokens + 1 - spare)
+    end, steps = len(prompt) + max_tokens, list[NaiveStep]()
+    done, proposed = len(prompt), list[int]()
+    while done < end:
         accepted = 0
-        while accepted < len(proposed) and proposed[accepted] == own[accepted]:
+        while accepted < len(proposed) and proposed[accepted] == text[done + accepted]:
             accepted += 1
-        committed = [*proposed[:accepted], own[accepted]]
-        committed = committed[: len(prompt) + max_tokens - len(tokens)]
+        committed = text[done : min(done + accepted + 1, end)]
         steps.append(NaiveStep(proposed, accepted, committed))
-        tokens += committed
-        room = len(prompt) + max_tokens - len(tokens) - spare
-        size = max(0, min(width, room))
-        proposed = []
+        done += len(committed)
+        size, proposed = max(0, min(width, end - done - spare)), []
         if size:
-            proposed = draft.block(tokens, size, len(prompt)).argmax(-1).tolist()
+            found = draft.block(text[:done], size, len(prompt), whole=text)
+            proposed = found.argmax(-1).tolist()
     return steps

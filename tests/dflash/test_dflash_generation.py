@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from dflash.checkpoints import CASES, VOCAB
 from dflash.conftest import Pair
-from dflash.oracle import NaiveDraft, NaiveStep, NaiveTarget, generate
+from dflash.oracle import NaiveDraft, NaiveStep, generate, target_of
 from pilotfish import LLM, RequestOutput, SamplingParams, SpeculativeConfig
 from pilotfish.speculation import DraftBatch, Proposal
 
@@ -47,9 +47,23 @@ class Drafts:
         return list(self.proposed.values())
 
 
-def engine(target: Path, draft: Path, width: int) -> LLM:
-    spec = SpeculativeConfig(method="dflash", width=width)
-    return LLM(str(target), draft=str(draft), speculative=spec, dtype="float32")
+Generated = Callable[[str, int], tuple[list[RequestOutput], Drafts]]
+
+
+@pytest.fixture(scope="module")
+def generated(pair: Pair) -> Generated:
+    """Case and width -> what the engine says, and what it drafted; once."""
+
+    @cache
+    def get(case: str, width: int) -> tuple[list[RequestOutput], Drafts]:
+        target, draft = pair(case)
+        spec = SpeculativeConfig(method="dflash", width=width)
+        llm = LLM(str(target), draft=str(draft), speculative=spec, dtype="float32")
+        drafts = Drafts(llm)
+        params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+        return llm.generate(PROMPTS, params), drafts
+
+    return get
 
 
 def counts(steps: Sequence[NaiveStep]) -> list[float]:
@@ -63,13 +77,12 @@ def counts(steps: Sequence[NaiveStep]) -> list[float]:
 
 
 @pytest.mark.parametrize(("case", "width"), GENERATIONS)
-def test_generations_are_those_of_the_oracle(pair: Pair, case: str, width: int) -> None:
-    target, draft = pair(case)
-    llm = engine(target, draft, width)
-    naive = NaiveDraft(CASES[case], NaiveTarget(target, torch.float64))
-    drafts = Drafts(llm)
-    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
-    outputs: list[RequestOutput] = llm.generate(PROMPTS, params)
+def test_generations_are_those_of_the_oracle(
+    pair: Pair, generated: Generated, case: str, width: int
+) -> None:
+    target, _ = pair(case)
+    outputs, drafts = generated(case, width)
+    naive = NaiveDraft(CASES[case], target_of(target, torch.float64))
     for prompt, output, proposed in zip(PROMPTS, outputs, drafts.in_order(), strict=True):
         steps = generate(naive, prompt, NUM_TOKENS, width)
         assert list(output.token_ids) == [token for step in steps for token in step.committed]
@@ -80,13 +93,12 @@ def test_generations_are_those_of_the_oracle(pair: Pair, case: str, width: int) 
         assert output.speculative["accepted_per_position"] == pytest.approx(counts(steps))
 
 
-def test_the_histories_above_have_accepts_and_rejects(pair: Pair) -> None:
+def test_the_histories_above_have_accepts_and_rejects(generated: Generated) -> None:
     """Otherwise rollback would not be in them."""
     found = []
     for case, width in GENERATIONS:
-        llm = engine(*pair(case), width)
-        params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
-        for output in llm.generate(PROMPTS, params):
+        outputs, _ = generated(case, width)
+        for output in outputs:
             assert output.speculative is not None
             found.append((output.speculative["drafted"], output.speculative["accepted"]))
     assert sum(0 < accepted < drafted for drafted, accepted in found) > len(found) // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from dflash.checkpoints import CASES, draft_config, draft_tensors, write_draft
 from dflash.conftest import Pair
-from dflash.driver import BACKEND, load, pipeline
+from dflash.driver import BACKEND, load, options_of
 from pilotfish.errors import ConfigError, PilotfishError, WeightsError
 from pilotfish.weights import open_checkpoint
 from pilotfish_dflash.config import DFlashConfig
@@ -23,9 +24,13 @@ from pilotfish_dflash.network import DFlashLlama3
 KINDS = ("plain", "one-layer", "biases", "speculators-small", "speculators-own")
 
 
+opened = cache(lambda target: open_checkpoint(str(target)))
+
+
 def load_draft(target: Path, draft: Path) -> DFlashProposer:
     """Only the draft: what is wrong with it is said before a target is asked anything."""
-    found, options = open_checkpoint(str(draft)), pipeline(target, draft)
+    found = open_checkpoint(str(draft))
+    options = options_of(opened(target), found)
     weights = found.weights()
     config = DFlashConfig.initialize(options).finalize(found.huggingface_config, weights.infos)
     setup: Any = SimpleNamespace(

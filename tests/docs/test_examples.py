@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import socket
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -110,21 +112,23 @@ def server() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, EXAMPLES / "server.py", "demo", str(port)], stderr=subprocess.PIPE
-    )
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/generate"
-    finally:
-        process.terminate()
-        _, said = process.communicate(timeout=60)
-        assert b"Traceback" not in said, said.decode()
+    command = [sys.executable, str(EXAMPLES / "server.py"), "demo", str(port)]
+    with TemporaryFile() as said, open(os.devnull, "wb") as nothing:
+        streams = {"stdin": subprocess.PIPE, "stdout": nothing, "stderr": said}
+        process = forked.popen(command, env=os.environ, **streams)
+        try:
+            for _ in range(600):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert process.poll() is None
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/generate"
+        finally:
+            process.terminate()
+            process.wait(60)
+            said.seek(0)
+            assert b"Traceback" not in (text := said.read()), text.decode()
 
 
 def post(url: str, **body: Any) -> list[dict[str, Any]]:
@@ -134,12 +138,11 @@ def post(url: str, **body: Any) -> list[dict[str, Any]]:
         return [json.loads(line) for line in response]
 
 
-def test_the_server_answers_several_at_once(server: str) -> None:
+def test_the_server_answers_several_at_once(server: str, llm: LLM) -> None:
     greedy = {"temperature": 0, "max_tokens": 8}
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda prompt: post(server, prompt=prompt, **greedy), PROMPTS))
-    with LLM("demo") as llm:
-        wanted = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8))
+    wanted = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8))
     for pieces, output in zip(found, wanted, strict=True):
         assert "".join(piece["text"] for piece in pieces) == output.text
         assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == ["length"]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,7 @@ from pilotfish import ModelConfig, PipelineConfig
 from pilotfish.errors import ConfigError
 from pilotfish.kernels.native import library
 from pilotfish.testing import promises_for
+from support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "third_party"
@@ -37,10 +39,14 @@ PROMPTS = (
 
 @attrs.frozen
 class Environment:
-    """A fresh virtual environment with both wheels in it, and nothing of the working tree."""
+    """A fresh virtual environment with both wheels in it, and nothing of the working tree.
+
+    site: the example's wheel alone, unpacked: on the path it is installed too.
+    """
 
     bin: Path
     scratch: Path
+    site: Path
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs one of its programs, far from the repository."""
@@ -93,7 +99,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     wheels = [build(ROOT, scratch / "core"), build(EXAMPLE, scratch / "example")]
     venv.create(scratch / "venv", with_pip=False, symlinks=True)
     install(scratch / "venv", wheels)
-    return Environment(scratch / "venv" / "bin", scratch)
+    zipfile.ZipFile(wheels[1]).extractall(scratch / "site")
+    return Environment(scratch / "venv" / "bin", scratch, scratch / "site")
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -209,7 +216,10 @@ def test_the_examples_own_tests_are_the_conformance_kit(environment: Environment
 
 def refused(environment: Environment, model: Path) -> str:
     """The one line with which a checkpoint is refused."""
-    done = environment.run("pilotfish", "generate", str(model), "--prompt", "x", "--json")
+    clean = {name: value for name, value in os.environ.items() if name != "PILOTFISH_PLUGINS"}
+    env = {**clean, **forked.SETTINGS, "PYTHONPATH": str(environment.site)}
+    asked = ("generate", model, "--prompt", "x", "--json")
+    done = forked.run("-m", "pilotfish.cli", *asked, cwd=environment.scratch, env=env)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     return line

@@ -21,3 +21,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Case name -> directories of its target and its draft."""
     folder = tmp_path_factory.mktemp("eagle")
     return lambda case: (save_target(CASES[case].target, folder), save_draft(case, folder))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _probes(kept_probes: None) -> None:
+    pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
 import attrs
@@ -56,15 +58,49 @@ def _move(driver: Driver, name: str, rng: random.Random) -> Move:
     return Move(accept=rng.randint(0, len(one.drafts)), next_token=token, width=width)
 
 
+class Target(DraftTarget):
+    """Reads each of `texts` once, for all that it begins with, and embeds each token once: what
+    stands behind a token changes nothing of it.
+    """
+
+    texts: Sequence[tuple[int, ...]] = ()
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        super().__init__(folder, dtype)
+        self._read = cache(super().read)
+
+    def read(self, tokens: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """As DraftTarget."""
+        own, count = tuple(tokens), len(tokens)
+        whole = max((t for t in self.texts if t[:count] == own), key=len, default=own)
+        states, normed = self._read(whole)
+        return [state[:count] for state in states], normed[:count]
+
+    def embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        """As DraftTarget."""
+        return self._embedded[torch.tensor(tokens)]
+
+    @cached_property
+    def _embedded(self) -> torch.Tensor:
+        return super().embed(range(VOCAB))
+
+
+@cache
+def target_of(folder: Path, dtype: torch.dtype) -> Target:
+    """Loaded once; float32's attention is written out, as the exact one's is."""
+    target = Target(folder, dtype)
+    if dtype == torch.float32:
+        target.model.set_attn_implementation("eager")
+    return target
+
+
 class Oracles:
     """The oracle of one case in float64, and in float32 for the error that rounding makes."""
 
     def __init__(self, case: str, target: Path) -> None:
         draft = save_draft(case, target.parent)
-        self.exact = NaiveDraft(draft, DraftTarget(target, torch.float64))
-        ordinary = DraftTarget(target, torch.float32)
-        ordinary.model.set_attn_implementation("eager")  # written out, as the exact one's is
-        self.eager = NaiveDraft(draft, ordinary)
+        self.exact = NaiveDraft(draft, target_of(target, torch.float64))
+        self.eager = NaiveDraft(draft, target_of(target, torch.float32))
         assert (
             CASES[case].version == 1
             or self.exact.aux_hidden_state_layers == CASES[case].aux_hidden_state_layers
@@ -73,7 +109,9 @@ class Oracles:
     def check(self, found: list[Drafted]) -> tuple[float, float, bool]:
         """(our largest error, eager float32's, whether every token is the exact argmax)."""
         ours = eager = 0.0
-        same = True
+        same, texts = True, [one.tokens[:-1] for one in found]
+        for draft in (self.exact, self.eager):
+            draft.target.texts = texts  # type: ignore[attr-defined]
         for one in found:
             exact = self.exact.scores(one.tokens, one.drafted)
             rounded = self.eager.scores(one.tokens, one.drafted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from eagle.checkpoints import CASES, VOCAB, draft_config, draft_tensors, write_draft
 from eagle.conftest import Pair
-from eagle.driver import BACKEND, load, pipeline
+from eagle.driver import BACKEND, load, options_of
 from eagle.driver import draft_config as finalized
 from pilotfish.errors import CheckpointError, PilotfishError, WeightsError
 from pilotfish.weights import open_checkpoint
@@ -32,9 +33,13 @@ def with_tensors(
     return target, path
 
 
+opened = cache(lambda target: open_checkpoint(str(target)))
+
+
 def load_draft(target: Path, draft: Path) -> None:
     """Only the draft: what is wrong with it is said before a target is asked anything."""
-    found, options = open_checkpoint(str(draft)), pipeline(target, draft)
+    found = open_checkpoint(str(draft))
+    options = options_of(opened(target), found)
     weights = found.weights()
     config = EagleConfig.initialize(options).finalize(found.huggingface_config, weights.infos)
     setup: Any = SimpleNamespace(

@@ -13,15 +13,32 @@ pytestmark = pytest.mark.skipif(
     "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another malloc than glibc's"
 )
 
+TORCH = """
+import torch
+torch.set_num_threads(1)
+def array():
+    return torch.ones(1 << 20)
+"""
+LIBC = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.free.argtypes = [ctypes.c_void_p]
+class array:
+    def __init__(self):
+        self.place = ctypes.c_void_p()
+        assert libc.posix_memalign(ctypes.byref(self.place), 64, 4 << 20) == 0
+        ctypes.memset(self.place, 1, 4 << 20)
+    def __del__(self):
+        libc.free(self.place)
+"""
+"""As torch takes it, which takes long to import."""
 PROGRAM = """
 import resource
-import torch
 from pilotfish.platform.heap import keep_freed_memory
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use():
-    arrays = [torch.ones(1 << 20) for _ in range(4)]  # 4 MiB each
-torch.set_num_threads(1)
+    arrays = [array() for _ in range(4)]  # 4 MiB each
 took = keep_freed_memory()
 for _ in range(4):
     use()
@@ -46,13 +63,13 @@ def run_program(program: str, **environment: str) -> list[int]:
     return [int(number) for number in done.stdout.split()]
 
 
-def run(**environment: str) -> tuple[bool, int]:
-    took, faults = run_program(PROGRAM, **environment)
+def run(arrays: str, **environment: str) -> tuple[bool, int]:
+    took, faults = run_program(arrays + PROGRAM, **environment)
     return took == 1, faults
 
 
 def test_memory_is_not_taken_page_by_page_again() -> None:
-    took, faults = run()
+    took, faults = run(TORCH)
     assert took
     assert faults < PAGES_OF_A_USE
 
@@ -113,12 +130,19 @@ def test_small_pieces_are_not_kept_apart() -> None:
         assert min(users_before, users_after) > 40 * 24
 
 
-def test_another_tunable_of_the_users_changes_nothing() -> None:
-    took, faults = run(GLIBC_TUNABLES="glibc.malloc.arena_max=8")
+EITHER = pytest.mark.parametrize(
+    "arrays", [LIBC, pytest.param(TORCH, marks=pytest.mark.slow)], ids=["libc", "torch"]
+)
+
+
+@EITHER
+def test_another_tunable_of_the_users_changes_nothing(arrays: str) -> None:
+    took, faults = run(arrays, GLIBC_TUNABLES="glibc.malloc.arena_max=8")
     assert took
     assert faults < PAGES_OF_A_USE
 
 
+@EITHER
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -128,7 +152,7 @@ def test_another_tunable_of_the_users_changes_nothing() -> None:
         ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536"),
     ],
 )
-def test_the_users_own_settings_stand(name: str, value: str) -> None:
-    took, faults = run(**{name: value})
+def test_the_users_own_settings_stand(arrays: str, name: str, value: str) -> None:
+    took, faults = run(arrays, **{name: value})
     assert not took
     assert faults > PAGES_OF_A_USE

@@ -16,7 +16,9 @@ from support import forked
 from support.gguf_files import read_once
 from support.prompts import PROMPTS
 
-NUM_TOKENS = 20
+pytestmark = pytest.mark.usefixtures("kept_probes")
+
+NUM_TOKENS = 12
 END = 2
 """The token that ends an answer."""
 DTYPES = ("float32", "bfloat16")
@@ -79,7 +81,7 @@ def want_whole(answer: Sequence[int]) -> None:
 
 
 @pytest.fixture(scope="module", params=DTYPES)
-def mixtures(request: pytest.FixtureRequest) -> Iterator[dict[str, LLM]]:
+def mixtures(request: pytest.FixtureRequest, kept_probes: None) -> Iterator[dict[str, LLM]]:
     """One engine for each way to cut the same work."""
     shared = {"dtype": request.param, "max_length": 256}
     small = CacheConfig(page_size_tokens=4, num_pages=24, prefix_caching=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import forked
+from support.screens import Terminal
 
 
 def started(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -87,3 +88,20 @@ def test_programs_of_the_shell(tmp_path: Path) -> None:
     version, *rest = done.stdout.splitlines()
     assert version.startswith("pilotfish ")
     assert rest == ["b", "in", "5", "True"]
+
+
+def test_what_is_typed_at_a_terminal_is_its_signal() -> None:
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGWINCH, lambda *_: print('wider'))\n"
+        "print('torch' in sys.modules, os.getsid(0) == os.getpid() == os.tcgetpgrp(0))\n"
+        "try: print(*iter(input, 'end'), flush=True); signal.pause()\n"
+        "except KeyboardInterrupt: sys.exit(7)\n"
+    )
+    with Terminal("-c", program) as t:
+        t.wait(lambda t: "True True" in t.lines)
+        t.resize(24, 90)
+        t.wait(lambda t: "wider" in t.lines)
+        t.type("a\rend\r")
+        t.wait(lambda t: t.line == "" and t.above == "a")
+        t.type("\x03")
+        assert t.end() == 7

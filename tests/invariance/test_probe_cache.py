@@ -241,11 +241,11 @@ def test_switches_that_are_no_environment_variable_are_facts_too(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(8) == [8, 8]
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     try:
         assert found(1) == [1, 1]
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
     usual = machine.cpu_arithmetic()
     for switches in (torch.backends, torch.backends.mkldnn.matmul):
         before, switches.fp32_precision = switches.fp32_precision, "bf16"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Compiles kernels for a Hopper GPU without one: `python hopper.py` prints what each became.
+"""Compiles kernels for a Hopper GPU without one: `python hopper.py CASE ...` prints results.
 
 Knows: how Triton is told of a GPU that is not there, and what ptxas says of the result. Does not
 know: what is asserted. Runs in a process of its own, without Triton's interpreter.
@@ -119,13 +119,13 @@ def _number(pattern: str, text: str) -> int:
 
 
 def main() -> None:
-    """Prints one JSON list."""
+    """Prints one JSON list, of the cases that are named."""
     from hopper_cases import CASES
 
     triton.runtime.driver.set_active(NoGPU())
     # Triton would run the assembler too, and throw away what it says.
     CUDABackend.make_cubin = lambda _, ptx, *__: assembled(ptx)[0]
-    rows = [row for name, launch in CASES.items() for row in compile_case(name, launch)]
+    rows = [row for name in sys.argv[1:] for row in compile_case(name, CASES[name])]
     json.dump([attrs.asdict(row) for row in rows], sys.stdout)
 
 

@@ -26,9 +26,9 @@ pytestmark = needs_library
 def _poison() -> Iterator[None]:
     """Every torch.empty is filled with NaN."""
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def grouped(x: torch.Tensor, weight: GroupedWeight, groups: RowGroups) -> torch.Tensor:

@@ -27,9 +27,9 @@ NARROW, WIDE = Heads(4, 2, 10), Heads(9, 3, 64)
 @pytest.fixture(autouse=True)
 def _poison() -> object:
     """Every torch.empty is filled with NaN."""
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def heads() -> st.SearchStrategy[Heads]:
@@ -317,7 +317,7 @@ def test_addresses_past_two_billion_elements() -> None:
     rows = Rows(Request.draw(140, Heads(1, 1, 128), torch.bfloat16, 0), 137, 3)
     made = make_pass([rows], page_size=128)
     far = (1 << 31) // made.cache[0].numel()
-    torch.use_deterministic_algorithms(False)  # only the pages that are touched take memory
+    torch.set_deterministic_debug_mode("default")  # only the pages that are touched take memory
     cache = torch.empty(far + 5, *made.cache.shape[1:], dtype=torch.bfloat16)
     cache[far:] = made.cache
     made.plan.lookup_table.add_(far)

@@ -32,9 +32,9 @@ pytestmark = needs_library
 def _poison() -> object:
     """Every torch.empty is filled with NaN."""
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @given(

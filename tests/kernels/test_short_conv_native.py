@@ -27,9 +27,9 @@ pytestmark = needs_library
 
 @pytest.fixture(autouse=True)
 def _poison() -> object:
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @settings(max_examples=150)

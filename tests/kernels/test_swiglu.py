@@ -25,9 +25,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def _poison() -> Iterator[None]:
     """Every torch.empty is filled with NaN; random data are the same in every run."""
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def check(backend: KernelBackend, gate_up: torch.Tensor) -> None:

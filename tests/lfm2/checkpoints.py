@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -84,16 +85,22 @@ def save(case: str, folder: Path) -> Path:
     return path
 
 
-def reference(path: Path, dtype: torch.dtype = torch.float32, attention: str = "eager") -> Any:
-    """transformers' model of a checkpoint."""
+def _read(path: Path, dtype: torch.dtype, attention: str) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, attn_implementation=attention
     ).eval()
 
 
+@cache
+def reference(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' model of a checkpoint; read once."""
+    return _read(path, dtype, "eager")
+
+
+@cache
 def exact(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The oracle: transformers in float64, norms included, with weights rounded to `dtype`."""
-    model = reference(path, dtype, "sdpa").double()
+    model = _read(path, dtype, "sdpa").double()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(_rms_norm_f64, module)

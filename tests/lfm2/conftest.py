@@ -21,3 +21,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Case name -> directory of its checkpoint."""
     folder = tmp_path_factory.mktemp("lfm2")
     return lambda case: save(case, folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _probes(kept_probes: None) -> None:
+    pass

@@ -5,6 +5,8 @@ Knows: what a request's logits and columns must be. Does not know: how the cache
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from hypothesis import strategies as st
 
@@ -25,14 +27,35 @@ def text(branch: int, length: int) -> list[int]:
     return [(7 * i + 3 + (branch * 11 if i >= 6 else 0)) % (VOCAB - 1) for i in range(length)]
 
 
+class Plain:
+    """What plain feeding gives, by the tokens: each text is fed once.
+
+    A planted bug wants one of its own, which is fed while it is there.
+    """
+
+    def __init__(self, model: LFM2Model) -> None:
+        self.model = model
+        self.logits = cache(lambda tokens: whole(model, tokens))
+        """[T, V] of (token, ...)."""
+        self.columns = cache(self._columns)
+        """As `Driver.columns`, of (token, ...)."""
+
+    def _columns(self, tokens: tuple[int, ...]) -> list[torch.Tensor]:
+        fresh = Driver(self.model, max_slots=1)
+        fresh.add("fresh", tokens)
+        if tokens:
+            fresh.run({"fresh": len(tokens)})
+        return fresh.columns("fresh")
+
+
 class Histories:
     """Plays passes over a small pool; every row and state must have plain feeding's bits."""
 
-    def __init__(self, model: LFM2Model, data: st.DataObject, *, prefix_caching: bool) -> None:
-        self.model = model
+    def __init__(self, plain: Plain, data: st.DataObject, *, prefix_caching: bool) -> None:
+        self.plain = plain
         self.data = data
         self.driver = Driver(
-            model,
+            plain.model,
             page_size_tokens=PAGE,
             num_pages=9 if prefix_caching else 40,
             max_slots=3,
@@ -96,17 +119,13 @@ class Histories:
         context = self.driver.contexts[name]
         start = context.num_computed - kept
         fed = context.tokens[: start + count]
-        assert torch.equal(got, whole(self.model, fed)[start:]), (name, fed)
+        assert torch.equal(got, self.plain.logits(tuple(fed))[start:]), (name, fed)
         self._check_state(name)
 
     def _check_state(self, name: str) -> None:
         """The columns are those of a request that was fed the committed tokens and no other."""
-        done = self.driver.contexts[name].num_computed
-        fresh = Driver(self.model, max_slots=1)
-        fresh.add("fresh", text(self.branches[name], MAX_ROWS))
-        if done:
-            fresh.run({"fresh": done})
-        columns = zip(self.driver.columns(name), fresh.columns("fresh"), strict=True)
+        done = text(self.branches[name], self.driver.contexts[name].num_computed)
+        columns = zip(self.driver.columns(name), self.plain.columns(tuple(done)), strict=True)
         assert all(torch.equal(got, wanted) for got, wanted in columns), name
 
 

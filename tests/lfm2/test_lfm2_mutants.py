@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lfm2.driver import load
-from lfm2.histories import Histories, serve_in_turn
+from lfm2.histories import Histories, Plain, serve_in_turn
 from pilotfish.kernels.short_conv import eager
 from pilotfish_lfm2.cache import ConvStateCache
 from pilotfish_lfm2.model import LFM2Model
@@ -189,13 +189,15 @@ def model(checkpoint: Checkpoint) -> LFM2Model:
     return load(checkpoint("plain"))
 
 
-def hunt(model: LFM2Model) -> None:
+def hunt(loaded: LFM2Model) -> None:
+    model = Plain(loaded)
+
     @HUNT
     @given(data=st.data(), prefix_caching=st.booleans())
     def play(data: st.DataObject, prefix_caching: bool) -> None:
         Histories(model, data, prefix_caching=prefix_caching).play(num_passes=10)
 
-    serve_in_turn(model)
+    serve_in_turn(loaded)
     play()
 
 

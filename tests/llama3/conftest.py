@@ -32,3 +32,8 @@ def one_thread_for_tiny_tensors(request: pytest.FixtureRequest) -> Iterator[None
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _probes(kept_probes: None) -> None:
+    pass

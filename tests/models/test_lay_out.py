@@ -17,7 +17,11 @@ from pilotfish.layers.attention import PagedAttentionLayer
 from pilotfish.speculation.draft_model import DraftNetwork
 from speculation.pairs import PARAMS, PROMPTS, Shelf, registry, targets
 
+pytestmark = pytest.mark.usefixtures("kept_probes")
+
 REGISTRY = registry()
+FEW = [params.replace(max_tokens=4, min_tokens=0) for params in PARAMS]
+"""Passes of prompts, of both and of answers, each watched call by call."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def counted(shelf: Shelf, target: tuple[str, str], drafter: str | None, arithmet
     options: dict[str, Any] = {"backend": "torch", "arithmetic": arithmetic}
     with shelf.llm(shelf.target(*target), drafter, "float32", **options) as llm:
         with layouts_counted() as made:
-            llm.generate(PROMPTS, PARAMS)
+            llm.generate(PROMPTS, FEW)
         return made
 
 

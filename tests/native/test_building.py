@@ -98,7 +98,9 @@ def test_an_instruction_sets_object_shares_no_function_with_another(
 def test_what_is_compiled_for_other_instructions_is_refused(
     flags: list[str], source: str, tmp_path: Path
 ) -> None:
-    done = compile_object(GNU, ["-fsyntax-only", *flags], source, tmp_path / "x.o")
+    done = compile_object(
+        GNU, ["-fsyntax-only", "-Wfatal-errors", *flags], source, tmp_path / "x.o"
+    )
     assert done.returncode != 0
     assert "-march" in done.stderr
 

@@ -6,6 +6,7 @@ rows, with so few pages that requests are preempted, and with prefixes that are 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,32 +59,35 @@ def attention_columns(drafter: Any) -> int:
     return sum(columns)
 
 
-CASES = [
-    pytest.param(
-        target,
-        drafter,
-        id=f"{'-'.join(target)}, {drafter}",
-        marks=[] if drafter == list(METHODS)[place % len(METHODS)] else [pytest.mark.slow],
-    )
-    for place, target in enumerate(TARGETS)
-    for drafter in (None, *METHODS)
-]
-"""Of each target one drafter in `make test`, in turn: its texts are also those without a draft."""
+def cases() -> Iterator[Any]:
+    """Of each target one drafter in `make test`, in turn: its texts are also those without a draft.
+
+    On as many ranks as share it each drafter is tried there once, and then on two.
+    """
+    for place, target in enumerate(TARGETS):
+        quick = list(METHODS)[place % len(METHODS)]
+        for drafter in (None, *METHODS):
+            most = 2 if drafter in ("eagle-1", "dflash") else 4
+            is_first = place < len(METHODS)
+            for size in sorted({most, 2} if drafter == quick and not is_first else {most}):
+                marks = [] if drafter == quick and (is_first or size == 2) else [pytest.mark.slow]
+                name = f"{'-'.join(target)}, {drafter}, {size} ranks"
+                yield pytest.param(target, drafter, size, id=name, marks=marks)
 
 
-@pytest.mark.parametrize(("target", "drafter"), CASES)
+@pytest.mark.parametrize(("target", "drafter", "size"), list(cases()))
 def test_the_text_is_that_of_one_device(
     shelf: Shelf,
     alone: dict[tuple[str, str, str], Any],
     target: tuple[str, str],
     drafter: str | None,
+    size: int,
 ) -> None:
     path = shelf.target(*target)
     dtype = "float32" if drafter in (None, "eagle-3", "ngram") else "bfloat16"
     key = (*target, dtype)
     if key not in alone:
         alone[key], _ = on_one(shelf, path, None, dtype)
-    size = 2 if drafter in ("eagle-1", "dflash") else 4
     options = {"tensor_parallel": size, "reduction_slices": SLICES}
     with ranks_are_threads(), shelf.llm(path, drafter, dtype, **options) as llm:
         found = answers(llm)
@@ -107,18 +111,23 @@ def test_the_text_is_that_of_one_device(
 
 
 @pytest.mark.parametrize(
-    "drafter",
-    [pytest.param(one, marks=[] if one == "eagle-3" else [pytest.mark.slow]) for one in SHARED],
+    ("drafter", "sizes"),
+    [
+        ("eagle-3", (2,)),
+        *(pytest.param(one, (2, 4), marks=pytest.mark.slow) for one in SHARED),
+    ],
 )
-def test_probabilities_of_drafts_are_those_of_one_device(shelf: Shelf, drafter: str) -> None:
+def test_probabilities_of_drafts_are_those_of_one_device(
+    shelf: Shelf, drafter: str, sizes: tuple[int, ...]
+) -> None:
     """Which `residual` acceptance reads: counters and texts hang on every probability."""
     path = shelf.target(*TARGETS[0])
     found = []
-    for size in (1, 2, 4):
+    for size in (1, *sizes):
         options = {"tensor_parallel": size, "reduction_slices": SLICES, "acceptance": "residual"}
         with ranks_are_threads(), shelf.llm(path, drafter, "float32", **options) as llm:
             found.append(answers(llm))
-    assert found == found[:1] * 3
+    assert found == found[:1] * len(found)
 
 
 def test_a_draft_that_ranks_cannot_share_is_run_by_the_first(shelf: Shelf, tmp_path: Path) -> None:

@@ -59,9 +59,22 @@ def script(drafter: str, wanted: Answers) -> drafters.Script:
     }[drafter]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("drafter", DRAFTERS)
-@pytest.mark.parametrize("target", TARGETS, ids="-".join)
+CASES = [
+    pytest.param(
+        target,
+        drafter,
+        dtype,
+        id=f"{'-'.join(target)}-{drafter}-{dtype}",
+        marks=[] if dtype == DTYPES[(row + column) % len(DTYPES)] else [pytest.mark.slow],
+    )
+    for row, target in enumerate(TARGETS)
+    for dtype in DTYPES
+    for column, drafter in enumerate(DRAFTERS)
+]
+"""Of each pair one dtype in `make test`, in turn."""
+
+
+@pytest.mark.parametrize(("target", "drafter", "dtype"), CASES)
 def test_the_text_with_a_draft_is_the_text_without(
     shelf: Shelf,
     plain: dict[tuple[str, str, str], Answers],
@@ -97,7 +110,7 @@ def test_a_block_draft_on_cached_prefixes(shelf: Shelf, target: tuple[str, str])
 
 
 def table() -> str:
-    """The table of docs/speculation.md: every pair that the test above runs."""
+    """The table of docs/speculation.md: every pair that a test above runs."""
     lines = [
         textwrap.fill(f"Drafters: {', '.join(DRAFTERS)}.", 120),
         "",

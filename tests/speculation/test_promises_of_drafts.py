@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from speculation.pairs import METHODS, Shelf, registry
 
 VOCAB = 96
 LAW, WARM = "residual acceptance keeps the law", "a warm prefix drafts as a cold one"
-ALONE = "a draft batch equals singles"
+ALONE, TEXT = "a draft batch equals singles", "the draft changes no text"
 
 
 @attrs.frozen(kw_only=True)
@@ -166,7 +166,7 @@ def with_drafter(drafter: type, config: str = "pilotfish.speculation:StatelessCo
 
 
 def results(
-    shelf: Shelf, names: str, served: Registry, method: str, **options: Any
+    shelf: Shelf, names: Sequence[str], served: Registry, method: str, **options: Any
 ) -> Iterator[Result]:
     with Subject(
         name="llama",
@@ -177,25 +177,27 @@ def results(
         speculative=SpeculativeConfig(method=method),
         **options,
     ) as subject:
-        for promise in promises_named(names):
-            yield check(promise, subject)
+        for name in names:
+            for promise in promises_named(name):
+                yield check(promise, subject)
 
 
 def test_a_drafter_that_copies_is_made_to_draft(shelf: Shelf) -> None:
-    found = list(results(shelf, "drafts", load_registry(), "ngram"))
+    found = list(results(shelf, ["drafts"], load_registry(), "ngram"))
     assert [(r.promise, r.said) for r in found if r.status != "ok"] == []
 
 
 def test_a_drafter_that_never_drafts_is_not_known_to_draft_right(shelf: Shelf) -> None:
-    found = {r.promise: r for r in results(shelf, "drafts", with_drafter(ScriptedProposer), "own")}
-    assert found["the draft changes no text"].status == "FAILED"
+    asked, served = (TEXT, WARM, ALONE), with_drafter(ScriptedProposer)
+    found = {r.promise: r for r in results(shelf, asked, served, "own")}
+    assert found[TEXT].status == "FAILED"
     assert found[WARM].status == found[ALONE].status == "not known"
     assert "nothing was drafted" in found[WARM].said
 
 
 @pytest.mark.parametrize("drafter", [Bigrams, OwnNoise], ids=lambda kind: str(kind.__name__))
 def test_tokens_drawn_from_what_is_said_of_them_keep_the_law(shelf: Shelf, drafter: type) -> None:
-    (result,) = results(shelf, LAW, with_drafter(drafter), "own")
+    (result,) = results(shelf, [LAW], with_drafter(drafter), "own")
     assert result.status == "ok", result.said
 
 
@@ -213,7 +215,7 @@ def test_tokens_drawn_from_what_is_said_of_them_keep_the_law(shelf: Shelf, draft
 def test_laws_that_are_not_those_of_the_tokens_break_the_promise(
     shelf: Shelf, drafter: type, said: str
 ) -> None:
-    (result,) = results(shelf, LAW, with_drafter(drafter), "own")
+    (result,) = results(shelf, [LAW], with_drafter(drafter), "own")
     assert result.status == "FAILED"
     assert said in result.said
 
@@ -245,7 +247,7 @@ def test_a_row_that_depends_on_the_next_token_says_so(
     from pilotfish_eagle.config import EagleConfig
 
     draft = {"draft": str(shelf.draft("eagle-1"))}
-    (kept,) = results(shelf, WARM, registry(), METHODS["eagle-1"], **draft)
+    (kept,) = results(shelf, [WARM], registry(), METHODS["eagle-1"], **draft)
     assert kept.status == "ok", kept.said
     real = EagleConfig.initialize.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(
@@ -253,19 +255,19 @@ def test_a_row_that_depends_on_the_next_token_says_so(
         "initialize",
         classmethod(lambda cls, *args, **o: attrs.evolve(real(cls, *args, **o), lookahead=0)),
     )
-    (broken,) = results(shelf, WARM, registry(), METHODS["eagle-1"], **draft)
+    (broken,) = results(shelf, [WARM], registry(), METHODS["eagle-1"], **draft)
     assert broken.status == "FAILED"
     assert "after a text with another last one, warm: " in broken.said
     assert "its config says `lookahead` 1" in broken.said
 
 
 def test_what_is_learnt_from_other_requests_is_declared(shelf: Shelf) -> None:
-    silent = {r.promise: r for r in results(shelf, "drafts", with_drafter(Pool), "own")}
+    silent = {r.promise: r for r in results(shelf, (WARM, ALONE), with_drafter(Pool), "own")}
     for name in (WARM, ALONE):
         assert silent[name].status == "FAILED"
         assert "says `learns_across_requests` in its config" in silent[name].said
     served = with_drafter(Pool, f"{__name__}:LearningConfig")
-    said = {r.promise: r.status for r in results(shelf, "drafts", served, "own")}
+    said = {r.promise: r.status for r in results(shelf, ["drafts"], served, "own")}
     of_others = {said.pop(name) for name in (WARM, ALONE, "drafts are the oracle's")}
     assert of_others == {"not applicable"}
     assert set(said.values()) == {"ok"}

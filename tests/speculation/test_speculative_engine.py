@@ -24,10 +24,13 @@ from support.toy_model import VOCAB, Drafting, ToyEngine, ToyModel, naive_answer
 KINDS: tuple[type[ToyDraft], ...] = (ToyDraft, ToyShiftedDraft)
 
 
-def check_answers(work: list[Job], outputs: list[Any], max_seq_len: int = MAX_SEQ_LEN) -> None:
-    for (prompt, options), output in zip(work, outputs, strict=True):
-        tokens, text, reason = naive_answer(prompt, options, max_seq_len=max_seq_len)
-        assert (list(output.token_ids), output.text, output.finish_reason) == (tokens, text, reason)
+def naive_answers(work: list[Job], max_seq_len: int = MAX_SEQ_LEN) -> list[Any]:
+    return [naive_answer(*job, max_seq_len=max_seq_len) for job in work]
+
+
+def check_answers(outputs: list[Any], wanted: list[Any]) -> None:
+    found = [(list(one.token_ids), one.text, one.finish_reason) for one in outputs]
+    assert found == wanted
 
 
 def policies() -> st.SearchStrategy[Any]:
@@ -59,9 +62,10 @@ def test_text_and_caches_are_right_with_any_draft_in_any_mixture(
     """Penalties, bias, stops, limits, preemption, prefix hits; twice, the second time warm."""
     draft = kind(wrong_one_in=wrong, max_positions=limit)
     engine = ToyEngine(drafting=drafting(draft, policy=policy), **size)
+    wanted = naive_answers(work)
     for _ in range(2):
         outputs = engine.run(work)
-        check_answers(work, outputs)
+        check_answers(outputs, wanted)
         if not wrong:
             for output in outputs:
                 assert output.speculative is not None
@@ -104,14 +108,12 @@ def script(name: str, texts: list[list[int]]) -> drafters.Script:
 def test_no_adversary_changes_a_text(
     name: str, work: list[Job], size: dict[str, Any], policy: Any
 ) -> None:
-    texts = [
-        [*prompt, *naive_answer(prompt, options, max_seq_len=MAX_SEQ_LEN)[0]]
-        for prompt, options in work
-    ]
+    wanted = naive_answers(work)
+    texts = [[*prompt, *tokens] for (prompt, _), (tokens, _, _) in zip(work, wanted, strict=True)]
     proposer = drafters.ScriptedProposer()
     proposer.script = script(name, texts)
     engine = ToyEngine(drafting=Drafting(proposer=proposer, policy=policy), **size)
-    check_answers(work, engine.run(work))
+    check_answers(engine.run(work), wanted)
 
 
 def one(max_tokens: int = 24, **options: Any) -> SamplingParams:
@@ -182,6 +184,7 @@ def test_an_exception_at_every_call_leaves_lengths_equal_and_texts_alone(
     kind: type[ToyDraft], after: bool
 ) -> None:
     """Pitfall 14. The toys check every row they read, so equal lengths mean equal caches."""
+    wanted = naive_answers(WORK, 24)
 
     def run(at: set[int]) -> tuple[int, int]:
         draft = kind(wrong_one_in=3)
@@ -196,7 +199,7 @@ def test_an_exception_at_every_call_leaves_lengths_equal_and_texts_alone(
                     raised += 1
                     check_lengths(engine)
         engine.check_idle()
-        check_answers(WORK, [output_of(request) for request in requests], 24)
+        check_answers([output_of(request) for request in requests], wanted)
         assert draft.broken == 0
         return plant.num_calls, raised + plant.real_raised
 
@@ -273,11 +276,11 @@ def sizes_that_just_fit() -> list[tuple[list[Job], dict[str, Any]]]:
 
 def test_drafts_cost_no_preemption_whatever_the_lengths() -> None:
     for work, size in sizes_that_just_fit():
-        plain = ToyEngine(prefix_caching=False, **size)
+        plain, wanted = ToyEngine(prefix_caching=False, **size), naive_answers(work)
         plain.run(work)
         for draft in (ToyDraft(), ToyDraft(wrong_one_in=2)):
             engine = ToyEngine(drafting=drafting(draft), prefix_caching=False, **size)
-            check_answers(work, engine.run(work))
+            check_answers(engine.run(work), wanted)
             assert engine.scheduler.num_preemptions <= plain.scheduler.num_preemptions, work
 
 

@@ -46,22 +46,22 @@ class ToyDraft(SequentialProposer):
         """Nothing to load."""
 
     def forward(self, rows: DraftRows) -> DraftOutputs:
-        kv, memory = rows.kv, rows.kv.blocks[0]
+        kv, memory = rows.kv, rows.kv.blocks[0].numpy()
         self.passes.append(kv.row_counts)
         size, tokens = kv.page_size_tokens, rows.tokens.tolist()
         offsets, slots = rows.input_row_offsets.tolist(), kv.write_slots.tolist()
         last: list[int] = []
         for b, length in enumerate(kv.lengths):
-            table = kv.lookup_table[b].long()
+            table = kv.lookup_table[b].numpy()
             for position, i in enumerate(range(offsets[b], offsets[b + 1]), start=length):
-                context = memory[table].flatten(0, 1)[:position].numpy().astype(np.float64)
+                context = memory[table].reshape(-1, 2)[:position].astype(np.float64)
                 before = self._before(rows, b, i, context)
                 if not np.isfinite(context).all():
                     self.broken += 1
                 if self.max_positions is not None and position >= self.max_positions:
                     self.broken += 1
                 number = context_hash_step(before, tokens[i])
-                memory[slots[i] // size, slots[i] % size] = torch.tensor(divmod(number, 65536))
+                memory[slots[i] // size, slots[i] % size] = divmod(number, 65536)
             last.append(number)
         chosen = [number for number, wanted in zip(last, rows.wanted, strict=True) if wanted]
         logits = np.stack([self._logits(n) for n in chosen]) if chosen else np.zeros((0, 1))

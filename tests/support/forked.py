@@ -1,13 +1,16 @@
 """Programs of Python, each in a process that is forked from one which has imported what is slow.
 
 Knows: command lines, streams and settings. Does not know: what is run, nor what is tested with it.
-Imports are most of what a short program costs. Not for tests of imports, of signals or of what a
-process holds. Settings that libraries read once, as they are imported, get a process of their own.
+Imports are most of what a short program costs. Not for tests of imports or of what a process holds.
+Settings that libraries read once, as they are imported, get a process of their own. A program whose
+standard input is a terminal that it leads is the leader of that terminal here too: what is typed is
+its signal.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import io
 import json
@@ -21,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -180,7 +184,16 @@ def main(address: str, before: Sequence[str]) -> None:
     """A program of that folder: what it is asked for, with its streams."""
     words = [*before, *sys.argv[1:]]
     is_whole = all(stream is not None for stream in (sys.stdin, sys.stdout, sys.stderr))
-    program = _start(address, words, str(Path.cwd()), os.environ, [0, 1, 2]) if is_whole else None
+    leads = is_whole and os.isatty(0) and os.getsid(0) == os.getpid()
+    program = None
+    if leads:
+        before_hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        fcntl.ioctl(0, termios.TIOCNOTTY)  # the program takes it
+    if is_whole:
+        program = _start(address, words, str(Path.cwd()), os.environ, [0, 1, 2], leads=leads)
+    if leads and program is None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, before_hangup)
     if program is None:
         os.execv(sys.executable, [sys.executable, *words])
     code = program.wait()
@@ -188,10 +201,19 @@ def main(address: str, before: Sequence[str]) -> None:
 
 
 def _start(
-    address: str, words: Sequence[str], cwd: str, env: Mapping[str, str], streams: Sequence[int]
+    address: str,
+    words: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    streams: Sequence[int],
+    *,
+    leads: bool = False,
 ) -> Program | None:
-    """None where it wants a process of its own. Its exit code is negative for a signal."""
-    asked = json.dumps([words, cwd, dict(env)]).encode()
+    """None where it wants a process of its own. Its exit code is negative for a signal.
+
+    leads: the terminal that is its standard input.
+    """
+    asked = json.dumps([words, cwd, dict(env), leads]).encode()
     client = socket.socket(socket.AF_UNIX)
     client.connect(address)
     socket.send_fds(client, [b"%10d" % len(asked)], streams)
@@ -268,7 +290,7 @@ def _answer(client: socket.socket, environ: Mapping[str, str], packages: list[st
     asked = b""
     while len(asked) < int(size):
         asked += client.recv(1 << 16)
-    words, cwd, env = json.loads(asked)
+    words, cwd, env, leads = json.loads(asked)
     if _read_once(env) != _read_once(environ):
         client.sendall(b"0" * PID_BYTES)
         os._exit(0)
@@ -278,6 +300,9 @@ def _answer(client: socket.socket, environ: Mapping[str, str], packages: list[st
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        if leads:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os._exit(_become(words, cwd, env, packages))
     client.sendall(b"%0*d" % (PID_BYTES, program))
     client.sendall(str(os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])).encode())

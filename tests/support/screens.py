@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from typing import Self
 
 import pexpect
 import pyte
+
+from support import forked
 
 PATIENCE_S = 120.0
 """For a machine that many share; nothing is ever waited for longer than it takes."""
@@ -26,9 +27,9 @@ class Terminal:
         self, *arguments: str, rows: int = 24, columns: int = 80, **settings: str | None
     ) -> None:
         sizes = {"COLUMNS": None, "LINES": None}  # of another terminal, if there are any
-        env = {"TERM": "xterm-256color", **os.environ, **sizes, **settings}
+        env = {"TERM": "xterm-256color", **os.environ, **forked.SETTINGS, **sizes, **settings}
         self._child = pexpect.spawn(
-            sys.executable,
+            str(forked.programs() / "python"),
             list(arguments),
             env={name: value for name, value in env.items() if value is not None},
             dimensions=(rows, columns),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -73,7 +75,7 @@ class StateMachine(RuleBasedStateMachine):
         self.max_rows = min(MAX_PAGES_PER_REQUEST, geometry.num_pages) * self.size
         self.requests: dict[str, NaiveRequest] = {}
         self.num_named = 0
-        self.frozen: dict[object, tuple[torch.Tensor, ...]] = {}
+        self.frozen: dict[object, bytes] = {}
 
     # Rules
 
@@ -307,12 +309,10 @@ class StateMachine(RuleBasedStateMachine):
         self, cache_name: str, request_id: str, count: int, skip: int, values: list[float]
     ) -> None:
         inputs = self.manager.kv_inputs([request_id], [count], cache_name, [skip])
-        rows = torch.tensor(values)
-        for block in inputs.blocks:
-            flat = block.view(-1, *block.shape[2:])
-            flat[inputs.write_slots] = rows.view(-1, *[1] * (flat.ndim - 1)).expand(
-                count, *flat.shape[1:]
-            )
+        slots, rows = inputs.write_slots.numpy(), np.array(values, np.float32)[:, None]
+        assert len(slots) == count
+        for block in map(_numbers, inputs.blocks):
+            block.reshape(-1, block.shape[2])[slots] = rows
 
     def _commit(self, request_id: str) -> None:
         request = self.requests[request_id]
@@ -336,16 +336,20 @@ class StateMachine(RuleBasedStateMachine):
 
     @invariant()
     def committed_rows_are_right(self) -> None:
+        wanted: dict[str, list[list[float]]] = {"kv": [], "draft": []}
         for name, request in getattr(self, "requests", {}).items():
             done, salt = request.num_committed, request.salt
             assert self.manager.num_committed(name) == done
             keys = request.text.keys(done)
-            self._same_rows(name, "kv", [row_value(salt, keys[: i + 1]) for i in range(done)])
-            self._same_rows(name, "draft", self._draft_rows(request, 0, done))
+            wanted["kv"].append([row_value(salt, keys[: i + 1]) for i in range(done)])
+            wanted["draft"].append(self._draft_rows(request, 0, done))
             for cache in self.caches:
                 assert cache.states[name] == (row_value(salt, keys) if done else None)
             if self.conv is not None:
                 self.conv.check(name, salt, keys)
+        for cache_name, expected in wanted.items():
+            if expected:
+                self._same_rows(cache_name, list(self.requests), expected)
 
     @invariant()
     def attached_caches_keep_step(self) -> None:
@@ -360,14 +364,17 @@ class StateMachine(RuleBasedStateMachine):
                 assert cache.lengths[name] == request.num_committed
                 assert cache.room[name] == request.room
 
-    def _same_rows(self, name: str, cache_name: str, expected: list[float]) -> None:
-        inputs = self.manager.kv_inputs([name], [0], cache_name)
-        assert inputs.lengths == (len(expected),)
-        assert inputs.cache_lengths.tolist() == [len(expected)]
-        for block in inputs.blocks:
-            rows = block[inputs.lookup_table[0].long()].flatten(0, 1)[: len(expected)]
-            wanted = torch.tensor(expected).view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
-            assert torch.equal(rows, wanted), (name, cache_name)
+    def _same_rows(self, cache_name: str, names: list[str], expected: list[list[float]]) -> None:
+        """expected: what the committed rows of each request hold."""
+        inputs = self.manager.kv_inputs(names, [0] * len(names), cache_name)
+        assert inputs.lengths == tuple(map(len, expected))
+        assert inputs.cache_lengths.tolist() == list(map(len, expected))
+        table = inputs.lookup_table.numpy()
+        for block in map(_numbers, inputs.blocks):
+            for name, pages, rows in zip(names, table, expected, strict=True):
+                found = block[pages].reshape(-1, block.shape[2])[: len(rows)]
+                wanted = np.array(rows, np.float32)[:, None].repeat(block.shape[2], 1)
+                assert np.array_equal(found, wanted), (name, cache_name)
 
     @invariant()
     def nobodys_rows_are_poisoned(self) -> None:
@@ -376,28 +383,39 @@ class StateMachine(RuleBasedStateMachine):
         manager = self.manager
         for cache_name in ("kv", "draft"):
             for block in manager.paged_cache(cache_name).blocks:
-                assert block[manager.pool.free_pages()].isnan().all()
+                poisoned = np.isnan(_numbers(block)).all(2)
+                assert poisoned[manager.pool.free_pages()].all()
                 for name, request in self.requests.items():
                     offset = request.num_committed % self.size
                     if offset and not request.dirty:
                         page = manager.pages_of(name)[request.num_committed // self.size]
-                        assert block[page, offset:].isnan().all(), "scratch survived a commit"
+                        assert poisoned[page, offset:].all(), "scratch survived a commit"
 
     @invariant()
     def shared_pages_are_never_written(self) -> None:
         if not hasattr(self, "manager"):
             return
-        pool, frozen = self.manager.pool, {}
-        for page in range(pool.num_pages):
-            if pool.is_published(page) or pool.refcount(page) > 1:
-                content = tuple(
-                    block[page].clone()
-                    for cache_name in ("kv", "draft")
-                    for block in self.manager.paged_cache(cache_name).blocks
-                )
-                assert not any(part.isnan().any() for part in content)
-                name = self.manager.index._name_of.get(page)
-                frozen[page, name] = content
-                before = self.frozen.get((page, name), content)
-                assert all(map(torch.equal, before, content)), f"page {page} was written"
+        pool, index = self.manager.pool, self.manager.index
+        pages = [
+            page
+            for page in range(pool.num_pages)
+            if pool.is_published(page) or pool.refcount(page) > 1
+        ]
+        contents = [
+            _numbers(block)[pages]
+            for cache_name in ("kv", "draft")
+            for block in self.manager.paged_cache(cache_name).blocks
+        ]
+        assert not any(np.isnan(content).any() for content in contents)
+        frozen: dict[object, bytes] = {}
+        for page, *parts in zip(pages, *contents, strict=True):
+            content = b"".join(part.tobytes() for part in parts)
+            key = page, index._name_of.get(page)
+            assert self.frozen.get(key, content) == content, f"page {page} was written"
+            frozen[key] = content
         self.frozen = frozen
+
+
+def _numbers(block: torch.Tensor) -> npt.NDArray[np.float32]:
+    """[pages, rows of a page, numbers of a row], the block's own memory."""
+    return block.view(*block.shape[:2], -1).numpy()

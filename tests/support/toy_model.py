@@ -163,7 +163,7 @@ class ToyModel:
         kv = model_inputs.kv_cache_inputs
         assert kv is not None
         self.passes.append(kv.row_counts)
-        size, memory = kv.page_size_tokens, kv.blocks[0]
+        size, memory = kv.page_size_tokens, kv.blocks[0].numpy()
         offsets = model_inputs.input_row_offsets.tolist()
         tokens, slots = model_inputs.tokens.tolist(), kv.write_slots.tolist()
         rows: list[NDArray[np.float32]] = []
@@ -172,12 +172,12 @@ class ToyModel:
         for b, (length, wanted) in enumerate(
             zip(kv.lengths, model_inputs.return_n_logits.tolist(), strict=True)
         ):
-            table = kv.lookup_table[b].long()
+            table = kv.lookup_table[b].numpy()
             own = range(offsets[b], offsets[b + 1])
             for row, i in enumerate(own, start=length):
-                number = self._continue(memory[table].flatten(0, 1)[:row], tokens[i])
+                number = self._continue(memory[table].reshape(-1, 3)[:row], tokens[i])
                 halves: tuple[int, int] = (-1, -1) if number is None else divmod(number, 65536)
-                memory[slots[i] // size, slots[i] % size] = torch.tensor([*halves, tokens[i]])
+                memory[slots[i] // size, slots[i] % size] = (*halves, tokens[i])
                 hidden.append(halves)
                 if i >= offsets[b + 1] - wanted:
                     rows.append(self._logits(number))
@@ -192,16 +192,17 @@ class ToyModel:
     def release(self, request_id: str) -> None:
         self.released.append(request_id)
 
-    def _continue(self, before: torch.Tensor, token: int) -> int | None:
+    def _continue(self, before: NDArray[np.float32], token: int) -> int | None:
         """The hash after one more token; None where a row of the context is not to be trusted.
 
         before: [rows, 3], the context; all of it is read: every row must continue the one before.
         """
-        rows = before.numpy().astype(np.float64)
-        if token == self.nan_token or not np.isfinite(rows).all():
+        if token == self.nan_token or not np.isfinite(before).all():
             return None
-        hashes = np.array([7, *(rows[:, 0] * 65536 + rows[:, 1])], dtype=np.int64)
-        if not np.array_equal(hashes[1:], (hashes[:-1] * _FACTOR + rows[:, 2] + 1) % _PRIME):
+        high, low, tokens = before.astype(np.int64).T
+        hashes = np.full(len(before) + 1, 7, dtype=np.int64)
+        hashes[1:] = high * 65536 + low
+        if ((hashes[:-1] * _FACTOR + tokens + 1) % _PRIME != hashes[1:]).any():
             return None
         return context_hash_step(int(hashes[-1]), token)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +73,12 @@ def kept() -> dict[Any, str]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where is kept what models find out of the kernels in which no bug is planted."""
+    return tmp_path_factory.mktemp("probes")
+
+
 def compute_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bugs are planted in Python, and what native calls compute would not pass through them.
 
@@ -86,19 +94,25 @@ def compute_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda one: f"{one.number}-{one.what}",
 )
 def test_a_planted_bug_is_noticed(
+    *,
     planted: Bug,
     subject_of: MakeSubject,
     kept: dict[Any, str],
+    probes: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not planted.is_native:
         compute_in_python(monkeypatch)
     promise = promise_named(planted.promise)
     asked = (planted.promise, planted.subject, planted.is_native)
+    monkeypatch.setenv("PILOTFISH_CACHE_DIR", str(probes))
     if asked not in kept:
         whole = check(promise, subject_of(planted.subject))
         kept[asked] = "" if whole.status == "ok" else f"{whole.status}: {whole.said}"
     assert kept[asked] == ""
+    known = shutil.copytree(probes, tmp_path / "probes")  # what is found from here on is the bug's
+    monkeypatch.setenv("PILOTFISH_CACHE_DIR", str(known))
     planted.plant(monkeypatch)
     broken = check(promise, subject_of(planted.subject))
     assert broken.status == "FAILED"

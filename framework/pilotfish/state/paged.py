@@ -53,8 +53,9 @@ class PagedCache:
     def poison_pages(self, pages: Sequence[int]) -> None:
         """Overwrites whole pages, when poisoning is on."""
         if self.poison and pages:
+            index = torch.tensor(list(pages), device=self.device)
             for block in self.blocks:
-                block[list(pages)] = self.poison_value
+                block[index] = self.poison_value
 
     def poison_rows(self, page: int, start: int, stop: int) -> None:
         """Overwrites rows start to stop of one page, when poisoning is on."""

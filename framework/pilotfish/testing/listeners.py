@@ -26,6 +26,8 @@ from pilotfish.testing.outcome import Broken
 
 ASKED = ("embed", "lm_head")
 """What a drafter may call of its target."""
+CLOSE = 2.0**-40
+"""Of chances that are found: a law is wanted a thousand times less exactly."""
 Heard = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens so far, and what was drafted after them."""
 
@@ -178,23 +180,28 @@ def committed_probs(
         drawn[0] = left
         return 0
 
-    def accepted(draft: int, uniform: float) -> bool:
+    def accepted(asked: VerifyRequest, uniform: float) -> bool:
         uniforms[0] = uniform
-        one = Proposal(tokens=(draft,), probs=q[None])
-        found = rule.judge(logits[:2], attrs.evolve(request, rows=request.rows[:2], draft=one))
-        return len(found) == 2
+        return len(rule.judge(logits[:2], asked)) == 2
 
     with patch.multiple(acceptance, uniform_of=lambda row: uniforms[0], _draw=draw):
         for draft in q.nonzero()[:, 0].tolist():
-            low, high = 0.0, 1.0
-            for _ in range(50):
-                middle = (low + high) / 2
-                low, high = (middle, high) if accepted(draft, middle) else (low, middle)
-            chance = 1.0 if accepted(draft, 1.0) else low
+            one = Proposal(tokens=(draft,), probs=q[None])
+            asked = attrs.evolve(request, rows=request.rows[:2], draft=one)
+            chance = 1.0 if accepted(asked, 1.0) else _largest(partial(accepted, asked))
             probs[draft] += q[draft] * chance
             if chance < 1.0:
                 probs += q[draft] * (1 - chance) * drawn[0]
     return probs
+
+
+def _largest(accepted: Callable[[float], bool]) -> float:
+    """The largest number that is accepted of those from 0 to 1, where 1 is not."""
+    low, high = 0.0, 1.0
+    while high - low > CLOSE:
+        middle = (low + high) / 2
+        low, high = (middle, high) if accepted(middle) else (low, middle)
+    return low
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ Axis letters: T tokens, V vocabulary, D model width, L blocks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,18 @@ from pilotfish.testing.oracle import Oracle
 from pilotfish.testing.outcome import NotKnown
 from pilotfish.testing.quiet import quiet
 from pilotfish.weights.formats.safetensors import SINGLE_FILE
+
+NUM_TOLD = 8
+"""Answers that an oracle keeps: two of each dtype, of two texts."""
+NUM_READ = 8
+"""Files whose tensors are kept, each in one dtype."""
+SMALL_BYTES = 16 << 20
+"""A file up to this may be kept."""
+
+_Tensors = Mapping[str, torch.Tensor]
+_READ: dict[tuple[object, frozenset[str], str, str], _Tensors] = {}
+"""A file, what may lie in it unread, the class, the dtype -> what was read. One file is asked under
+many options, and transformers takes longer to read a tiny one than to build the model."""
 
 
 class TransformersOracle(Oracle):
@@ -30,18 +42,37 @@ class TransformersOracle(Oracle):
     def __init__(self, folder: Path, ignored: Collection[str] = ()) -> None:
         self.folder = folder
         self._ignored = frozenset(ignored)
+        self._told: dict[tuple[str, str, tuple[int, ...]], torch.Tensor] = {}
 
     @torch.inference_mode()
     def exact(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
         """As `Oracle`; every cast to float32 inside the model is made one to float64."""
-        logits: torch.Tensor = self._widened(self.load(dtype).double(), tokens)
-        return logits
+
+        def computed() -> torch.Tensor:
+            return self._widened(self.load(dtype).double(), tokens)
+
+        return self._once("exact", tokens, dtype, computed)
 
     @torch.inference_mode()
     def eager(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
         """As `Oracle`."""
-        logits: torch.Tensor = self.load(dtype, attention="eager")(_ids(tokens)).logits[0]
-        return logits.float()
+
+        def computed() -> torch.Tensor:
+            logits: torch.Tensor = self.load(dtype, attention="eager")(_ids(tokens)).logits[0]
+            return logits.float()
+
+        return self._once("eager", tokens, dtype, computed)
+
+    def _once(
+        self, kind: str, tokens: Sequence[int], dtype: str, computed: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """An answer, computed where it is none of the newest: many promises ask for the same."""
+        asked = (kind, dtype, tuple(tokens))
+        answer = self._told.pop(asked, None)
+        self._told[asked] = computed() if answer is None else answer
+        while len(self._told) > NUM_TOLD:
+            del self._told[next(iter(self._told))]
+        return self._told[asked].clone()
 
     def nudged(self, tokens: Sequence[int], dtype: str) -> Iterator[torch.Tensor]:
         """As `Oracle`, without end."""
@@ -138,7 +169,6 @@ class TransformersOracle(Oracle):
         """
         try:
             model = self._loaded(dtype, attention)
-            _put_back(model, self.folder / SINGLE_FILE)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             said = str(error).strip().partition("\n")[0]
             raise NotKnown(
@@ -151,6 +181,7 @@ class TransformersOracle(Oracle):
         return model.eval()
 
     def _loaded(self, dtype: str, attention: str) -> Any:
+        """Read from the files; or built from the options, with what was read of its tensors."""
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(self.folder)
@@ -158,11 +189,16 @@ class TransformersOracle(Oracle):
         model_class = getattr(transformers, name, None)
         if model_class is None:
             raise NotKnown(f"transformers has no {name}, and the spec's examples have no oracle")
-        options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        file = self.folder / SINGLE_FILE
+        key = _identity(file), self._ignored, name, dtype
+        built = _built(model_class, config, options, _READ.get(key, {}))
+        if built is not None:
+            return built
         with quiet():
             try:
                 model, said = model_class.from_pretrained(
-                    self.folder, attn_implementation=attention, **options
+                    self.folder, output_loading_info=True, **options
                 )
             except ValueError:
                 if attention == "eager":
@@ -174,6 +210,11 @@ class TransformersOracle(Oracle):
             odd = sorted(name for name in named if not self._lies_in_ignored(name))
             if odd:
                 raise NotKnown(f"transformers loads it with {kind}: {odd[:3]}")
+        _put_back(model, file)
+        if key not in _READ and file.is_file() and file.stat().st_size <= SMALL_BYTES:
+            _READ[key] = {name: one.detach().clone() for name, one in _tensors(model).items()}
+            while len(_READ) > NUM_READ:
+                del _READ[next(iter(_READ))]
         return model
 
     def _lies_in_ignored(self, name: str) -> bool:
@@ -222,6 +263,42 @@ def _blocks(model: Any) -> Sequence[Any]:
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return tuple(module)
     return ()
+
+
+def _identity(file: Path) -> object:
+    """Of a file's contents, under whatever name; None where there is no file."""
+    if not file.is_file():
+        return None
+    about = file.stat()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _tensors(model: Any) -> dict[str, torch.Tensor]:
+    """All that a file may give: parameters, each shared one once, and buffers that are saved."""
+    own = dict(model.named_parameters())
+    stored = model.state_dict(keep_vars=True)
+    return own | {name: one for name, one in model.named_buffers() if name in stored}
+
+
+def _built(model_class: Any, config: Any, options: Mapping[str, Any], read: _Tensors) -> Any:
+    """A model of the options with tensors that were read; None where it has others than those."""
+    if not read or getattr(config, "quantization_config", None) is not None:
+        return None
+    try:
+        from transformers.initialization import no_init_weights
+
+        with quiet(), no_init_weights(), torch.random.fork_rng(devices=[]):
+            model = model_class._from_config(config, **options)
+            model.tie_weights()
+            model.config.validate()
+    except Exception:  # as reading it says in its own words
+        return None
+    own = _tensors(model)
+    if {name: one.shape for name, one in own.items()} != {n: one.shape for n, one in read.items()}:
+        return None
+    for name, tensor in own.items():
+        tensor.data = read[name].clone()
+    return model
 
 
 def _put_back(model: Any, file: Path) -> None:

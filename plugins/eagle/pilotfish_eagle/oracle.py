@@ -62,13 +62,12 @@ class NaiveDraft(NaiveNetwork):
     def scores(self, tokens: Sequence[int], drafted: Sequence[int]) -> torch.Tensor:
         """[G, V]: as `DraftOracle`."""
         hidden = list(self._features(tokens[:-1]))
-        beside = list(tokens[1:])
+        beside = self._embed([*tokens[1:], *drafted[:-1]])
         rows = []
-        for token in drafted:
-            outputs = self._forward(beside, torch.stack(hidden))
+        for _ in drafted:
+            outputs = self._forward(beside[: len(hidden)], torch.stack(hidden))
             rows.append(self._logits(outputs[-1]))
             hidden.append(self._prev_hidden_states(outputs[-1]))
-            beside.append(token)
         return torch.stack(rows)
 
     def _features(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -84,9 +83,8 @@ class NaiveDraft(NaiveNetwork):
             rows = self.norm("input_norm", rows)
         return self.linear("fc", rows)
 
-    def _forward(self, beside: Sequence[int], hidden: torch.Tensor) -> torch.Tensor:
-        """[T, D] after the last block."""
-        embedded = self._embed(beside)
+    def _forward(self, embedded: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, D] after the last block. embedded: of the tokens beside the rows of `hidden`."""
         if not self._is_third:
             x = inner = self.linear("fc", torch.cat([embedded, hidden], dim=-1))
         else:

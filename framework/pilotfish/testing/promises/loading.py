@@ -32,19 +32,21 @@ SMALL_BYTES = 16 << 20
 class EditedSource:
     """A weight source with one tensor left out, added or changed.
 
-    drop: a name to leave out. put: name -> a function of the file's tensor (None for a new one).
+    drop: a name to leave out. put: name -> a function of the file's tensor (None for a new one),
+    asked once.
     """
 
     source: WeightSource
     drop: str = ""
     put: Mapping[str, Callable[[torch.Tensor | None], torch.Tensor]] = attrs.field(factory=dict)
+    _made: dict[str, torch.Tensor] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
         """As `WeightSource`."""
         found = {n: info for n, info in self.source.infos.items() if n != self.drop}
         for name in self.put:
-            tensor = self.load(name)
+            tensor = self._put(name)
             found[name] = TensorInfo(
                 tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.nbytes
             )
@@ -52,11 +54,35 @@ class EditedSource:
 
     def load(self, name: str) -> torch.Tensor:
         """As `WeightSource`."""
-        old = self.source.load(name) if name in self.source.infos else None
-        if name in self.put:
-            return self.put[name](old)
-        assert old is not None
-        return old
+        return self._put(name).clone() if name in self.put else self.source.load(name)
+
+    def _put(self, name: str) -> torch.Tensor:
+        if name not in self._made:
+            old = self.source.load(name) if name in self.source.infos else None
+            self._made[name] = self.put[name](old)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+
+@attrs.frozen
+class _HeldSource:
+    """A weight source whose tensors are read once, for models that are loaded again and again."""
+
+    source: WeightSource
+    _held: dict[str, torch.Tensor] = attrs.field(factory=dict, init=False, repr=False)
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """As `WeightSource`."""
+        return self.source.infos
+
+    def load(self, name: str) -> torch.Tensor:
+        """As `WeightSource`; a copy each time."""
+        if name not in self._held:
+            self._held[name] = self.source.load(name)
+        return self._held[name].clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)
@@ -128,8 +154,9 @@ def every_tensor_counts(subject: Subject) -> None:
     def before(number: int) -> torch.Tensor:
         return subject.alone(texts[number].tokens, images=texts[number].images)
 
+    held = _HeldSource(prepared.weights)
     for name in subject.infos(prepared):
-        source = EditedSource(source=prepared.weights, put={name: _disturbed})
+        source = EditedSource(source=held, put={name: _disturbed})
         model = load_edited(prepared, source)
         for number, text in enumerate(texts):
             got = subject.alone(text.tokens, images=text.images, model=model)
