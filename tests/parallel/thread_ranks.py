@@ -15,6 +15,7 @@ from pilotfish.parallel.threads import OtherRankFailedError, thread_groups
 from pilotfish.ranks import driver
 from pilotfish.ranks.messages import Call, Key, decode, encode
 from pilotfish.ranks.serve import Served, make_model
+from pilotfish.ranks.spawn import Spawn
 from pilotfish.ranks.start_up import StartUp
 from pilotfish.state import StateManager
 
@@ -93,4 +94,5 @@ def ranks_are_threads() -> Iterator[None]:
     """LLMs that are made inside have threads for ranks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "load_on_ranks", load_on_threads)
+        patch.setattr(Spawn, "begin_early", lambda _: None)  # each process would import torch
         yield
