@@ -26,6 +26,8 @@ OF_KIMI = (
 """Kimi's text is a DeepSeek-V3, of which it checks them."""
 
 SLOW: Mapping[str, Collection[str]] = {
+    "bench/test_bench.py::test_a_side_in_a_process_of_its_own_gives_the_same_tokens": (),
+    "benchmarks/test_gpu_script.py::test_a_part_that_runs_again_keeps_the_others": (),
     "benchmarks/test_gpu_script.py::test_a_trial_makes_no_page_of_a_gpu": (),
     "benchmarks/test_gpu_script.py::test_every_part_gives_its_figures": (),
     "dflash/test_dflash_planned.py::test_passes_may_be_laid_down_before_the_first_request": (

@@ -55,7 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(at=st.integers(1, 12), after=st.booleans())
     def step_with_an_exception(self, at: int, after: bool) -> None:
         with planted(SHARED, {at}, after), suppress(PlantedError):
-            self.toy.engine.step()
+            self.toy.step()
         self._settle()
 
     @precondition(lambda self: self.live)
