@@ -92,6 +92,7 @@ SLOW: Mapping[str, Collection[str]] = {
     "kernels/test_paged_attention.py::test_the_first_columns_of_values_are_the_wholes": (
         "torch.float32-triton",
     ),
+    "kernels/test_sampling_native.py::test_torchs_choice_of_instructions_changes_nothing": (),
     "kernels/test_short_conv.py::test_pieces_have_the_bits_of_the_whole": (
         *("triton-torch.bfloat16", "triton-torch.float16"),
     ),
