@@ -253,9 +253,12 @@ def test_the_version_names_all_parts(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @needs_library
-def test_the_version_says_that_an_instruction_set_is_unknown(
+def test_the_version_says_what_every_command_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PILOTFISH_NATIVE_LIBRARY", "/nothing/here.so")
+    assert native_kernels() == "refused: there is no /nothing/here.so"
+    monkeypatch.delenv("PILOTFISH_NATIVE_LIBRARY")
     monkeypatch.setenv("PILOTFISH_INSTRUCTIONS", "avx3")
     assert native_kernels().startswith(
         "refused: PILOTFISH_INSTRUCTIONS is 'avx3'; this library has "

@@ -39,11 +39,12 @@ def native_kernels() -> str:
     """
     limit = os.environ.get("PILOTFISH_INSTRUCTIONS", "")
     building = runpy.run_path(str(_NATIVE / "building.py"))  # its package imports torch
-    path = Path(os.environ.get("PILOTFISH_NATIVE_LIBRARY") or _NATIVE / building["library_name"]())
+    given = os.environ.get("PILOTFISH_NATIVE_LIBRARY")
+    path = Path(given or _NATIVE / building["library_name"]())
     if limit == "none":
         return "none: PILOTFISH_INSTRUCTIONS=none"
     if not path.exists():
-        return f"none: there is no {path}"
+        return f"{'refused' if given else 'none'}: there is no {path}"
     if (
         path.parent == _NATIVE
         and (_CHECKOUT / "hatch_build.py").exists()
