@@ -42,6 +42,7 @@ from pilotfish.sampling import (
 from pilotfish.sampling.bitmask import apply_bitmask
 from pilotfish.sampling.noise import _gumbel_from_bits
 from pilotfish.sampling.truncation import find_cuts
+from support.processors import aten_capability
 from support.rows import row_after
 
 pytestmark = needs_library
@@ -476,7 +477,8 @@ def said_by_a_process(**variables: str) -> str:
 
 
 def test_torchs_choice_of_instructions_changes_nothing() -> None:
-    said = {said_by_a_process(ATEN_CPU_CAPABILITY=name) for name in ("default", "avx2", "avx512")}
+    names = {aten_capability(name) for name in ("default", "avx2", "avx512")}
+    said = {said_by_a_process(ATEN_CPU_CAPABILITY=name) for name in names}
     assert len(said) == 1
 
 

@@ -20,6 +20,7 @@ from native import golden
 from native.golden_checkpoints import checkpoints
 from pilotfish.kernels.native.building import INSTRUCTION_SETS, machine
 from pilotfish.kernels.native.library import VARIABLE
+from support.processors import aten_capability
 
 pytestmark = needs_library
 
@@ -64,7 +65,10 @@ def computed(setting: Setting, dtype: str = "") -> dict[str, str]:
         [sys.executable, golden.__file__, checkpoints(), threads, dtype],
         env={
             **os.environ,
-            **setting.torchs,
+            **{
+                name: aten_capability(value) if name == "ATEN_CPU_CAPABILITY" else value
+                for name, value in setting.torchs.items()
+            },
             **{VARIABLE: setting.instructions, "OMP_NUM_THREADS": threads},
             "OMP_WAIT_POLICY": "passive",  # there may be fewer cores than threads
         },

@@ -8,6 +8,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import attrs
 
+from pilotfish.platform.cpu_capability import want_instructions
 from pilotfish.platform.mkl import ask_for_strict_products
 
 Asked = ParamSpec("Asked")
@@ -45,7 +46,9 @@ class KernelBackend:
         `ask_for_strict_products`): for torch's products, and those that a plugin computes beside
         native ones. torch's products on a GPU are never invariant: a library there chooses its
         kernel, and the order of additions, by the number of rows, and no probe here knows it.
+        Raises ConfigError where torch was told to use instructions that the processor has not.
         """
+        want_instructions()
         if name == "auto":
             name = "triton" if device_type == "cuda" else _of_cpu()
         invariant, portable = arithmetic != "fastest", arithmetic == "portable"

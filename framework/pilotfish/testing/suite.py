@@ -20,6 +20,7 @@ from pilotfish.config import SpeculativeConfig
 from pilotfish.config.runtime import BackendName
 from pilotfish.errors import ConfigError, PluginError, RouteError, UserError, WeightsError
 from pilotfish.nearest import did_you_mean
+from pilotfish.platform.cpu_capability import want_instructions
 from pilotfish.registry import Registry
 from pilotfish.testing.checkpoints import examples_of, save_tiny
 from pilotfish.testing.examples import EVEN, ODD
@@ -249,8 +250,10 @@ def tiny_subjects(
     only: names of examples; none: all. draft, speculative: a drafter to be tested on them.
     num_ranks: see `Subject`.
     An example that does not load is among them: every check of it fails, see `Promise.keep`.
-    Raises RouteError, PluginError, and ConfigError for an example that cannot be written.
+    Raises RouteError, PluginError, and ConfigError for an example that cannot be written, and where
+    torch was told to use instructions that the processor has not.
     """
+    want_instructions()
     names = [n for n in examples_of(architecture, registry).configs if not only or n in only]
     with TemporaryDirectory(prefix="pilotfish-") as folder, ExitStack() as exits:
         options = {
