@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def pytest_collection_finish() -> None:
     """What is imported by then stays, and is not looked through for garbage again and again."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    configs = sys.modules.get("transformers.configuration_utils")
+    if configs is not None:  # every config that is read is written out, for a log that nobody reads
+        configs.PreTrainedConfig.__repr__ = object.__repr__
 
 
 @pytest.fixture(scope="module")

@@ -220,11 +220,17 @@ def test_output_that_cannot_be_written_is_one_line(tiny_checkpoint: Path, tmp_pa
     """A full disk, a closed stdout, and letters that the terminal does not know."""
     file = tmp_path / "one.jsonl"
     file.write_text(json.dumps({"prompt_token_ids": [1, 2], "max_tokens": 3}))
-    command = f"{sys.executable} -m pilotfish generate {tiny_checkpoint} --input-file {file} --json"
-    full = subprocess.run(["sh", "-c", f"{command} >/dev/full"], capture_output=True, check=False)
+    words = f"generate {tiny_checkpoint} --input-file {file} --json"
+    full = subprocess.run(
+        ["sh", "-c", f"{forked.programs() / 'pilotfish'} {words} >/dev/full"],
+        env={**os.environ, **forked.SETTINGS},
+        capture_output=True,
+        check=False,
+    )
     assert full.returncode == 2
     assert full.stderr.decode().splitlines()[-1].startswith("pilotfish: error: cannot write")
-    closed = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, check=False)
+    command = f"{sys.executable} -m pilotfish {words} >&-"
+    closed = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
     assert closed.returncode == 2
     assert b"Traceback" not in closed.stderr + full.stderr
     ascii_only = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from pilotfish import LLM, RequestOutput, SamplingParams
 from pilotfish.engine import progress as progress_module
 from pilotfish.weights import open_checkpoint
+from support import forked
 from support.toy_model import toy_registry, write_toy_checkpoint
 
 
@@ -140,8 +140,6 @@ print(open_bar(total=1) is not None)
 del sys.modules["IPython"]
 print(open_bar(total=1) is not None)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["True", "False"]
+    done = forked.run("-c", program)
+    assert done.stdout.split() == ["True", "False"], done.stderr
     assert "Warning" not in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pilotfish.kernels import KernelBackend
 from pilotfish.loading.prepare import prepare_from_options
 from pilotfish.models.claims import Claims
 from pilotfish.platform import machine, user_cache
+from support import forked
 from support.probed_network import counted, probe_network
 
 SIZES = (1, 8)
@@ -30,6 +30,7 @@ KEY = "products with [4, 8] float32 (packed)"
 PROCESS = """
 import sys
 import torch
+from support import forked
 from support.probed_network import counted, probe_network
 torch.set_num_threads(int(sys.argv[1]))
 calls = counted()
@@ -43,11 +44,12 @@ def start(folder: Path | str, threads: int = 1, **settings: str) -> subprocess.P
     environment = {
         **{name: value for name, value in os.environ.items() if name != "MKL_NUM_THREADS"},
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        **forked.SETTINGS,
         "PILOTFISH_CACHE_DIR": str(folder),
         **settings,
     }
     return subprocess.Popen(
-        [sys.executable, "-c", PROCESS, str(threads)],
+        [forked.programs() / "python", "-c", PROCESS, str(threads)],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,

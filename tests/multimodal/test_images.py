@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pilotfish.protocols import ImageFeatures
 from pilotfish.registry import ArchitectureSpec
 from pilotfish.state import MemoryPlan
 from speculation.toy_draft import ToyDraft, ToyShiftedDraft, drafting
+from support import forked
 from support.engine_strategies import MAX_SEQ_LEN, params, sizes
 from support.pictures import picture, wrong_images
 from support.toy_images import (
@@ -305,7 +305,8 @@ def test_the_smallest_pictures_are_read_without_a_warning(size: tuple[int, int])
         "from PIL import Image; from pilotfish.multimodal.files import read_pixels\n"
         f"read_pixels(Image.new('RGB', {size}), 'it').add_(1)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = forked.run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_pillow_the_extra_is_named(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,11 +58,12 @@ def symbols(object_file: Path) -> list[tuple[str, str]]:
 
 SETS = [
     pytest.param("x86_64", "avx2", GNU, marks=needs_programs("g++", "nm")),
-    pytest.param("x86_64", "avx512", GNU, marks=[needs_programs("g++", "nm"), pytest.mark.slow]),
-    pytest.param("aarch64", "neon", ARM, marks=[needs_programs(ARM[0], "nm"), pytest.mark.slow]),
+    pytest.param("x86_64", "avx512", GNU, marks=needs_programs("g++", "nm")),
+    pytest.param("aarch64", "neon", ARM, marks=needs_programs(ARM[0], "nm")),
 ]
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.parametrize(("machine", "name", "compiler"), SETS)
 def test_an_instruction_sets_object_shares_no_function_with_another(

@@ -6,6 +6,7 @@ Axis letters: T tokens, V vocabulary, D model width, L blocks.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pilotfish.testing.oracle import Oracle
 from pilotfish.testing.outcome import NotKnown
 from pilotfish.testing.quiet import quiet
 from pilotfish.weights.formats.safetensors import SINGLE_FILE
+from pilotfish.weights.hf_config import CONFIG_FILE
 
 NUM_TOLD = 8
 """Answers that an oracle keeps: two of each dtype, of two texts."""
@@ -43,6 +45,7 @@ class TransformersOracle(Oracle):
         self.folder = folder
         self._ignored = frozenset(ignored)
         self._told: dict[tuple[str, str, tuple[int, ...]], torch.Tensor] = {}
+        self._config: tuple[object, Any] | None = None
 
     @torch.inference_mode()
     def exact(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
@@ -184,7 +187,7 @@ class TransformersOracle(Oracle):
         """Read from the files; or built from the options, with what was read of its tensors."""
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(self.folder)
+        config = self._config_in_file()
         name = (config.architectures or ["none"])[0]
         model_class = getattr(transformers, name, None)
         if model_class is None:
@@ -216,6 +219,15 @@ class TransformersOracle(Oracle):
             while len(_READ) > NUM_READ:
                 del _READ[next(iter(_READ))]
         return model
+
+    def _config_in_file(self) -> Any:
+        """One of one's own, of the file as it is now."""
+        import transformers
+
+        file = _identity(self.folder / CONFIG_FILE)
+        if self._config is None or self._config[0] != file:
+            self._config = file, transformers.AutoConfig.from_pretrained(self.folder)
+        return copy.deepcopy(self._config[1])
 
     def _lies_in_ignored(self, name: str) -> bool:
         """Whether the file has tensors in the module of a name, and all of them are ignored."""

@@ -6,7 +6,8 @@ mmap keeps a descriptor for each stretch, and a model has more matrices than a p
 files. A layer that uses rows as they lie keeps the mapping: the weights take the file's cache and
 nothing else, and processes share it. A layer that packs its weight reads it once from that cache,
 half the memory traffic of reading into a buffer first (measured: loading takes 0.4 to 0.65 of the
-time), and gives the mapping up.
+time), and gives the mapping up. A stretch of a few pages, as a norm has, is read: a mapping of it
+costs more.
 A file may be deleted, or replaced by another under its name (as downloads do), while a model that
 was loaded from it runs: the mapping holds the old one. Writing into it changes the model's weights
 under its feet, and cutting it short ends the process: no mapped file can be kept from that.
@@ -27,12 +28,13 @@ from pilotfish.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+_SMALL_BYTES = 16 * 1024
 _MAP_FIXED = 0x10
 """Of mmap on Linux and macOS; Python's module does not name it."""
 
 
 def read_window(path: Path, offset: int, num_bytes: int) -> torch.Tensor:
-    """Maps bytes offset to offset + num_bytes of a file as a tensor [num_bytes] uint8.
+    """Bytes offset to offset + num_bytes of a file as a tensor [num_bytes] uint8.
 
     The tensor may be written to; the file does not change. Raises CheckpointError when the file has
     become shorter or unreadable since it was opened.
@@ -41,20 +43,41 @@ def read_window(path: Path, offset: int, num_bytes: int) -> torch.Tensor:
 
     if not num_bytes:
         return torch.empty(0, dtype=torch.uint8)
-    start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            size = os.fstat(descriptor).st_size
             if size < offset + num_bytes:
                 raise OSError(f"the file ends at byte {size}")
-            length = offset - start + num_bytes
-            mapped = _map(file.fileno(), length, start)
+            held, start = _held(descriptor, offset, num_bytes)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: bytes {offset} to {offset + num_bytes} cannot be read ({error}); "
             "the file changed after it was opened: load it again"
         ) from error
-    return torch.frombuffer(mapped, dtype=torch.uint8, offset=offset - start, count=num_bytes)
+    return torch.frombuffer(held, dtype=torch.uint8, offset=start, count=num_bytes)
+
+
+def _held(descriptor: int, offset: int, num_bytes: int) -> tuple[bytearray | mmap.mmap, int]:
+    """Memory that holds a stretch, and where in it the stretch begins."""
+    if num_bytes <= _SMALL_BYTES:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return bytearray(_read(descriptor, num_bytes)), 0
+    start = offset % mmap.ALLOCATIONGRANULARITY
+    return _map(descriptor, start + num_bytes, offset - start), start
+
+
+def _read(descriptor: int, num_bytes: int) -> bytes:
+    """From where it stands."""
+    found = os.read(descriptor, num_bytes)
+    while len(found) < num_bytes:
+        more = os.read(descriptor, num_bytes - len(found))
+        if not more:
+            raise OSError("the file ends within them")
+        found += more
+    return found
 
 
 def _map(descriptor: int, num_bytes: int, offset: int) -> mmap.mmap:
