@@ -297,7 +297,21 @@ class DraftMachine(StateMachine):
         super().make(geometry=geometry, num_slot_caches=0, conv=None)
 
 
-HUNTERS = {"draft_rows_shared_without_lookahead": DraftMachine}
+class FaultMachine(StateMachine):
+    """The machine with two slot caches that fail, and no real one to be compared row by row."""
+
+    @initialize(geometry=pool_geometries())
+    def make(self, geometry: PoolGeometry) -> None:
+        super().make(geometry=geometry, num_slot_caches=2, conv=None)
+
+
+HUNTERS = {
+    "draft_rows_shared_without_lookahead": DraftMachine,
+    "failed_commit_leaves_lengths_apart": FaultMachine,
+    "failed_release_stops_at_the_first_cache": FaultMachine,
+    "failed_reserve_keeps_its_pages": FaultMachine,
+    "failed_reserve_leaves_the_first_caches_told": FaultMachine,
+}
 """Of bugs that the machine shows so seldom that a narrower one is asked."""
 
 

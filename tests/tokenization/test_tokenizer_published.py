@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,23 +215,33 @@ def test_saved_truncation_and_padding_are_not_applied(tmp_path: Path) -> None:
     assert read(tmp_path).encode("aaa") == [1, 266, 260, 260]
 
 
-def test_what_transformers_would_say_of_a_long_text_is_not_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which texts are too long is the model's word, and no text is cleaned up."""
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What transformers logs as it does for its users."""
     from transformers.utils import logging as hf_logging
 
-    said, handler = list[logging.LogRecord](), logging.Handler()
-    handler.emit = said.append  # type: ignore[method-assign]
+    said, handler, level = list[str](), logging.Handler(), hf_logging.get_verbosity()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(hf_logging.get_logger("transformers"), "handlers", [handler])
-    hf_logging.get_logger("transformers.tokenization").warning("heard")
-    assert said.pop().getMessage() == "heard"
+    hf_logging.set_verbosity_warning()
+    yield said
+    hf_logging.set_verbosity(level)
+
+
+def test_what_transformers_would_say_of_a_long_text_is_not_said(
+    tmp_path: Path, heard: list[str]
+) -> None:
+    """Which texts are too long is the model's word, and no text is cleaned up."""
+    from transformers import AutoTokenizer
+
     save(tmp_path, prepend(), model_max_length=4, clean_up_tokenization_spaces=True)
+    AutoTokenizer.from_pretrained(tmp_path)("aaaaaa , a")
+    assert "longer than" in heard.pop()
     ours = read(tmp_path)
     ids = ours.encode("aaaaaa , a")
     assert len(ids) > 4
     assert ours.decode(ids) == " aaaaaa , a"
-    assert not said
+    assert not heard
 
 
 @pytest.mark.parametrize(
