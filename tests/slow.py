@@ -6,6 +6,7 @@ Knows: names. Of a test with parameters, those that are left out; all where none
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from zlib import crc32
 
 import pytest
 
@@ -41,14 +42,6 @@ SLOW: Mapping[str, Collection[str]] = {
         *("override", "sliding", "speculators", "speculators-default", "speculators-not-causal"),
         *("speculators-sliding", "swa-inside", "theta", "yarn"),
     ),
-    "dflash/test_dflash_planned.py::test_planned_passes_have_the_bits_of_single_calls": tuple(
-        f"{case}-float32"
-        for case in (
-            *("all-causal", "causal-inside", "default-ids", "linear", "llama3", "not-causal"),
-            *("override", "sliding", "speculators", "speculators-default"),
-            *("speculators-not-causal", "speculators-sliding", "swa-inside", "theta", "yarn"),
-        )
-    ),
     "dflash/test_dflash_ranks.py::test_every_rank_has_the_logits_of_one_device": (
         *("all-causal", "causal-inside", "default-ids", "factors", "linear", "llama3", "longrope"),
         *("mixed", "override", "sliding", "speculators-default", "speculators-not-causal"),
@@ -78,14 +71,6 @@ SLOW: Mapping[str, Collection[str]] = {
         *("eagle3-blocks", "eagle3-boundaries", "eagle3-by-fields", "eagle3-leftover-window"),
         *("eagle3-rope", "eagle3-theta", "speculators-full"),
     ),
-    "eagle/test_eagle_planned.py::test_planned_passes_have_the_bits_of_single_calls": tuple(
-        f"{case}-float32"
-        for case in (
-            *("eagle1-rope", "eagle1-theta", "eagle1-tied-target", "eagle3-all-tokens"),
-            *("eagle3-blocks", "eagle3-boundaries", "eagle3-by-fields", "eagle3-leftover-window"),
-            *("eagle3-rope", "eagle3-theta", "speculators-full"),
-        )
-    ),
     "eagle/test_eagle_ranks.py::test_every_rank_has_the_logits_of_one_device": (
         *("eagle1-bin", "eagle1-rope", "eagle1-theta", "eagle1-tied-target", "eagle3-all-tokens"),
         *("eagle3-blocks", "eagle3-boundaries", "eagle3-by-fields", "eagle3-leftover-window"),
@@ -93,11 +78,13 @@ SLOW: Mapping[str, Collection[str]] = {
         *("eagle3-residual", "eagle3-rope", "eagle3-sliding", "eagle3-theta", "eagle3-tied"),
         *("speculators-full", "speculators-new", "speculators-sliding"),
     ),
+    "eagle/test_eagle_triton.py::test_drafts_are_the_oracles_on_triton": ("eagle1",),
     "engine/test_turns.py::test_a_real_fork": ("torch",),
+    "house/test_demo.py::test_greedy_tokens_equal_transformers_alone": (),
     "house/test_demo.py::test_the_same_seed_gives_the_same_tokens_for_every_mixture": ("float32",),
     "house/test_demo.py::test_scores_have_the_same_bits_for_every_mixture": ("float32",),
     "invariance/test_claims_hold.py::test_rows_are_their_own_or_a_warning_says_that_they_are_not": (
-        "torch",
+        *("native", "torch"),
     ),
     "invariance/test_claims_hold.py::test_mkl_is_strict_where_rows_are_to_be_their_own": (
         "torch-fastest",
@@ -125,14 +112,16 @@ SLOW: Mapping[str, Collection[str]] = {
     "lfm2/test_lfm2_invariance.py::test_any_history_over_shared_prefixes_does": ("width-5",),
     "lfm2/test_lfm2_invariance.py::"
     "test_any_history_of_rejections_equals_feeding_only_what_was_committed": ("width-5",),
-    "lfm2/test_lfm2_invariance.py::test_ragged_batch_equals_singles_and_chunks_equal_the_whole": (
-        *("attention-first-bfloat16", "attention-last-float32", "bias-bfloat16"),
-        *("layer-types-float32", "plain-ffn-float32", "untied-bfloat16", "wide-ffn-bfloat16"),
-        *("width-1-float32", "width-2-bias-bfloat16", "yarn-bfloat16"),
-    ),
+    "llama3/test_llama3_triton.py::test_logits_and_bits": ("granite", "phi3-partial"),
     "native/test_golden.py::test_models_give_the_bits_of_the_file": ("avx512-3-bfloat16",),
     "native/test_teams.py::test_another_packages_openmp_beside_torchs_is_not_taken_for_it": (
         "torch/lib",
+    ),
+    "parallel/test_texts.py::test_the_text_is_that_of_one_device": (
+        "DeepseekV3ForCausalLM-latent queries, eagle-1, 2 ranks",
+        "LlamaForCausalLM-rope that depends on the prompt, eagle-3, 2 ranks",
+        "Phi3ForCausalLM-window, small model, 2 ranks",
+        "Qwen3ForCausalLM-yarn, dflash, 2 ranks",
     ),
     "parallel/test_unified.py::test_every_rank_makes_the_text_of_one_device": ("0.0",),
     "parallel/test_unified.py::test_replicas_make_the_texts_of_one_device": ("0.0",),
@@ -171,6 +160,19 @@ SLOW: Mapping[str, Collection[str]] = {
     "test_low_logits_keep_it_and_a_sampler_without_temperature_does_not": ("0.75",),
 }
 
+IN_TURN = (
+    "dflash/test_dflash_planned.py::test_planned_passes_have_the_bits_of_single_calls",
+    "eagle/test_eagle_planned.py::test_planned_passes_have_the_bits_of_single_calls",
+    "engine/test_prompt_lengths.py::test_a_prompt_may_end_with_a_partition",
+    "lfm2/test_lfm2_invariance.py::test_ragged_batch_equals_singles_and_chunks_equal_the_whole",
+    "lfm2/test_lfm2_oracle.py::test_logits_are_as_near_float64_as_eager_torch",
+    "llama3/test_llama3_invariance.py::test_ragged_batch_equals_singles_and_chunks_equal_the_whole",
+    "llama3/test_llama3_oracle.py::test_logits_are_as_near_float64_as_eager_torch",
+    "parallel/test_bits.py::test_logits_are_equal_on_1_2_and_4_ranks",
+    "speculation/test_pairs.py::test_the_text_with_a_draft_is_the_text_without",
+)
+"""Tests whose cases have one of the two dtypes in `make test`, whichever their name draws."""
+
 
 def mark_slow(items: Sequence[pytest.Item]) -> None:
     """Raises UsageError for a name that fits no test, where all of them are there."""
@@ -179,18 +181,27 @@ def mark_slow(items: Sequence[pytest.Item]) -> None:
         name, _, parameters = item.nodeid.removeprefix("tests/").partition("[")
         found.setdefault(name, set()).add(parameters.removesuffix("]"))
         left_out = SLOW.get(name)
-        if left_out is not None and (not left_out or parameters.removesuffix("]") in left_out):
+        is_left_out = left_out is not None and (not left_out or parameters[:-1] in left_out)
+        if is_left_out or (name in IN_TURN and not _is_its_turn(parameters[:-1])):
             item.add_marker(pytest.mark.slow)
     lost = list(_lost(found)) if len(found) > MANY else []
     if lost:
         raise pytest.UsageError(f"tests/slow.py names what is no test: {', '.join(lost)}")
 
 
+DTYPES = ("float32", "bfloat16")
 MANY = 1000
 """Tests; fewer are not the whole."""
 
 
+def _is_its_turn(parameters: str) -> bool:
+    """parameters: of a case, then a dtype."""
+    case, _, dtype = parameters.rpartition("-")
+    return DTYPES[crc32(case.encode()) % len(DTYPES)] == dtype
+
+
 def _lost(found: Mapping[str, Collection[str]]) -> Iterable[str]:
+    yield from (name for name in IN_TURN if not any(map(_is_its_turn, found.get(name, ()))))
     for name, left_out in SLOW.items():
         if name not in found:
             yield name

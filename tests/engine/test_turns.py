@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from pilotfish.errors import PilotfishError, StateError
 from pilotfish.kernels.native.library import why_not
 from pilotfish.testing import save_tiny
 from pilotfish.testing.checkpoints import examples_of
+from support import forked
 from support.toy_model import ToyModel, naive_answer, toy_registry, write_toy_checkpoint
 
 PARAMS = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
@@ -281,8 +280,9 @@ def test_a_fork_that_lacks_the_thread_whose_turn_it_was_goes_on(
 
 
 FORKS = """
-import multiprocessing, sys
-from pilotfish import LLM, SamplingParams, load_registry
+import multiprocessing, sys, torch
+from pilotfish import LLM, SamplingParams
+torch.set_num_threads(2)
 llm = LLM(sys.argv[1], backend=sys.argv[2])
 wanted = llm.generate([1, 2, 3], SamplingParams(temperature=0, max_tokens=4))[0].token_ids
 def child(queue):
@@ -305,10 +305,8 @@ process.kill()
 def test_a_real_fork(tiny_checkpoint: Path, backend: str) -> None:
     if backend == "native" and why_not():
         pytest.skip("there are no native kernels")
-    command = [sys.executable, "-c", FORKS, str(tiny_checkpoint), backend]
-    env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert ("True" if backend == "native" else "this is a fork of it") in done.stdout
+    done = forked.run("-c", FORKS, str(tiny_checkpoint), backend)
+    assert ("True" if backend == "native" else "this is a fork of it") in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Lfm2ForCausalLM"])
