@@ -75,7 +75,7 @@ test-all: setup
 	$(PIP) --quiet --constraint constraints.txt "pilotfish[ray]"
 	$(BIN)/python -m pytest $(WORKERS) -m "" -rs --histories 2000
 	$(PIP) --quiet --no-deps --upgrade --target $(NEWEST) triton
-	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest $(WORKERS) -k "kernels or triton"
+	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest $(WORKERS) -m "" -k "kernels or triton"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -113,7 +113,6 @@ SLOW: Mapping[str, Collection[str]] = {
     "lfm2/test_lfm2_invariance.py::"
     "test_any_history_of_rejections_equals_feeding_only_what_was_committed": ("width-5",),
     "llama3/test_llama3_triton.py::test_logits_and_bits": ("granite", "phi3-partial"),
-    "native/test_golden.py::test_models_give_the_bits_of_the_file": ("avx512-3-bfloat16",),
     "native/test_teams.py::test_another_packages_openmp_beside_torchs_is_not_taken_for_it": (
         "torch/lib",
     ),
@@ -169,7 +168,6 @@ IN_TURN = (
     "llama3/test_llama3_invariance.py::test_ragged_batch_equals_singles_and_chunks_equal_the_whole",
     "llama3/test_llama3_oracle.py::test_logits_are_as_near_float64_as_eager_torch",
     "parallel/test_bits.py::test_logits_are_equal_on_1_2_and_4_ranks",
-    "speculation/test_pairs.py::test_the_text_with_a_draft_is_the_text_without",
 )
 """Tests whose cases have one of the two dtypes in `make test`, whichever their name draws."""
 
@@ -182,7 +180,7 @@ def mark_slow(items: Sequence[pytest.Item]) -> None:
         found.setdefault(name, set()).add(parameters.removesuffix("]"))
         left_out = SLOW.get(name)
         is_left_out = left_out is not None and (not left_out or parameters[:-1] in left_out)
-        if is_left_out or (name in IN_TURN and not _is_its_turn(parameters[:-1])):
+        if is_left_out or (name in IN_TURN and not _is_its_turn(name, parameters[:-1])):
             item.add_marker(pytest.mark.slow)
     lost = list(_lost(found)) if len(found) > MANY else []
     if lost:
@@ -194,14 +192,16 @@ MANY = 1000
 """Tests; fewer are not the whole."""
 
 
-def _is_its_turn(parameters: str) -> bool:
+def _is_its_turn(name: str, parameters: str) -> bool:
     """parameters: of a case, then a dtype."""
     case, _, dtype = parameters.rpartition("-")
-    return DTYPES[crc32(case.encode()) % len(DTYPES)] == dtype
+    return DTYPES[crc32((name + case).encode()) % len(DTYPES)] == dtype
 
 
 def _lost(found: Mapping[str, Collection[str]]) -> Iterable[str]:
-    yield from (name for name in IN_TURN if not any(map(_is_its_turn, found.get(name, ()))))
+    for name in IN_TURN:
+        if not any(_is_its_turn(name, one) for one in found.get(name, ())):
+            yield name
     for name, left_out in SLOW.items():
         if name not in found:
             yield name

@@ -225,6 +225,15 @@ def refused(environment: Environment, model: Path) -> str:
     return line
 
 
+@pytest.mark.slow
+def test_the_installed_core_refuses_in_one_line(environment: Environment, tmp_path: Path) -> None:
+    """As the working tree's, which the tests below ask."""
+    save_checkpoint(tmp_path, hidden_act="gelu")
+    done = environment.run("pilotfish", "generate", str(tmp_path), "--prompt", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.rstrip() == refused(environment, tmp_path)
+
+
 def test_an_option_that_the_example_does_not_read_is_refused_in_one_line(
     environment: Environment, tmp_path: Path
 ) -> None:

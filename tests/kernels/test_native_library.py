@@ -17,6 +17,7 @@ from kernels.native_cases import needs_library
 from native.compiled import compiled_program, needs_compiler, on_linux
 from native.team_scenarios import NUM_ELEMENTS, Add
 from pilotfish.errors import ConfigError
+from pilotfish.kernels import KernelBackend, native
 from pilotfish.kernels.native import building, library, run, why_not
 from pilotfish.kernels.native.building import INSTRUCTION_SETS, find_compiler, machine
 from pilotfish.kernels.native.library import FILE_VARIABLE, SMALL_WORK, VARIABLE
@@ -73,6 +74,19 @@ def test_a_file_that_is_not_there_or_no_library_is_named(
         in_force(**{FILE_VARIABLE: str(missing)})
     missing.write_text("no library")
     assert in_force(**{FILE_VARIABLE: str(missing)}).startswith("None it does not load: ")
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "triton", "native"])
+@pytest.mark.parametrize("name", [VARIABLE, FILE_VARIABLE])
+def test_no_model_is_loaded_where_the_environment_asks_for_what_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, backend: str, name: str
+) -> None:
+    """Whatever computes it: samplers and lookups have native functions of their own."""
+    monkeypatch.setattr(module, "_load", module._load.__wrapped__)
+    monkeypatch.setattr(native, "library", module.library.__wrapped__)
+    monkeypatch.setenv(name, "/nothing/here")
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        KernelBackend.choose(backend, "cpu", "invariant")
 
 
 @pytest.fixture

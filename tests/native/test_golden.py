@@ -99,7 +99,10 @@ def check(setting: Setting, dtype: str = "") -> None:
 
 @pytest.mark.parametrize(
     ("setting", "dtype"),
-    [(Setting(2, SETS[0]), "float32"), (Setting(3, SETS[:2][-1]), "bfloat16")],
+    [
+        (Setting(2, SETS[0]), "float32"),
+        pytest.param(Setting(3, SETS[:2][-1]), "bfloat16", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_models_give_the_bits_of_the_file(setting: Setting, dtype: str) -> None:

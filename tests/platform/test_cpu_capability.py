@@ -13,12 +13,14 @@ from pilotfish import load_registry
 from pilotfish.errors import ConfigError
 from pilotfish.kernels.backend import KernelBackend
 from pilotfish.testing import tiny_subjects
+from support.processors import aten_capability
 
 
 def torch_takes(monkeypatch: pytest.MonkeyPatch, capability: str, *, has: bool) -> None:
+    names = ("avx2", "fma3", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability.lower())
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    for name in ("_is_avx2_supported", "_is_avx512_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: has)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, has))
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
@@ -52,7 +54,7 @@ def test_a_command_says_so_in_a_line(command: str) -> None:
         text=True,
         check=False,
     )
-    if torch.cpu._is_avx512_supported():
+    if aten_capability("avx512") == "avx512":
         assert done.returncode == 0, done.stderr
     else:
         assert (done.returncode, done.stdout) == (2, "")

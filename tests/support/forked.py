@@ -97,17 +97,9 @@ def run(
         return subprocess.CompletedProcess(words, code, out.read().decode(), said)
 
 
-@cache
 def programs() -> Path:
     """A folder with `python` and `pilotfish`, to stand before others in PATH: each is forked."""
-    folder = Path(_server()).parent
-    for name, before in (("python", ()), ("pilotfish", ("-m", "pilotfish.cli"))):
-        (folder / name).write_text(
-            f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(TESTS)!r})\n"
-            f"from support.forked import main\nmain({str(folder / 'socket')!r}, {before!r})\n"
-        )
-        (folder / name).chmod(0o755)
-    return folder
+    return Path(_server()).parent
 
 
 class Program:
@@ -246,6 +238,12 @@ def _server() -> str:
     folder = Path(tempfile.mkdtemp(prefix="forks-"))
     path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     address = str(folder / "socket")
+    for name, before in (("python", ()), ("pilotfish", ("-m", "pilotfish.cli"))):
+        (folder / name).write_text(
+            f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(TESTS)!r})\n"
+            f"from support.forked import main\nmain({address!r}, {before!r})\n"
+        )
+        (folder / name).chmod(0o755)
     server = subprocess.Popen(
         [sys.executable, "-c", f"from support.forked import serve; serve({address!r})"],
         env={**os.environ, **SETTINGS, "PYTHONPATH": path},

@@ -15,7 +15,11 @@ from typing import Any
 
 import numpy as np
 
-NEEDED = ("_convert_float", "_get_np_dtype", "_patch_attr", "_patch_builtin")
+NEEDED = (
+    *("_convert_float", "_get_np_dtype", "_patch_attr", "_patch_builtin"),
+    *("interpreter_builder", "tl"),
+)
+OPTIONS = ("debug", "sanitize_overflow")
 EXPONENTS = {"fp32": (np.uint32, 0x7F80_0000), "bf16": (np.uint16, 0x7F80)}
 
 
@@ -25,13 +29,25 @@ def hasten() -> None:
         return
     from triton.runtime import interpreter
 
-    if all(hasattr(interpreter, name) for name in NEEDED):
+    if is_known(interpreter):
         interpreter._convert_float = shifted(interpreter._convert_float)
         interpreter._get_np_dtype = of_scalars(interpreter._get_np_dtype)
         interpreter._patch_builtin = of_names(interpreter, interpreter._patch_builtin)
         options = interpreter.interpreter_builder.options
         if not options.debug:  # it would compute whether an integer overflows, and drop the answer
             interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
+
+
+def is_known(interpreter: Any) -> bool:
+    """Whether all is there that is put to use here."""
+    return all(hasattr(interpreter, name) for name in NEEDED) and all(
+        hasattr(place, name)
+        for place, names in (
+            (getattr(interpreter.interpreter_builder, "options", None), OPTIONS),
+            (interpreter.tl.core, ("is_builtin", "tensor_descriptor_base")),
+        )
+        for name in names
+    )
 
 
 def shifted(convert: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,8 @@ def aten_capability(wanted: str) -> str:
 
     torch computes with what it is told to, and a processor without it ends the process.
     """
-    has = {"avx512": torch.cpu._is_avx512_supported(), "avx2": torch.cpu._is_avx2_supported()}
+    of = torch.cpu.get_capabilities()
+    has = {"avx512": of.get("avx512_f", False), "avx2": of.get("avx2", False)}
     best = next((name for name, there in has.items() if there), "default")
     if has.get(wanted, True):
         return wanted

@@ -70,14 +70,3 @@ def test_no_file_stays_open(path: Path) -> None:
     held = [read_window(path, 0, size) for size in (1, SMALL, SMALL + 1) for _ in range(5)]
     assert len(list(open_files.iterdir())) == before
     assert len(held) == 15
-
-
-def test_a_read_that_gives_less_is_gone_on_with(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = os.read
-    monkeypatch.setattr(window.os, "read", lambda file, size: read(file, min(size, 7)))
-    assert bytes(read_window(path, 3, 100).numpy()) == CONTENTS[3:103]
-    monkeypatch.setattr(window.os, "read", lambda file, size: b"")
-    with pytest.raises(CheckpointError, match="the file ends within them"):
-        read_window(path, 3, 100)

@@ -46,11 +46,16 @@ class KernelBackend:
         `ask_for_strict_products`): for torch's products, and those that a plugin computes beside
         native ones. torch's products on a GPU are never invariant: a library there chooses its
         kernel, and the order of additions, by the number of rows, and no probe here knows it.
-        Raises ConfigError where torch was told to use instructions that the processor has not.
+        Raises ConfigError where the environment asks for instructions that the processor has not,
+        or for a native library that is not there.
         """
+        from pilotfish.kernels.native import library
+
         want_instructions()
+        has_library = library() is not None
         if name == "auto":
-            name = "triton" if device_type == "cuda" else _of_cpu()
+            on_cpu = "native" if has_library else "torch"
+            name = "triton" if device_type == "cuda" else on_cpu
         invariant, portable = arithmetic != "fastest", arithmetic == "portable"
         if name == "torch" and invariant and device_type != "cpu":
             return cls("torch", False, False, ON_A_GPU)
@@ -81,9 +86,3 @@ def on_native(
         return run
 
     return decorate
-
-
-def _of_cpu() -> str:
-    from pilotfish.kernels.native import library
-
-    return "torch" if library() is None else "native"

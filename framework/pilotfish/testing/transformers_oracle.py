@@ -18,7 +18,6 @@ from pilotfish.testing.oracle import Oracle
 from pilotfish.testing.outcome import NotKnown
 from pilotfish.testing.quiet import quiet
 from pilotfish.weights.formats.safetensors import SINGLE_FILE
-from pilotfish.weights.hf_config import CONFIG_FILE
 
 NUM_TOLD = 8
 """Answers that an oracle keeps: two of each dtype, of two texts."""
@@ -30,14 +29,16 @@ SMALL_BYTES = 16 << 20
 _Tensors = Mapping[str, torch.Tensor]
 _READ: dict[tuple[object, frozenset[str], str, str], _Tensors] = {}
 """A file, what may lie in it unread, the class, the dtype -> what was read. One file is asked under
-many options, and transformers takes longer to read a tiny one than to build the model."""
+many options, and transformers takes longer to read a tiny one than to build the model. Of a text's
+part: what an option of its tower turns around in the file is as it was read first."""
 
 
 class TransformersOracle(Oracle):
     """transformers' own model of a checkpoint's folder.
 
     ignored: tensors that may lie in the file unread. Every answer raises NotKnown where
-    transformers cannot load the folder whole. A subclass may override `load`, or any answer, where
+    transformers cannot load the folder whole. What it said of a text it says again: a folder whose
+    files have changed wants another one. A subclass may override `load`, or any answer, where
     transformers errs.
     """
 
@@ -45,7 +46,7 @@ class TransformersOracle(Oracle):
         self.folder = folder
         self._ignored = frozenset(ignored)
         self._told: dict[tuple[str, str, tuple[int, ...]], torch.Tensor] = {}
-        self._config: tuple[object, Any] | None = None
+        self._config: Any = None
 
     @torch.inference_mode()
     def exact(self, tokens: Sequence[int], dtype: str) -> torch.Tensor:
@@ -221,13 +222,12 @@ class TransformersOracle(Oracle):
         return model
 
     def _config_in_file(self) -> Any:
-        """One of one's own, of the file as it is now."""
+        """One for each model, which may change it."""
         import transformers
 
-        file = _identity(self.folder / CONFIG_FILE)
-        if self._config is None or self._config[0] != file:
-            self._config = file, transformers.AutoConfig.from_pretrained(self.folder)
-        return copy.deepcopy(self._config[1])
+        if self._config is None:
+            self._config = transformers.AutoConfig.from_pretrained(self.folder)
+        return copy.deepcopy(self._config)
 
     def _lies_in_ignored(self, name: str) -> bool:
         """Whether the file has tensors in the module of a name, and all of them are ignored."""

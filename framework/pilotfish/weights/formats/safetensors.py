@@ -98,7 +98,7 @@ class SafetensorsSource(WeightSource):
         return self._infos
 
     def load(self, name: str) -> torch.Tensor:
-        """One tensor, mapped; writing to it leaves the file as it is. Raises KeyError."""
+        """One tensor, mapped or read; writing to it leaves the file as it is. Raises KeyError."""
         import torch
 
         path, place = self._places[name]

@@ -43,41 +43,26 @@ def read_window(path: Path, offset: int, num_bytes: int) -> torch.Tensor:
 
     if not num_bytes:
         return torch.empty(0, dtype=torch.uint8)
+    start = offset % mmap.ALLOCATIONGRANULARITY
+    held: bytearray | mmap.mmap
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            size = os.fstat(descriptor).st_size
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
             if size < offset + num_bytes:
                 raise OSError(f"the file ends at byte {size}")
-            held, start = _held(descriptor, offset, num_bytes)
-        finally:
-            os.close(descriptor)
+            if num_bytes > _SMALL_BYTES:
+                held = _map(file.fileno(), start + num_bytes, offset - start)
+            else:
+                held, start = bytearray(num_bytes), 0
+                file.seek(offset)
+                if file.readinto(held) != num_bytes:
+                    raise OSError("the file ends within them")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: bytes {offset} to {offset + num_bytes} cannot be read ({error}); "
             "the file changed after it was opened: load it again"
         ) from error
     return torch.frombuffer(held, dtype=torch.uint8, offset=start, count=num_bytes)
-
-
-def _held(descriptor: int, offset: int, num_bytes: int) -> tuple[bytearray | mmap.mmap, int]:
-    """Memory that holds a stretch, and where in it the stretch begins."""
-    if num_bytes <= _SMALL_BYTES:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return bytearray(_read(descriptor, num_bytes)), 0
-    start = offset % mmap.ALLOCATIONGRANULARITY
-    return _map(descriptor, start + num_bytes, offset - start), start
-
-
-def _read(descriptor: int, num_bytes: int) -> bytes:
-    """From where it stands."""
-    found = os.read(descriptor, num_bytes)
-    while len(found) < num_bytes:
-        more = os.read(descriptor, num_bytes - len(found))
-        if not more:
-            raise OSError("the file ends within them")
-        found += more
-    return found
 
 
 def _map(descriptor: int, num_bytes: int, offset: int) -> mmap.mmap:
