@@ -22,7 +22,6 @@ from hypothesis import HealthCheck, settings
 
 from pilotfish.platform.mkl import ask_for_strict_products
 from slow import mark_slow
-from support import forked
 from support.interpreter import hasten
 
 if not torch.cuda.is_available():
@@ -48,11 +47,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     soak = parser.getgroup("soak")
     soak.addoption("--histories", type=int, default=100, help="how many the soak test plays")
     soak.addoption("--first", type=int, default=0, help="the number of its first history")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
-        forked.share_server()
 
 
 @pytest.hookimpl(tryfirst=True)

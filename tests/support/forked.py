@@ -62,8 +62,6 @@ SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 TESTS = Path(__file__).parents[1]
 RANKS = "FORKS_RANKS"
 """Set where ranks that a program starts are forked too: to where the server listens."""
-SHARED = "FORKS_SHARED"
-"""Set for the children of who has started it: whose they are, and where it listens."""
 PID_BYTES = 10
 """Of a process, told before its exit code; 0 for what wants a process of its own."""
 LOST = "the process that is forked from has ended"
@@ -222,19 +220,11 @@ def _start(
     return None
 
 
-def share_server() -> None:
-    """One for all workers of a session, who take it from the settings that they are given."""
-    os.environ[SHARED] = f"{os.getpid()} {_server()}"
-
-
 @cache
 def _server() -> str:
     """Starts it, once a session of tests; where it listens."""
     if RANKS in os.environ:
         return os.environ[RANKS]
-    whose, _, shared = os.environ.get(SHARED, "").partition(" ")
-    if whose == str(os.getppid()):
-        return shared
     folder = Path(tempfile.mkdtemp(prefix="forks-"))
     path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     address = str(folder / "socket")
@@ -263,22 +253,19 @@ def _server() -> str:
 
 
 def serve(address: str) -> None:
-    """Forks until its standard input ends; what is slow is imported when somebody asks."""
+    """Forks until its standard input ends."""
     environ = dict(os.environ)
     given = ["", *environ["PYTHONPATH"].split(os.pathsep)]
     packages = [path for path in sys.path if path not in given]
-    is_ready = False
+    for name in IMPORTED:
+        import_module(name)
+    gc.freeze()  # children share its pages for as long as they do not write to them
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
         os.write(1, b"up")
         while listener in select.select([listener, 0], [], [])[0]:
             client, _ = listener.accept()
-            if not is_ready:
-                for name in IMPORTED:
-                    import_module(name)
-                gc.freeze()  # children share its pages for as long as they do not write to them
-                is_ready = True
             if not os.fork():
                 listener.close()
                 _answer(client, environ, packages)
