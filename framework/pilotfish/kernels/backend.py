@@ -49,12 +49,9 @@ class KernelBackend:
         Raises ConfigError where the environment asks for instructions that the processor has not,
         or for a native library that is not there.
         """
-        from pilotfish.kernels.native import library
-
         want_instructions()
-        has_library = library() is not None
+        on_cpu = _of_cpu()
         if name == "auto":
-            on_cpu = "native" if has_library else "torch"
             name = "triton" if device_type == "cuda" else on_cpu
         invariant, portable = arithmetic != "fastest", arithmetic == "portable"
         if name == "torch" and invariant and device_type != "cpu":
@@ -86,3 +83,9 @@ def on_native(
         return run
 
     return decorate
+
+
+def _of_cpu() -> str:
+    from pilotfish.kernels.native import library
+
+    return "torch" if library() is None else "native"
