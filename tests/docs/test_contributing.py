@@ -135,6 +135,7 @@ def test_the_workflow_runs_what_a_contributor_runs_on_every_python() -> None:
     pythons = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
     assert jobs["test"]["strategy"]["matrix"]["python"] == pythons
     steps = [step for job in jobs.values() for step in job["steps"]]
+    assert jobs["test"]["steps"][-1]["env"] == {"PYTHON": "python3"}, "not the system's own"
     assert [step["run"] for step in steps if "run" in step] == ["bash .ci/run", "make docs"]
     assert all(re.search(r"@v\d+\.\d+\.\d+$", step["uses"]) for step in steps if "uses" in step)
 
