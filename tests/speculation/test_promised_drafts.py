@@ -15,7 +15,8 @@ from pilotfish import SpeculativeConfig, load_registry
 from pilotfish.registry import Plugin, Registry, SpeculatorSpec
 from pilotfish.speculation import DraftRows
 from pilotfish.testing import DraftOracle, Result, Subject, check, promise_named
-from pilotfish.testing.draft_oracle import DefinedOracle
+from pilotfish.testing.draft_oracle import DefinedOracle, Turn
+from pilotfish.testing.outcome import NotKnown
 from pilotfish.testing.promises import draft_parity
 from pilotfish_eagle.model import EagleModel
 from speculation.pairs import METHODS, Shelf, registry
@@ -151,6 +152,12 @@ def test_an_authors_oracle_is_asked(shelf: Shelf) -> None:
     found = result(shelf, "own", Registry(plugins=(*load_registry().plugins, own)))
     assert found.status == "FAILED"
     assert "drafted; wanted [], as its oracle" in found.said
+
+
+def test_rotary_positions_that_transformers_does_not_have_are_not_known() -> None:
+    layer = {"rope_parameters": {"rope_type": "of one's own", "rope_theta": 1e4}}
+    with pytest.raises(NotKnown, match="transformers has no rotary positions of type"):
+        Turn(layer, head_dim=16)
 
 
 def test_what_neither_drafts_nor_scores_says_so() -> None:

@@ -48,7 +48,7 @@ class Linear(Layer):
             self.keep(name, Shard.rows(*ranges))
 
     def complete(self, tensors: dict[str, Any], backend: KernelBackend) -> None:
-        """Packs the weight: `packed` is what `linear` reads."""
+        """`packed` is the weight as `linear` of this backend reads it: native, where it lies."""
         self.packed = self._pack(tensors, backend)
 
     def _pack(self, tensors: dict[str, Any], backend: KernelBackend) -> LinearWeight:

@@ -141,6 +141,8 @@ class Turn:
         if kind == "linear":
             self._frequencies /= rope["factor"]
         elif kind != "default":
+            if kind not in ROPE_INIT_FUNCTIONS:
+                raise NotKnown(f"transformers has no rotary positions of type {kind!r}")
             found = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
             self._frequencies, self._scale = found
 
