@@ -134,9 +134,6 @@ SLOW: Mapping[str, Collection[str]] = {
         *("between passes-as users start it", "in a pass-as users start it"),
         "loading-as users start it",
     ),
-    "ranks/test_llm_ranks.py::test_a_rank_that_fails_is_named_and_nothing_is_left": (
-        "verify-SIGSTOP",
-    ),
     "ranks/test_ranks.py::test_a_rank_that_fails_while_it_loads_is_named_and_all_end": ("SIGSTOP",),
     "ranks/test_torchrun.py::test_a_rank_that_fails_is_named_before_torchrun_ends_all": (
         "SIGKILL",

@@ -78,9 +78,9 @@ def test_a_detour_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(tmp_path)
     from pilotfish_detour.around import detour  # type: ignore[import-not-found]
 
+    before = walk("planned")
     monkeypatch.setattr(Runner, "commit", detour(Runner.commit))
     found = walks().walk("demo", "planned")
-    before = walk("planned")
     assert set(found.files) - set(before.files) == {"pilotfish_detour/around.py"}
     assert len(found.functions) == len(before.functions) + 2
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from pilotfish.cli import main
 from pilotfish.cli.lines import Lines
 from pilotfish.cli.requests import Reading
+from pilotfish.ranks.failure import Failure
 from support import forked
 
 PROMPT = ["--prompt", "hello", "--max-tokens", "4"]
@@ -380,6 +381,21 @@ def test_what_a_verb_exits_with_is_no_exit_code_of_ours(
     lines.write_text('{"prompt_token_ids": [1, 2, 3]}\n')
     assert main(["generate", str(tiny_checkpoint), *flags, str(lines)]) == 1
     assert "SystemExit: 3" in capsys.readouterr().err
+
+
+def test_a_rank_that_failed_is_told_as_to_who_types_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Any) -> int:
+        raise Failure("rank 1 of 2 was ended by SIGKILL in execute", "its traceback").error()
+
+    monkeypatch.setattr("pilotfish.cli.generate.run", fails)
+    assert main(["generate", "demo", "Hello"]) == 1
+    assert capsys.readouterr().err == (
+        "pilotfish: of another rank: its traceback\n"
+        "pilotfish: error: rank 1 of 2 was ended by SIGKILL in execute; wanted every rank to "
+        "answer until the model is closed: no request can go on, so run the command again\n"
+    )
 
 
 def test_bench_refuses_before_it_says_that_it_loads(

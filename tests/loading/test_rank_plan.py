@@ -294,8 +294,40 @@ def test_what_does_not_divide_is_refused_with_what_would_fit(
     architecture: str, options: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     more = {"n_routed_experts": 12} if architecture.startswith("Deep") else {}
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
         prepared(tiny(architecture, tmp_path, **more), **options)
+    assert ("all layers take" in str(refused.value)) == ("expert_parallel" not in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "fits"),
+    [
+        ({"size": 2}, "tensor_parallel 1 or 3", {"size": 3}),
+        ({"size": 9}, "tensor_parallel 1 or 3", {"size": 3}),
+        (
+            {"size": 1, "reduction_slices": 7},
+            "with tensor_parallel 1 all layers take reduction_slices 1, 2, 3 or 6",
+            {"size": 1, "reduction_slices": 6},
+        ),
+        (  # the layers would, and the file's blocks of 32 columns cannot be cut so
+            {"size": 1, "reduction_slices": 8},
+            "with tensor_parallel 1 all layers take reduction_slices 1, 2, 3 or 6",
+            {"size": 1, "reduction_slices": 2},
+        ),
+        (
+            {"size": 3, "reduction_slices": 9},
+            "with tensor_parallel 3 all layers take reduction_slices 3 or 6",
+            {"size": 3, "reduction_slices": 6},
+        ),
+        ({"size": 2, "reduction_slices": 6}, "1 or 3 with reduction_slices 6", {"size": 3}),
+    ],
+)
+def test_what_all_layers_would_take_is_said_and_true(
+    options: dict[str, Any], said: str, fits: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"all layers take .*{said}$|; {said}$"):
+        prepared(Path("demo"), **options)
+    prepared(Path("demo"), **fits)
 
 
 def test_a_draft_that_does_not_divide_is_whole_on_the_first_rank(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SAID = {
     "SIGSTOP": r"rank 1 of 2 did not answer for 8 s \(rank_timeout\) in {}",
 }
 STAGES = ("load", "prefill", "decode", "verify")
-USUAL = {"load": "raise", "prefill": "raise", "decode": "SIGKILL", "verify": "SIGSTOP"}
+USUAL = {"load": "raise", "prefill": "raise", "decode": "SIGKILL", "verify": "raise"}
 CASES = [
     pytest.param(stage, how, marks=[] if USUAL[stage] == how else [pytest.mark.slow])
     for stage in STAGES

@@ -179,6 +179,7 @@ def test_a_rank_that_fails_while_it_loads_is_named_and_all_end(how: str) -> None
         ranks.wait_ready()
     assert monotonic() - begun < SECONDS + 10  # Python and torch have to start
     assert str(raised.value).startswith(f"rank 1 of 2 {WORDS[how].format('loading')}")
+    assert ("give a larger rank_timeout" in str(raised.value)) == (how == "SIGSTOP")
     assert are_gone(ranks.pids)
     ranks.close()
 

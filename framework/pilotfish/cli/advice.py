@@ -42,6 +42,8 @@ _SIZES = ("max_length", "max_batch_size", "max_batch_tokens", "num_pages", *PARA
 _IN_PYTHON = {
     "pass token ids": "give prompt_token_ids in a line of --input-file",
     "as chat_template": "with --chat-template",
+    "so close this model and make another one": "so run the command again",
+    "ask again, and another one answers": "give it again",
     "pass another with": "give another with",
     "pass one of the names with": "give one of the names with",
     "pass a plain prompt": "give a plain prompt (generate --prompt)",

@@ -57,7 +57,9 @@ _OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 _WANTED = f"wanted a verb: {', '.join(VERBS)}; see pilotfish --help"
 
 DONE, OURS, USERS, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-"""Exit codes: done; a bug; the user's mistake; Ctrl-C; nobody reads the output any more."""
+"""Exit codes: done; a bug, or a rank that failed; the user's mistake; Ctrl-C; nobody reads the
+output any more.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,9 +101,9 @@ def _code_of(error: BaseException, args: argparse.Namespace | None) -> int:
     if isinstance(error, BrokenPipeError):
         _drop(sys.stdout)
         return PIPE_CLOSED
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | RankError):
         from pilotfish.cli.advice import with_flags
-
+    if isinstance(error, UserError):
         line = " ".join(str(error).split())
         _say(f"error: {with_variables(with_flags(line), args)}")
         return USERS
@@ -110,7 +112,7 @@ def _code_of(error: BaseException, args: argparse.Namespace | None) -> int:
     if isinstance(error, RankError):
         for note in getattr(error, "__notes__", ()):  # the other process's traceback
             _say(f"of another rank: {note}")
-        _say(f"error: {error}")
+        _say(f"error: {with_flags(str(error))}")
         return OURS
     with _whatever_stderr_does():
         traceback.print_exception(error)
@@ -126,8 +128,9 @@ def _said_of_system(error: BaseException) -> bool:
         return True
     if _lacks_temporary_folder(error):
         _say(
-            "error: no folder for temporary files can be written, which transformers' import asks "
-            "for; make room in /tmp, or set TMPDIR to a folder that can be written"
+            "error: no folder for temporary files can be written, which torch and transformers ask "
+            "for as they are imported; make room in /tmp, or set TMPDIR to a folder that can be "
+            "written"
         )
         return True
     return False

@@ -25,6 +25,7 @@ from pilotfish.loading.draft import PreparedDraft, prepare_draft
 from pilotfish.loading.hardware import check_cache_dtype, choose_backend, choose_device
 from pilotfish.loading.planning import plan_memory
 from pilotfish.loading.prepared import Prepared
+from pilotfish.loading.rank_plan import saying_what_fits
 from pilotfish.loading.routing import read_draft, read_speculative, route_of
 from pilotfish.loading.share import Share
 from pilotfish.loading.thinking import with_thinking_tokens
@@ -210,16 +211,17 @@ class _Maker:
             **hidden,
         )
         more = of_model(model)
-        if not self.groups.is_trivial:
-            more.shard(self.groups)
         dtype = pipeline_config.runtime.dtype
         plan: object
-        if absent is not None:
-            weights = AbsentWeights(absent, model.parameter_shapes(), dtype)
-            infos, plan = weights.infos, weights.plan
-        else:
-            plan = more.plan_load(infos)
-            infos = more.without_ignored(infos)
+        with saying_what_fits(model, infos, pipeline_config.parallel):
+            if not self.groups.is_trivial:
+                more.shard(self.groups)
+            if absent is not None:
+                weights = AbsentWeights(absent, model.parameter_shapes(), dtype)
+                infos, plan = weights.infos, weights.plan
+            else:
+                plan = more.plan_load(infos)
+                infos = more.without_ignored(infos)
         share = Share.of(
             model,
             self.groups,

@@ -6,15 +6,15 @@ Knows: a rank's share, and floors that follow from bytes. Does not know: how it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 
 import attrs
 
 from pilotfish.config import ParallelConfig
-from pilotfish.errors import ConfigError
+from pilotfish.errors import ConfigError, WeightsError
 from pilotfish.layers.embedding import Embedding
-from pilotfish.layers.layer import Layer
 from pilotfish.loading.prepared import Prepared
 from pilotfish.loading.share import Share
 from pilotfish.models.decoder_model import DecoderModel
@@ -22,10 +22,13 @@ from pilotfish.parallel.group import Groups
 from pilotfish.parallel.traffic import Bounds, Collective
 from pilotfish.protocols.optional import of_model
 from pilotfish.state import StateSpec
+from pilotfish.weights import LoadPlan, TensorInfo, plan_load
 from pilotfish.weights.shards import check_shards
 
 READ_IN_PASSES = ("layers", "norm", "lm_head")
 """Parts of a network whose weights every pass reads; others serve images and the like."""
+SIZES = (*range(1, 11), 12, 16, 20, 24, 32, 40, 48, 64)
+"""Of ranks and of slices, that are tried where others are refused."""
 
 
 @attrs.frozen(slots=False)
@@ -98,6 +101,87 @@ def _sum(bounds: Iterator[Bounds]) -> Bounds:
     return least, most
 
 
+@contextmanager
+def saying_what_fits(
+    model: object, infos: Mapping[str, TensorInfo], parallel: ParallelConfig
+) -> Iterator[None]:
+    """Where one layer refuses what is asked of it, its ConfigError ends with what all would take.
+
+    model: made for these options, without weights. infos: of its tensors; empty where they are
+    absent, and what cannot be cut in a file is not known.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        fits = ""
+        if parallel.num_slices > 1 and isinstance(model, DecoderModel):
+            fits = _what_fits(model, infos, parallel)
+        if not fits:
+            raise
+        raise ConfigError(f"{error}; {fits}") from error
+
+
+def _what_fits(
+    model: DecoderModel, infos: Mapping[str, TensorInfo], parallel: ParallelConfig
+) -> str:
+    """Sizes that every layer takes: with as many slices as are asked for, or as there are ranks;
+    where there are none, numbers of slices for as many ranks. "" where it is not for its size that
+    a layer refuses.
+    """
+    asked, slices = parallel.tensor_parallel, parallel.reduction_slices
+    plan = _plan_of(model, infos)
+
+    def takes(size: int, num_slices: int) -> bool:
+        return num_slices % size == 0 and _takes(model, size, num_slices, plan, infos)
+
+    sizes = [n for n in SIZES if takes(n, slices or n)]
+    if asked in sizes:
+        return ""
+    if sizes:
+        with_slices = "" if slices is None else f" with reduction_slices {slices}"
+        return f"all layers take tensor_parallel {_either(sizes)}{with_slices}"
+    counts = [n for n in SIZES if takes(asked, n)]
+    return f"with tensor_parallel {asked} all layers take reduction_slices {_either(counts)}"
+
+
+def _either(sizes: list[int]) -> str:
+    if not sizes:
+        return "of no size"
+    *few, last = map(str, sizes)
+    return f"{', '.join(few)} or {last}" if few else last
+
+
+def _plan_of(model: DecoderModel, infos: Mapping[str, TensorInfo]) -> LoadPlan | None:
+    """None where the tensors are not there, or are not the model's."""
+    try:
+        shapes = model.build_network().parameter_shapes()
+        return plan_load(model.weight_rules(), infos, shapes) if infos else None
+    except WeightsError:
+        return None
+
+
+def _takes(
+    model: DecoderModel,
+    size: int,
+    num_slices: int,
+    plan: LoadPlan | None,
+    infos: Mapping[str, TensorInfo],
+) -> bool:
+    """Whether its layers can be split so, with all experts on every rank, and what the plan reads
+    of the file.
+    """
+    config = ParallelConfig(tensor_parallel=size, expert_parallel=1, reduction_slices=num_slices)
+    network = model.build_network()
+    try:
+        network.shard(Groups.of_rank(0, config))
+        if plan is not None:
+            keeps = network.may_stay if model.backend.name == "native" else None
+            check_shards(plan, infos, network.shards(), keeps)
+    except ConfigError:
+        return False
+    return True
+
+
 def sizes_that_agree(prepared: Prepared) -> list[int]:
     """Numbers of ranks that give the bits of this one, with as many reduction slices.
 
@@ -112,24 +196,19 @@ def sizes_that_agree(prepared: Prepared) -> list[int]:
 
 
 def _accepts(prepared: Prepared, model: DecoderModel, size: int, num_slices: int) -> bool:
-    """Whether layers and draft can be split so, with all experts on every rank."""
+    """As `_takes`, and whether the draft can be split so."""
+    share, draft = prepared.share, prepared.draft
+    if not _takes(model, size, num_slices, share.plan if share.staying else None, share.infos):
+        return False
+    if draft is None or draft.share is None:
+        return True
     config = ParallelConfig(tensor_parallel=size, expert_parallel=1, reduction_slices=num_slices)
-    network, groups = model.build_network(), Groups.of_rank(0, config)
     try:
-        network.shard(groups)
-        _check_stored(prepared.share, network)
-        draft = prepared.draft
-        if draft is not None and draft.share is not None:
-            proposer = prepared.make_proposer(draft.registry, groups)
-            of_model(proposer).plan_load(draft.share.infos)
+        proposer = prepared.make_proposer(draft.registry, Groups.of_rank(0, config))
+        of_model(proposer).plan_load(draft.share.infos)
     except ConfigError:
         return False
     return True
-
-
-def _check_stored(share: Share, network: Layer) -> None:
-    if share.staying and share.plan is not None:
-        check_shards(share.plan, share.infos, network.shards(), network.may_stay)
 
 
 def whole_specs(prepared: Prepared) -> tuple[StateSpec, ...]:

@@ -23,21 +23,35 @@ _WORD_S = 2.0
 """How long is waited for a word of the rank that is to blame."""
 _END_S = 0.2
 """How long a process that closed its channel may take to end."""
+_TO_ANSWER = (
+    "wanted every rank to answer until the model is closed: no request can go on, so close this "
+    "model and make another one"
+)
+_TO_LOAD = (
+    "wanted every rank to load within that: give a larger rank_timeout where it only takes longer"
+)
+_LOADING = ("starting", "loading")
+"""What is being done before there is a model."""
+
+
+def wanted_in(name: str) -> str:
+    """Of a rank that did not answer in time. name: what was being done."""
+    return _TO_LOAD if name in _LOADING else _TO_ANSWER
 
 
 @attrs.frozen
 class Failure:
-    """what: which rank, and what became of it. traceback: of another process's exception."""
+    """what: which rank, and what became of it. traceback: of another process's exception. wanted:
+    what was, and what to do.
+    """
 
     what: str
     traceback: str = ""
+    wanted: str = _TO_ANSWER
 
     def error(self) -> RankError:
         """A new one each time: an exception is raised once."""
-        error = RankError(
-            f"{self.what}; wanted every rank to answer until the model is closed: no request can "
-            "go on, so close this model and make another one"
-        )
+        error = RankError(f"{self.what}; {self.wanted}")
         if self.traceback:
             error.add_note(self.traceback)
         return error
@@ -63,7 +77,8 @@ def cause_of(
         ranks = " and ".join(map(str, silent))
         which = f"rank {ranks}" if len(silent) == 1 else f"ranks {ranks}"
         return Failure(
-            f"{which} {of_size} did not answer for {timeout_s:g} s (rank_timeout) in {name}"
+            f"{which} {of_size} did not answer for {timeout_s:g} s (rank_timeout) in {name}",
+            wanted=wanted_in(name),
         )
     return Failure(f"the ranks lost one another in {name}: {error}")
 

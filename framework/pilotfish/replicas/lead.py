@@ -18,7 +18,7 @@ from pilotfish import errors
 from pilotfish.config.parallel import ParallelConfig
 from pilotfish.errors import RankError, UserError
 from pilotfish.ranks.channel import Channel, Listener
-from pilotfish.ranks.failure import Failure, cause_of
+from pilotfish.ranks.failure import Failure, cause_of, wanted_in
 from pilotfish.ranks.launch import (
     CONNECT_S,
     Launcher,
@@ -265,7 +265,8 @@ class Lead:
         if worker is None:
             return Failure(f"{of_all} could not be started: {error}")
         if words is not None and words[0] == RankError.__name__:
-            return Failure(f"{of_all}: {words[1].partition('; wanted')[0]}", words[2])
+            what, _, wanted = words[1].partition("; wanted")
+            return Failure(f"{of_all}: {what}", words[2], f"wanted{wanted}")
         if words is not None and words[3] and parallel.num_expert_ranks > parallel.num_ranks:
             return Failure(
                 f"{of_all} lost ranks of another one, which has experts of its", words[2]
@@ -274,7 +275,8 @@ class Lead:
             is_it = self._limit_s == parallel.rank_timeout
             of_what = "rank_timeout" if is_it else f"rank_timeout is {parallel.rank_timeout:g} s"
             said = f"did not answer for {self._limit_s:g} s ({of_what}) in {self._doing}"
-            return Failure(f"{of_all}: rank 0 of {parallel.num_ranks} {said}")
+            what = f"{of_all}: rank 0 of {parallel.num_ranks} {said}"
+            return Failure(what, wanted=wanted_in(self._doing))
         if isinstance(error, _GivenUp):
             return Failure(f"{of_all} was given up with one that has experts of its")
         found = cause_of(error, self._doing, [worker], parallel)
