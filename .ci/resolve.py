@@ -5,7 +5,7 @@
 For each Python that pyproject.toml names and this machine has: the pinned versions of
 constraints.txt, the lowest that pyproject.toml allows, and the newest; wheels only, as nobody
 should need a compiler. Nothing is installed. One planted conflict must be seen, or the check itself
-is at fault. About a minute.
+is at fault. Some minutes, most of them spent waiting for the index.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> int:
     sets = {"pinned": pins, "lowest": lowest(), "newest": "", CONFLICT: planted()}
     here = [(version, python) for version, python in pythons.items() if python is not None]
     right = True
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(5) as pool:
         for name, text in sets.items():
             Path(folder, name).write_text(text)
         tried = {
