@@ -320,6 +320,11 @@ def test_what_does_not_divide_is_refused_with_what_would_fit(
             {"size": 3, "reduction_slices": 6},
         ),
         ({"size": 2, "reduction_slices": 6}, "1 or 3 with reduction_slices 6", {"size": 3}),
+        (
+            {"size": 2, "reduction_slices": 8},
+            "tensor_parallel 1 or 3 with as many reduction_slices",
+            {"size": 3, "reduction_slices": 3},
+        ),
     ],
 )
 def test_what_all_layers_would_take_is_said_and_true(

@@ -101,8 +101,8 @@ def _code_of(error: BaseException, args: argparse.Namespace | None) -> int:
     if isinstance(error, BrokenPipeError):
         _drop(sys.stdout)
         return PIPE_CLOSED
-    if isinstance(error, UserError | RankError):
-        from pilotfish.cli.advice import with_flags
+    from pilotfish.cli.advice import with_flags
+
     if isinstance(error, UserError):
         line = " ".join(str(error).split())
         _say(f"error: {with_variables(with_flags(line), args)}")

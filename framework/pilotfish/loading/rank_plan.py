@@ -125,8 +125,8 @@ def _what_fits(
     model: DecoderModel, infos: Mapping[str, TensorInfo], parallel: ParallelConfig
 ) -> str:
     """Sizes that every layer takes: with as many slices as are asked for, or as there are ranks;
-    where there are none, numbers of slices for as many ranks. "" where it is not for its size that
-    a layer refuses.
+    where there are none, numbers of slices for as many ranks; else both. "" where it is not for its
+    size that a layer refuses.
     """
     asked, slices = parallel.tensor_parallel, parallel.reduction_slices
     plan = _plan_of(model, infos)
@@ -141,12 +141,13 @@ def _what_fits(
         with_slices = "" if slices is None else f" with reduction_slices {slices}"
         return f"all layers take tensor_parallel {_either(sizes)}{with_slices}"
     counts = [n for n in SIZES if takes(asked, n)]
-    return f"with tensor_parallel {asked} all layers take reduction_slices {_either(counts)}"
+    if counts:
+        return f"with tensor_parallel {asked} all layers take reduction_slices {_either(counts)}"
+    both = [n for n in SIZES if takes(n, n)]
+    return f"all layers take tensor_parallel {_either(both)} with as many reduction_slices"
 
 
 def _either(sizes: list[int]) -> str:
-    if not sizes:
-        return "of no size"
     *few, last = map(str, sizes)
     return f"{', '.join(few)} or {last}" if few else last
 

@@ -265,8 +265,9 @@ class Lead:
         if worker is None:
             return Failure(f"{of_all} could not be started: {error}")
         if words is not None and words[0] == RankError.__name__:
-            what, _, wanted = words[1].partition("; wanted")
-            return Failure(f"{of_all}: {what}", words[2], f"wanted{wanted}")
+            what, has_wanted, wanted = words[1].partition("; wanted")
+            failure = Failure(f"{of_all}: {what}", words[2])
+            return attrs.evolve(failure, wanted=f"wanted{wanted}") if has_wanted else failure
         if words is not None and words[3] and parallel.num_expert_ranks > parallel.num_ranks:
             return Failure(
                 f"{of_all} lost ranks of another one, which has experts of its", words[2]
